@@ -1,0 +1,121 @@
+"""What the framework adds to a training step, and what loading adds: ``python benchmarks/train_overhead.py``.
+
+Epochs of the framework (its LightningModule, callbacks, datamodule and progress bar, through Lightning's Trainer)
+alternate in one process with the same number of steps of a bare PyTorch loop with the same arithmetic and the same
+DataLoader. The ratios are medians over the epochs. The first epoch warms up and is not counted.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from jacobian_robust.callbacks import EpochRecord, GeometricEta, JacobianMonitor, TrainingProgress
+from jacobian_robust.data import MNISTDataModule
+from jacobian_robust.models import LeNet
+from jacobian_robust.module import RobustClassifier
+from jacobian_robust.regularizers import Frobenius
+
+ETA = 0.002
+PENALTIES = {
+    "plain": None,
+    "frobenius, 1 probe": Frobenius(delta_over_eps=1e-3, probes=1),
+    "frobenius, exact": Frobenius(delta_over_eps=1e-3),
+}
+
+
+def sgd(parameters):  # type: ignore[no-untyped-def]
+    return torch.optim.SGD(parameters, lr=0.01)
+
+
+class BareLoop(pl.Callback):
+    """After each epoch of the framework, the same steps without it."""
+
+    def __init__(self, penalty: Frobenius | None, datamodule: MNISTDataModule, steps: int) -> None:
+        self.penalty, self.loader, self.steps = penalty, datamodule.train_dataloader(), steps
+        self.model = LeNet()
+        self.optimizer = sgd(self.model.parameters())
+        self.seconds: list[float] = []
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        start = time.perf_counter()
+        for images, labels in itertools.islice(self.loader, self.steps):
+            if self.penalty is None:
+                loss = nn.functional.cross_entropy(self.model(images), labels)
+            else:
+                inputs = images.detach().requires_grad_()
+                logits = self.model(inputs)
+                penalty = self.penalty(logits, inputs).mean()
+                loss = (1 - ETA) * nn.functional.cross_entropy(logits, labels) + ETA * penalty
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        self.seconds.append(time.perf_counter() - start)
+
+
+def measure(penalty: Frobenius | None, datamodule: MNISTDataModule, steps: int, epochs: int) -> dict[str, float]:
+    bare = BareLoop(penalty, datamodule, steps)
+    with tempfile.TemporaryDirectory() as directory:
+        record = EpochRecord(Path(directory) / "metrics.csv", JacobianMonitor(0, eps=1.0, bound="center"))
+        trainer = pl.Trainer(
+            max_epochs=epochs,
+            limit_train_batches=steps,
+            limit_val_batches=0,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            inference_mode=False,
+            use_distributed_sampler=False,
+            callbacks=[GeometricEta(min=ETA, max=ETA), record, bare, TrainingProgress()],
+        )
+        trainer.fit(RobustClassifier(LeNet(), sgd, penalty), datamodule=datamodule)
+    start = time.perf_counter()
+    for _ in itertools.islice(datamodule.train_dataloader(), steps):
+        pass
+    loading = time.perf_counter() - start
+    framework = [row["seconds"] for row in record.rows]
+    ratios = [a / b for a, b in zip(framework[1:], bare.seconds[1:], strict=True)]
+    return {
+        "bare_ms": 1e3 * statistics.median(bare.seconds[1:]) / steps,
+        "framework_ms": 1e3 * statistics.median(framework[1:]) / steps,
+        "ratio": statistics.median(ratios),
+        "loading_share": loading / statistics.median(bare.seconds[1:]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--steps", type=int, default=100, help="steps of an epoch")
+    parser.add_argument("--epochs", type=int, default=21, help="epochs, of which the first is not counted")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    datamodule = MNISTDataModule(validation_size=0)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    results = {}
+    for name, penalty in PENALTIES.items():
+        epochs = arguments.epochs if name != "frobenius, exact" else max(arguments.epochs // 4, 2)
+        results[name] = measure(penalty, datamodule, arguments.steps, epochs)
+    table = Table(title=f"A training step, LeNet, batch 32, {torch.get_num_threads()} threads", title_justify="left")
+    for column in ("", "bare loop, ms", "framework, ms", "ratio", "loading / bare step"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, r in results.items():
+        cells = (f"{r['bare_ms']:.1f}", f"{r['framework_ms']:.1f}", f"{r['ratio']:.3f}", f"{r['loading_share']:.2%}")
+        table.add_row(name, *cells)
+    Console().print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()

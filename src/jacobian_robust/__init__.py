@@ -1,0 +1,1 @@
+"""Jacobian-regularised training of classifiers and honest attacks on the result."""

@@ -1,0 +1,65 @@
+"""What the two doors, ``train.py`` and ``evaluate.py``, share: a mistake ends in one line and a non-zero status."""
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from jacobian_robust.errors import UserError
+
+__all__ = ["door", "run"]
+
+_MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError)
+_VERBOSE = bool(os.environ.get("HYDRA_FULL_ERROR"))
+
+
+def door(main: Callable[[], None]) -> Callable[[], None]:
+    """Wrap a ``hydra.main`` function so that a mistake in its options is told in one line.
+
+    ``HYDRA_FULL_ERROR=1`` shows the traceback. The exit status is 1, or 130 after an interruption.
+    """
+
+    @functools.wraps(main)
+    def entered() -> None:
+        # Hydra then raises instead of printing several lines of its own.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        try:
+            main()
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        except _MISTAKES as error:
+            _fail(error)
+
+    return entered
+
+
+def run(task: Callable[[DictConfig], Any], cfg: DictConfig) -> None:
+    """Run what a door leads to, with a user's mistake told in one line and a bug by its traceback.
+
+    In a sweep the error goes on to Hydra instead, which runs the other jobs before it says which one failed.
+    """
+    try:
+        task(cfg)
+    except _MISTAKES as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        _fail(error)
+
+
+def _fail(error: Exception) -> NoReturn:
+    if _VERBOSE:
+        traceback.print_exception(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Hydra's second-best hint and OmegaConf's internals are noise to somebody who misspelt an option.
+    kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "To append to your config"))]
+    print(f"error: {'; '.join(kept) or type(error).__name__}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,83 @@
+"""From a composed config to objects, with errors in one line that name the option."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from jacobian_robust.errors import UserError
+
+Options = TypeVar("Options", bound=BaseModel)
+
+__all__ = ["build", "describe", "plain", "read_options"]
+
+
+def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the resolved config as plain containers, less some of its top-level keys.
+
+    Raises:
+        UserError: if an interpolation or a mandatory value is missing.
+    """
+    try:
+        kept = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in without])
+        return OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(describe(error)) from error
+
+
+def build(cfg: DictConfig, group: str, **arguments: Any) -> Any:
+    """Return the object that a config group describes, or ``None`` for an empty group.
+
+    Args:
+        cfg: the whole config.
+        group: one of its top-level keys.
+        arguments: further arguments of the group's ``_target_``.
+
+    Raises:
+        UserError: if the object cannot be made; the message names the option.
+    """
+    if not cfg.get(group):
+        return None
+    try:
+        return instantiate(cfg[group], _convert_="all", **arguments)
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        raise UserError(describe(cause or error, group)) from error
+
+
+def read_options(model: type[Options], values: Mapping[str, Any]) -> Options:
+    """Return a config's own scalars, checked.
+
+    Raises:
+        UserError: if one is of the wrong type or out of range.
+    """
+    try:
+        return model.model_validate({name: values.get(name) for name in model.model_fields})
+    except ValidationError as error:
+        raise UserError(describe(error)) from error
+
+
+def describe(error: BaseException, group: str = "") -> str:
+    """Return one line about an error, with the full names of the options at fault.
+
+    Args:
+        error: what was raised.
+        group: the config group it was raised in.
+    """
+    if isinstance(error, ValidationError):
+        return "; ".join(_describe_option(details, group) for details in error.errors())
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{group}: {text}" if group else text
+
+
+def _describe_option(details: Mapping[str, Any], group: str) -> str:
+    name = ".".join(str(part) for part in (group, *details["loc"]) if part != "")
+    message = details["msg"].removeprefix("Value error, ")
+    got = f" (got {details['input']!r})" if details["loc"] else ""
+    return f"{name}: {message[:1].lower()}{message[1:]}{got}" if name else message

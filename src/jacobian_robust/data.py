@@ -1,0 +1,187 @@
+"""Datamodules: images in memory as uint8, handed out in batches as float32 pixels in [0, 1]."""
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import pytorch_lightning as pl
+import torch
+from jaxtyping import Float, Int, UInt8
+from pydantic import NonNegativeInt, PositiveInt, validate_call
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchvision import datasets
+from torchvision.datasets.utils import extract_archive
+
+from jacobian_robust.errors import UserError
+
+__all__ = ["FashionMNISTDataModule", "ImageDataset", "MNISTDataModule"]
+
+_PROJECT_ROOT = Path(__file__).resolve().parents[2]
+
+Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, "batch"]]
+
+
+class ImageDataset(Dataset[Batch]):
+    """Images and labels held in memory and indexed a whole batch at a time.
+
+    Args:
+        images: ``(images, channels, height, width)``, uint8.
+        labels: ``(images,)``, int64.
+    """
+
+    def __init__(self, images: UInt8[Tensor, "images channels height width"], labels: Int[Tensor, "images"]) -> None:
+        self.images = images
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Return a batch: float32 pixels in [0, 1] and labels. The DataLoader calls this once a batch."""
+        index = torch.tensor(indices)
+        return self.images[index].float().div_(255), self.labels[index]
+
+    def first(self, limit: int | None) -> Batch:
+        """Return the first ``limit`` images, or all, as one batch."""
+        return self.images[:limit].float().div_(255), self.labels[:limit]
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+class MNISTDataModule(pl.LightningDataModule):
+    """MNIST, from the four original files under ``root/MNIST/raw``, read by torchvision.
+
+    Args:
+        root: directory of the data; a relative one is looked for in the working directory, then in the project's.
+        batch_size: images in a training batch; the last batch of an epoch may be smaller.
+        validation_size: number of training images held out for validation; 0 trains on all, as the note does.
+        split_seed: seed of the choice of the held-out images.
+        validate_on_test: with ``validation_size=0``, use the test set for the per-epoch curves (the note's Figure 1).
+            Nothing is selected by them.
+        shuffle_seed: seed of the order of the training images, which depends on it and on the epoch alone.
+
+    Raises:
+        UserError: if the sizes contradict each other; from :meth:`prepare_data` if files are missing or damaged.
+    """
+
+    dataset_class: ClassVar[type[datasets.MNIST]] = datasets.MNIST
+    classes: ClassVar[int] = 10
+
+    @validate_call
+    def __init__(
+        self,
+        root: str = "data",
+        batch_size: PositiveInt = 32,
+        validation_size: NonNegativeInt = 5000,
+        split_seed: int = 0,
+        validate_on_test: bool = False,
+        shuffle_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if validate_on_test and validation_size:
+            raise UserError("data.validate_on_test needs data.validation_size=0: there are validation images to use")
+        if validation_size >= 60_000:
+            raise UserError(f"data.validation_size={validation_size} leaves nothing of 60000 images to train on")
+        self.root = Path(root)
+        if not self.root.is_absolute() and not self.root.exists():
+            self.root = _PROJECT_ROOT / root
+        self.batch_size = batch_size
+        self.validation_size = validation_size
+        self.split_seed = split_seed
+        self.validate_on_test = validate_on_test
+        self.shuffle_seed = shuffle_seed
+        self._splits: dict[str, ImageDataset] = {}
+
+    @property
+    def validation_name(self) -> Literal["validation", "test"]:
+        """What the per-epoch validation curves are measured on."""
+        return "test" if self.validate_on_test else "validation"
+
+    def prepare_data(self) -> None:
+        """Make sure that the files are there, downloading them if torchvision can, and whole.
+
+        Raises:
+            UserError: if a file is missing or its md5 sum is not the one that torchvision expects.
+        """
+        raw = self.root / self.dataset_class.__name__ / "raw"
+        archives = [(raw / name, md5) for name, md5 in self.dataset_class.resources]
+        if not all(archive.is_file() for archive, _ in archives):
+            try:
+                self.dataset_class(str(self.root), download=True)
+            except Exception as error:  # torchvision raises what its transport raised
+                raise UserError(
+                    f"{self.dataset_class.__name__}: files missing in {raw} and the download failed "
+                    f"({type(error).__name__}); put the four .gz files there or set data.root"
+                ) from error
+        for archive, md5 in archives:
+            if archive.is_file() and hashlib.md5(archive.read_bytes()).hexdigest() != md5:
+                raise UserError(
+                    f"{archive} is damaged (its md5 sum is not {md5}); restore it, "
+                    f"for the shipped files with: git checkout -- {archive.parent}"
+                )
+
+    def _read(self, *, train: bool) -> ImageDataset:
+        """Return a split, extracted into a temporary folder: the shipped one is never written to, by no process."""
+        raw = self.root / self.dataset_class.__name__ / "raw"
+        archives = [raw / name for name, _ in self.dataset_class.resources]
+        with tempfile.TemporaryDirectory() as scratch:
+            root = self.root
+            if all(archive.is_file() for archive in archives):
+                root = Path(scratch)
+                extracted = root / self.dataset_class.__name__ / "raw"
+                extracted.mkdir(parents=True)
+                for archive in archives:
+                    extract_archive(str(archive), str(extracted))
+            try:
+                dataset = self.dataset_class(str(root), train=train)
+            except (RuntimeError, ValueError, AssertionError, OSError) as error:
+                raise UserError(f"{raw} cannot be read ({error}); remove the extracted files there") from error
+        return ImageDataset(dataset.data.unsqueeze(1), dataset.targets)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read what a stage needs: ``fit`` the training images, ``test`` the test images, ``None`` both."""
+        if stage in ("fit", "validate", None) and "train" not in self._splits:
+            everything = self._read(train=True)
+            order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(self.split_seed))
+            held_out = order[: self.validation_size].sort().values
+            kept = order[self.validation_size :].sort().values
+            self._splits["train"] = ImageDataset(everything.images[kept], everything.labels[kept])
+            self._splits["validation"] = ImageDataset(everything.images[held_out], everything.labels[held_out])
+        needs_test = stage in ("test", None) or self.validate_on_test
+        if needs_test and "test" not in self._splits:
+            self._splits["test"] = self._read(train=False)
+
+    def split(self, name: Literal["train", "validation", "test"]) -> ImageDataset:
+        """Return a split in memory; :meth:`setup` has been called."""
+        return self._splits[name]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return shuffled batches; the order is a function of the seed and the epoch, so a resumed run keeps it."""
+        trainer = self.trainer
+        sampler = DistributedSampler(
+            self.split("train"),
+            num_replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            shuffle=True,
+            seed=self.shuffle_seed,
+        )
+        return DataLoader(self.split("train"), batch_size=self.batch_size, sampler=sampler, collate_fn=_as_is)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """Return batches of the held-out images, of the test set if asked for, or nothing."""
+        split = self.split(self.validation_name)
+        # A batch of 128 keeps the activations in the processor's cache; large ones were twice as slow on a CPU.
+        return DataLoader(split, batch_size=128, collate_fn=_as_is) if len(split) else []
+
+
+class FashionMNISTDataModule(MNISTDataModule):
+    """Fashion-MNIST, by torchvision: found under ``root/FashionMNIST/raw``, or downloaded to it."""
+
+    dataset_class = datasets.FashionMNIST

@@ -1,0 +1,257 @@
+"""From checkpoints to a report of what withstands an attack."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from pydantic import BaseModel, Field, PositiveInt
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from tqdm import tqdm
+
+from jacobian_robust.attacks import Attack
+from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_checkpoint
+from jacobian_robust.config import build, plain, read_options
+from jacobian_robust.data import MNISTDataModule
+from jacobian_robust.files import claim, write_atomically
+from jacobian_robust.plots import accuracy_curves, adversarial_examples
+from jacobian_robust.provenance import versions
+from jacobian_robust.robustness import Sweep, sweep
+from jacobian_robust.tracking import WandbOptions, log_evaluation, read_logger, wandb_run
+
+__all__ = ["Evaluation", "evaluate", "read_evaluation", "report"]
+
+
+class _Options(BaseModel):
+    """The scalars that ``conf/evaluate.yaml`` and ``conf/train.yaml`` share."""
+
+    seed: int = Field(ge=0, lt=2**32)
+    limit: PositiveInt | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How checkpoints are evaluated.
+
+    Attributes:
+        attack: the attack and its budgets.
+        seed: of the attack.
+        limit: how many of the first test images; ``None`` for all.
+        data: the data to evaluate on, instead of what each checkpoint was trained on.
+    """
+
+    attack: Attack
+    seed: int
+    limit: int | None
+    data: MNISTDataModule | None = None
+
+
+def read_evaluation(cfg: DictConfig) -> Evaluation:
+    """Return the evaluation that a config asks for.
+
+    Raises:
+        UserError: if an option is at fault.
+    """
+    options = read_options(_Options, cfg)
+    return Evaluation(build(cfg, "attack"), options.seed, options.limit)
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Evaluate as ``conf/evaluate.yaml`` describes, and return what ``robustness.json`` holds.
+
+    Raises:
+        UserError: if an option, a checkpoint, a data file or a directory is at fault.
+    """
+    evaluation = read_evaluation(cfg)
+    if cfg.get("data"):
+        evaluation = Evaluation(evaluation.attack, evaluation.seed, evaluation.limit, build(cfg, "data"))
+    places = cfg.checkpoint if isinstance(cfg.checkpoint, list | ListConfig) else [cfg.checkpoint]
+    checkpoints = find_checkpoints([str(place) for place in places if place is not None])
+    return report(
+        checkpoints,
+        evaluation,
+        directory=Path(cfg.output_dir),
+        logger=read_logger(cfg),
+        config=plain(cfg),
+        model=build(cfg, "model"),
+    )
+
+
+def report(
+    paths: Sequence[Path],
+    evaluation: Evaluation,
+    *,
+    directory: Path,
+    logger: WandbOptions | None,
+    config: dict[str, Any],
+    model: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Attack checkpoints, write the report into ``directory`` and print it; return what ``robustness.json`` holds.
+
+    Args:
+        paths: checkpoint files.
+        evaluation: how to evaluate them.
+        directory: for the results; it holds none yet.
+        logger: where else to log.
+        config: plain containers, for the logger and ``config.yaml``.
+        model: a classifier to load the weights into, instead of the one that each checkpoint names.
+
+    Raises:
+        UserError: if a checkpoint or the directory is at fault, before anything is attacked.
+    """
+    checkpoints = [load_checkpoint(path) for path in paths]
+    networks = [checkpoint.model(model) for checkpoint in checkpoints]
+    names = _names(paths)
+    claim(directory, "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    with wandb_run(
+        logger,
+        directory=directory,
+        name=f"{evaluation.attack.name}-{directory.resolve().name}",
+        job_type="evaluation",
+        tags=[evaluation.attack.name],
+        config=config,
+    ) as run:
+        sweeps = [
+            _sweep(checkpoint, network, name, evaluation)
+            for checkpoint, network, name in zip(checkpoints, networks, names, strict=True)
+        ]
+        results = _results(checkpoints, names, sweeps, evaluation)
+        rows = _rows(results)
+        with write_atomically(directory / "robustness.json") as file:
+            json.dump(results, file, indent=2)
+        with write_atomically(directory / "robustness.csv") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        figures = {"accuracy": accuracy_curves(results["models"], norm=evaluation.attack.norm)}
+        for name, swept in zip(names, sweeps, strict=True):
+            examples = {b.eps: e for b, e in zip(swept.budgets, swept.examples, strict=True)}
+            suffix = f"_{name.replace('/', '_')}" if len(names) > 1 else ""
+            figures[f"adversarial_examples{suffix}"] = adversarial_examples(
+                examples, title=f"{name}: images that {evaluation.attack.name} broke"
+            )
+        for figure_name, figure in figures.items():
+            figure.savefig(directory / f"{figure_name}.png", dpi=120)
+        if run is not None:
+            log_evaluation(run, results, rows, figures)
+    console = Console()
+    console.print(_table(results))
+    console.print(
+        f"results: {directory}/robustness.json, .csv, {', '.join(f'{name}.png' for name in figures)}", soft_wrap=True
+    )
+    return results
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest distinct names: the run directories, less what they share from the left."""
+    runs = [path.resolve().parent.parent if path.name == "last.ckpt" else path.resolve() for path in paths]
+    if len(runs) == 1:
+        return [runs[0].name]
+    shared = 0
+    while len({run.parts[: shared + 1] for run in runs}) == 1 and shared < min(len(run.parts) for run in runs) - 1:
+        shared += 1
+    return ["/".join(run.parts[shared:]) for run in runs]
+
+
+def _sweep(checkpoint: Checkpoint, network: nn.Module, name: str, evaluation: Evaluation) -> Sweep:
+    datamodule = evaluation.data or checkpoint.datamodule()
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images, labels = (tensor.to(device) for tensor in datamodule.split("test").first(evaluation.limit))
+    attack = evaluation.attack
+    total = len(attack.eps) * attack.restarts * len(images)
+    with tqdm(total=total, desc=f"{attack.name} on {name}", unit="image") as bar:
+        swept = sweep(network.to(device), images, labels, attack, seed=evaluation.seed, progress=bar.update)
+        bar.update(total - bar.n)  # images that the model got wrong by itself
+    return swept
+
+
+def _results(
+    checkpoints: Sequence[Checkpoint], names: Sequence[str], sweeps: Sequence[Sweep], evaluation: Evaluation
+) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "attack": asdict(evaluation.attack),
+        "seed": evaluation.seed,
+        "versions": versions(),
+        "models": [
+            {
+                "name": name,
+                "checkpoint": str(checkpoint.path),
+                "sha256": checkpoint.sha256,
+                "epochs": checkpoint.epochs,
+                "seconds_per_epoch": _mean([row["seconds"] for row in checkpoint.rows if "seconds" in row]),
+                "images": swept.images,
+                "clean_correct": swept.clean_correct,
+                "clean_accuracy": swept.clean_accuracy,
+                "budgets": [
+                    asdict(b) | {"share_of_attacked": b.share_of_attacked, "robust_accuracy": b.robust_accuracy}
+                    for b in swept.budgets
+                ],
+            }
+            for checkpoint, name, swept in zip(checkpoints, names, sweeps, strict=True)
+        ],
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return one row for each model and budget, with everything that the figure depends on."""
+    attack = {f"attack_{key}": value for key, value in results["attack"].items() if key != "eps"}
+    packages = {f"version_{name}": number for name, number in results["versions"].items()}
+    return [
+        {
+            "name": model["name"],
+            **budget,
+            "clean_correct": model["clean_correct"],
+            "clean_accuracy": model["clean_accuracy"],
+            **attack,
+            "seed": results["seed"],
+            "checkpoint": model["checkpoint"],
+            "sha256": model["sha256"],
+            **packages,
+        }
+        for model in results["models"]
+        for budget in model["budgets"]
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def _table(results: dict[str, Any]) -> Table:
+    attack, models = results["attack"], results["models"]
+    settings = ", ".join(f"{key} {value}" for key, value in attack.items() if key not in ("name", "eps", "batch_size"))
+    table = Table(
+        title=f"{attack['name']} ({settings}): accuracy on {models[0]['images']} test images",
+        caption="In brackets: the note's convention, the share of the correctly classified images that stay correct.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("model")
+    table.add_column("clean", justify="right")
+    for eps in attack["eps"]:
+        table.add_column(f"ε = {eps:g}", justify="right")
+    timed = [model["seconds_per_epoch"] for model in models]
+    if all(timed):
+        table.add_column("training s/epoch", justify="right")
+    for model in models:
+        cells = [f"{b['robust_accuracy']:.1%} ({_percent(b['share_of_attacked'])})" for b in model["budgets"]]
+        if all(timed):
+            cost = model["seconds_per_epoch"] / timed[0]
+            cells.append(
+                f"{model['seconds_per_epoch']:.0f} (×{cost:.2f})" if model is not models[0] else f"{timed[0]:.0f}"
+            )
+        table.add_row(model["name"], f"{model['clean_accuracy']:.1%}", *cells)
+    return table

@@ -1,0 +1,191 @@
+"""Norms of the input–output Jacobian of a classifier, measured in the Fisher metric of its prediction.
+
+For logits ``s(x)``, probabilities ``θ = softmax(s)`` and ``μ = 2√θ``, the sphere embedding, the pull-back of the Fisher
+metric to the input is ``G = J_μᵀ J_μ = J_sᵀ Σ J_s`` with ``Σ = diag(θ) - θθᵀ``. With any factor ``Σ = L Lᵀ`` the norms of
+``J_μ`` are those of ``Lᵀ J_s``, whose rows are vector–Jacobian products of the logits: nothing is ever divided by
+``√θ``, and a confident network is no special case. ``L`` is the closed-form Cholesky factor of a multinomial
+covariance (Tanabe & Sagae, "An exact Cholesky decomposition and the generalized inverse of the variance-covariance
+matrix of the multinomial distribution", JRSS B 54, 1992), taken in descending order of ``θ``.
+
+The functions need only the logits and the inputs they were computed from, so they serve outside this project too::
+
+    inputs.requires_grad_()
+    logits = model(inputs)
+    norm = frobenius_norm(logits, inputs, create_graph=True)  # (batch,)
+
+The samples of a batch must not influence each other (batch normalisation in training mode couples them).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["FisherFactor", "frobenius_norm", "jacobian_norms", "random_signs", "spectral_norm"]
+
+
+class FisherFactor:
+    """The Cholesky factor ``L`` of ``Σ = diag(θ) - θθᵀ`` as a linear operator, ``O(classes)`` memory per sample.
+
+    ``L`` has ``classes - 1`` columns (the last one of the square factor is zero). Columns are ordered by descending
+    probability: the first carries most of ``Σ`` for a confident prediction. With the tail sums ``q_k = Σ_{i≥k} θ_i`` of
+    the sorted probabilities, ``L_kk = √(θ_k q_{k+1} / q_k)`` and ``L_jk = -θ_j L_kk / q_{k+1}`` below the diagonal. All of
+    it is computed from log-probabilities, as ratios of at most 1, and differentiable with respect to the logits.
+
+    Args:
+        logits: ``(batch, classes)``; half precision is computed in float32.
+    """
+
+    def __init__(self, logits: Float[Tensor, "batch classes"]) -> None:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        log_p, self._order = logits.log_softmax(-1, dtype=dtype).sort(dim=-1, descending=True)
+        self._log_p = log_p
+        self._log_tail = log_p.flip(-1).logcumsumexp(-1).flip(-1)
+        self.columns = logits.shape[-1] - 1
+        """Number of columns of ``L``."""
+
+    def _unsort(self, v: Tensor) -> Tensor:
+        return torch.zeros_like(v).scatter(-1, self._order, v)
+
+    def column(self, k: int) -> Float[Tensor, "batch classes"]:
+        """Return column ``k`` (from 0) of ``L``, one vector a sample, in the order of the logits."""
+        log_p, log_tail = self._log_p, self._log_tail
+        diagonal = ((log_p[:, k] + log_tail[:, k + 1] - log_tail[:, k]) / 2).exp().unsqueeze(-1)
+        below = -diagonal * (log_p[:, k + 1 :] - log_tail[:, k + 1, None]).exp()
+        above = diagonal.new_zeros(diagonal.shape[0], k)
+        return self._unsort(torch.cat([above, diagonal, below], dim=-1))
+
+    def __matmul__(self, z: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch classes"]:
+        """Return ``L z``, one vector a sample, in the order of the logits.
+
+        With ``R_1 = 0`` and ``R_{k+1} = (q_{k+1} / q_k) R_k + L_kk z_k``, entry ``k`` is ``L_kk z_k - (θ_k / q_k) R_k``.
+        The recurrence is solved by doubling, in ``log2(classes)`` vectorised steps.
+        """
+        log_p, log_tail = self._log_p, self._log_tail
+        scaled = ((log_p[:, :-1] + log_tail[:, 1:] - log_tail[:, :-1]) / 2).exp() * z
+        carried = scaled
+        span = 1
+        while span < self.columns:
+            # The product of `span` consecutive ratios q_{k+1} / q_k telescopes.
+            decay = (log_tail[:, span + 1 :] - log_tail[:, 1:-span]).exp()
+            carried = torch.cat([carried[:, :span], carried[:, span:] + decay * carried[:, :-span]], dim=-1)
+            span *= 2
+        diagonal = torch.nn.functional.pad(scaled, (0, 1))
+        below = (log_p - log_tail).exp() * torch.nn.functional.pad(carried, (1, 0))
+        return self._unsort(diagonal - below)
+
+
+def _check(logits: Tensor, inputs: Tensor) -> None:
+    if logits.ndim != 2 or logits.shape[0] != inputs.shape[0] or logits.shape[1] < 2:
+        raise ValueError(
+            f"expected logits (batch, classes ≥ 2) of inputs (batch, …), "
+            f"got shapes {tuple(logits.shape)} and {tuple(inputs.shape)}"
+        )
+    if not (inputs.requires_grad and logits.requires_grad):
+        raise ValueError("the logits carry no graph to the inputs: call inputs.requires_grad_() before the model")
+
+
+def _vjp(logits: Tensor, inputs: Tensor, v: Tensor, *, create_graph: bool) -> Float[Tensor, "batch inputs"]:
+    """Return ``vᵀ J_s`` for each sample, flattened, in at least float32."""
+    (product,) = torch.autograd.grad(
+        logits, inputs, v.to(logits.dtype), create_graph=create_graph, retain_graph=True, allow_unused=True
+    )
+    if product is None:
+        raise ValueError("the logits do not depend on the inputs: differentiate with respect to what the model was fed")
+    return product.flatten(1).to(v.dtype)
+
+
+def frobenius_norm(
+    logits: Float[Tensor, "batch classes"],
+    inputs: Float[Tensor, "batch *shape"],
+    *,
+    probes: int | None = None,
+    generator: torch.Generator | None = None,
+    create_graph: bool = False,
+) -> Float[Tensor, "batch"]:
+    """Return ``‖J_μ‖_F`` of each sample, exactly or estimated with a few Fisher-factor probes.
+
+    ``J_μ`` is the Jacobian of ``2·√softmax(logits)`` with respect to the inputs; its Frobenius norm is ``ρ`` times that
+    of the note's ``J̃`` (eq. 13). The exact norm takes ``classes - 1`` vector–Jacobian products, one for each column of
+    the Fisher factor ``L``. With ``probes=K`` it takes ``K``: the first ``K - 1`` columns, of the likeliest classes, and
+    one combination of all other columns with random signs. Its square is an unbiased estimate of ``‖J_μ‖_F²``, and so
+    is its gradient.
+
+    Args:
+        logits: the model's outputs before the softmax, with a graph to ``inputs``, which is kept.
+        inputs: what the model was given, with ``requires_grad`` set before the forward pass.
+        probes: number of vector–Jacobian products, at least 1; ``None``, or ``classes - 1`` and more, is exact.
+        generator: source of the random signs; by default torch's global one.
+        create_graph: make the norm differentiable with respect to the model's parameters.
+
+    Raises:
+        ValueError: if ``probes`` is below 1, the shapes do not match, or the logits do not depend on the inputs.
+    """
+    _check(logits, inputs)
+    factor = FisherFactor(logits if create_graph else logits.detach())
+    if probes is not None and probes < 1:
+        raise ValueError(f"probes must be at least 1, or None for the exact norm, not {probes}")
+    exact_columns = factor.columns if probes is None or probes >= factor.columns else probes - 1
+    vectors = [factor.column(k) for k in range(exact_columns)]
+    if exact_columns < factor.columns:
+        signs = random_signs(logits.shape[0], factor.columns, generator).to(logits.device, torch.float32)
+        signs[:, :exact_columns] = 0
+        vectors.append(factor @ signs)
+    rows = [torch.linalg.vector_norm(_vjp(logits, inputs, v, create_graph=create_graph), dim=-1) for v in vectors]
+    return torch.linalg.vector_norm(torch.stack(rows), dim=0)
+
+
+def random_signs(
+    samples: int, columns: int, generator: torch.Generator | None = None
+) -> Float[Tensor, "batch columns"]:
+    """Return independent, equally likely ``±1.0``, drawn on the generator's device (the CPU by default)."""
+    device = generator.device if generator is not None else None
+    return torch.randint(0, 2, (samples, columns), generator=generator, device=device).mul_(2).sub_(1).float()
+
+
+def spectral_norm(
+    logits: Float[Tensor, "batch classes"],
+    inputs: Float[Tensor, "batch *shape"],
+    *,
+    create_graph: bool = False,
+) -> Float[Tensor, "batch"]:
+    """Return ``‖J_μ‖₂`` of each sample, exactly, from the Gram matrix of the ``classes - 1`` rows of ``Lᵀ J_s``.
+
+    For the gradient the top left singular vector is a constant (envelope theorem), so that only one of the
+    vector–Jacobian products is differentiated. Where the top singular value is multiple the gradient is one of the
+    subgradients.
+
+    Args:
+        logits: the model's outputs before the softmax, with a graph to ``inputs``, which is kept.
+        inputs: what the model was given, with ``requires_grad`` set before the forward pass.
+        create_graph: make the norm differentiable with respect to the model's parameters.
+
+    Raises:
+        ValueError: if the shapes do not match or the logits do not depend on the inputs.
+    """
+    _check(logits, inputs)
+    eigenvalues, eigenvectors = torch.linalg.eigh(_gram(logits, inputs))
+    if not create_graph:
+        return eigenvalues[:, -1].clamp_min(0).sqrt()
+    top_row = _vjp(logits, inputs, FisherFactor(logits) @ eigenvectors[:, :, -1], create_graph=True)
+    return torch.linalg.vector_norm(top_row, dim=-1)
+
+
+def jacobian_norms(
+    logits: Float[Tensor, "batch classes"], inputs: Float[Tensor, "batch *shape"]
+) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
+    """Return ``‖J_μ‖_F`` and ``‖J_μ‖₂`` of each sample, exact and without a graph, for the price of one of them.
+
+    Raises:
+        ValueError: if the shapes do not match or the logits do not depend on the inputs.
+    """
+    _check(logits, inputs)
+    eigenvalues = torch.linalg.eigvalsh(_gram(logits, inputs)).clamp_min(0)
+    return eigenvalues.sum(-1).sqrt(), eigenvalues[:, -1].sqrt()
+
+
+def _gram(logits: Tensor, inputs: Tensor) -> Float[Tensor, "batch columns columns"]:
+    """Return ``Lᵀ J_s J_sᵀ L`` without a graph; its eigenvalues are the squared singular values of ``J_μ``."""
+    factor = FisherFactor(logits.detach())
+    rows = [_vjp(logits, inputs, factor.column(k), create_graph=False) for k in range(factor.columns)]
+    stacked = torch.stack(rows, dim=1)
+    return stacked @ stacked.mT

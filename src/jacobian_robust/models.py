@@ -1,0 +1,40 @@
+"""Classifiers: pixels in [0, 1] in, logits out. A model that wants normalised pixels normalises them itself."""
+
+from jaxtyping import Float
+from pydantic import Field, PositiveInt, validate_call
+from torch import Tensor, nn
+
+__all__ = ["LeNet"]
+
+
+class LeNet(nn.Module):
+    """The note's LeNet: conv3×3(32)-ReLU-conv3×3(64)-ReLU-maxpool2-fc128-ReLU-fc10 (section 4.2).
+
+    Args:
+        classes: number of logits.
+        channels: channels of the images.
+        image_size: height and width of the images, in pixels.
+    """
+
+    @validate_call
+    def __init__(
+        self, classes: int = Field(10, ge=2), channels: PositiveInt = 1, image_size: int = Field(28, ge=6)
+    ) -> None:
+        super().__init__()
+        pooled = (image_size - 4) // 2
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, 32, kernel_size=3),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, kernel_size=3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(64 * pooled**2, 128),
+            nn.ReLU(),
+            nn.Linear(128, classes),
+        )
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Return the logits of images with pixels in [0, 1]."""
+        logits: Tensor = self.layers(images)
+        return logits

@@ -1,0 +1,180 @@
+"""Penalties that bound the input–output Jacobian, one small class each.
+
+A penalty is called with the logits of a batch and the inputs they came from, and returns one value a sample. Equation
+numbers are those of the research note "Adversarial robustness with an upper-bound on the norm of the Jacobian matrix".
+"""
+
+import abc
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from jacobian_robust.geometry import (
+    distance_to_boundary,
+    distance_to_center,
+    log_conformal_factor,
+    max_distance_to_center,
+)
+from jacobian_robust.jacobian import frobenius_norm, spectral_norm
+
+__all__ = ["ExponentialPenalty", "Frobenius", "Penalty", "Spectral", "capped_exp", "satisfies_condition"]
+
+Bound = Literal["center", "boundary"]
+
+
+class Penalty(Protocol):
+    """What the LightningModule asks of a penalty."""
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        inputs: Float[Tensor, "batch *shape"],
+        *,
+        generator: torch.Generator | None = None,
+        create_graph: bool = True,
+    ) -> Float[Tensor, "batch"]:
+        """Return the penalty of each sample.
+
+        Args:
+            logits: the model's outputs before the softmax, with a graph to ``inputs``.
+            inputs: what the model was given, with ``requires_grad`` set before the forward pass.
+            generator: source of the penalty's randomness, if it has any.
+            create_graph: make the penalty differentiable with respect to the model's parameters.
+        """
+
+
+def capped_exp(exponent: Float[Tensor, "*shape"], cap: float) -> Float[Tensor, "*shape"]:
+    """Return ``exp(exponent)`` up to ``cap`` and its tangent beyond: finite, with a continuous slope.
+
+    Float32 overflows at an exponent of 88; one bad batch would end a training with nan.
+    """
+    return exponent.clamp_max(cap).exp() * (1 + (exponent - cap).relu())
+
+
+def satisfies_condition(
+    norm: Float[Tensor, "batch"], logits: Float[Tensor, "batch classes"], *, bound: Bound, eps: float
+) -> Bool[Tensor, "batch"]:
+    """Return whether ``‖J_μ‖ ≤ d / ε`` for each sample: eq. 14 when ``norm`` is the spectral norm.
+
+    Args:
+        norm: a norm of the Jacobian ``J_μ``.
+        logits: the model's outputs before the softmax.
+        bound: the Fisher–Rao distance ``d``: to the ``center`` (the note's ``δ``) or to the decision ``boundary``.
+        eps: the Euclidean radius ``ε``, in units of the inputs.
+    """
+    return norm <= _distance(logits, bound) / eps
+
+
+def _distance(logits: Tensor, bound: Bound) -> Float[Tensor, "batch"]:
+    p = logits.softmax(-1)
+    return distance_to_center(p) if bound == "center" else distance_to_boundary(p)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+class ExponentialPenalty(abc.ABC):
+    """The note's penalty ``α = exp(‖J̃‖ - d/(ρε))`` (eq. 15), for a norm that a subclass chooses.
+
+    Args:
+        eps: Euclidean radius ``ε`` in which the prediction shall hold, in units of the inputs.
+        delta_over_eps: the note's way to give ``ε``: the ratio ``δ_m/ε`` to the largest ``δ`` for the number of classes,
+            1e-3 in the note. Exactly one of the two is given.
+        chart: where the Jacobian is taken: ``stereographic`` coordinates (the note's; the exponent is divided by the
+            conformal factor ``ρ``, which punishes confidence in the last class hardest) or the ``sphere``, which treats
+            all classes alike: ``exp(‖J_μ‖ - d/ε)``.
+        bound: the Fisher–Rao distance ``d``: to the ``center`` of the simplex (the note's ``δ``) or, exact, to the
+            decision ``boundary``.
+        cap: the exponent above which the exponential goes on as a straight line.
+    """
+
+    eps: PositiveFloat | None = None
+    delta_over_eps: PositiveFloat | None = None
+    chart: Literal["stereographic", "sphere"] = "stereographic"
+    bound: Bound = "center"
+    cap: float = Field(default=10.0, gt=0, le=40)
+
+    @model_validator(mode="after")
+    def _one_radius(self) -> "ExponentialPenalty":
+        if (self.eps is None) == (self.delta_over_eps is None):
+            state = "neither is set" if self.eps is None else "both are set"
+            raise ValueError(f"eps and delta_over_eps: {state}; give exactly one and leave the other null")
+        return self
+
+    def radius(self, classes: int) -> float:
+        """Return the Euclidean radius ``ε`` for a number of classes."""
+        if self.eps is not None:
+            return self.eps
+        assert self.delta_over_eps is not None
+        return max_distance_to_center(classes) / self.delta_over_eps
+
+    @abc.abstractmethod
+    def norm(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        inputs: Float[Tensor, "batch *shape"],
+        *,
+        generator: torch.Generator | None,
+        create_graph: bool,
+    ) -> Float[Tensor, "batch"]:
+        """Return the norm of ``J_μ`` that is penalised."""
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        inputs: Float[Tensor, "batch *shape"],
+        *,
+        generator: torch.Generator | None = None,
+        create_graph: bool = True,
+    ) -> Float[Tensor, "batch"]:
+        """Return ``α`` of each sample (eq. 15), differentiable with respect to the model's parameters.
+
+        The exponent is computed as ``(‖J_μ‖ - d/ε)/ρ``, which equals ``‖J̃‖ - d/(ρε)``.
+        """
+        norm = self.norm(logits, inputs, generator=generator, create_graph=create_graph)
+        logits = logits.to(norm.dtype)
+        exponent = norm - _distance(logits, self.bound) / self.radius(logits.shape[-1])
+        if self.chart == "stereographic":
+            exponent = exponent * (-log_conformal_factor(logits)).exp()
+        return capped_exp(exponent, self.cap)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+class Frobenius(ExponentialPenalty):
+    """Eq. 15 with the Frobenius norm, as in the note: an upper bound of the spectral norm.
+
+    Args:
+        probes: number of vector–Jacobian products for the norm, see :func:`jacobian_robust.jacobian.frobenius_norm`;
+            ``None`` is exact.
+    """
+
+    probes: PositiveInt | None = None
+
+    def norm(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        inputs: Float[Tensor, "batch *shape"],
+        *,
+        generator: torch.Generator | None,
+        create_graph: bool,
+    ) -> Float[Tensor, "batch"]:
+        """Return ``‖J_μ‖_F``."""
+        return frobenius_norm(logits, inputs, probes=self.probes, generator=generator, create_graph=create_graph)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+class Spectral(ExponentialPenalty):
+    """Eq. 15 with the spectral norm, which eq. 14 asks for (no simplification 4)."""
+
+    def norm(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        inputs: Float[Tensor, "batch *shape"],
+        *,
+        generator: torch.Generator | None,
+        create_graph: bool,
+    ) -> Float[Tensor, "batch"]:
+        """Return ``‖J_μ‖₂``."""
+        return spectral_norm(logits, inputs, create_graph=create_graph)

@@ -1,0 +1,152 @@
+"""Sweeps of an attack over budgets, with an accounting that believes only what it has checked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from jacobian_robust.attacks import Attack, Norm
+
+__all__ = ["BudgetResult", "Examples", "Sweep", "distances", "predictions", "sweep"]
+
+BALL_TOLERANCE = 1e-6
+"""How far rounding may carry an example outside its ball, absolute in ℓ∞ and relative to the radius in ℓ2."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images that an attack broke, with the classes predicted before and after."""
+
+    clean: Float[Tensor, "examples *shape"]
+    adversarial: Float[Tensor, "examples *shape"]
+    clean_class: Int[Tensor, "examples"]
+    adversarial_class: Int[Tensor, "examples"]
+
+
+@dataclass(frozen=True)
+class BudgetResult:
+    """What was left of the correct predictions at one budget.
+
+    Attributes:
+        eps: the budget.
+        attacked: images attacked, those that the model classifies correctly.
+        correct: attacked images that are still classified correctly.
+        images: all images of the evaluation.
+        discarded: examples that the attack returned outside the ball or outside [0, 1]; they break nothing.
+    """
+
+    eps: float
+    attacked: int
+    correct: int
+    images: int
+    discarded: int
+
+    @property
+    def share_of_attacked(self) -> float | None:
+        """The note's convention: still correct among the images classified correctly; ``None`` where none was."""
+        return self.correct / self.attacked if self.attacked else None
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The field's convention: still correct among all images."""
+        return self.correct / self.images
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The result of an attack at several budgets, each attacked independently."""
+
+    images: int
+    clean_correct: int
+    budgets: list[BudgetResult] = field(default_factory=list)
+    examples: list[Examples] = field(default_factory=list)
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of the images that are classified correctly."""
+        return self.clean_correct / self.images
+
+
+def predictions(model: nn.Module, images: Float[Tensor, "batch *shape"], batch_size: int = 100) -> Int[Tensor, "batch"]:
+    """Return the predicted classes, with the model in the mode it is in."""
+    with torch.no_grad():
+        return torch.cat([model(chunk).argmax(-1) for chunk in images.split(batch_size)])
+
+
+def distances(
+    images: Float[Tensor, "batch *shape"], adversarial: Float[Tensor, "batch *shape"], norm: Norm
+) -> Float[Tensor, "batch"]:
+    """Return the ℓ∞ or ℓ2 distance of each pair."""
+    return torch.linalg.vector_norm((adversarial - images).flatten(1), ord=2 if norm == "l2" else torch.inf, dim=-1)
+
+
+def _is_allowed(images: Tensor, adversarial: Tensor, norm: Norm, eps: float) -> Bool[Tensor, "batch"]:
+    tolerance = BALL_TOLERANCE * (max(1.0, eps) if norm == "l2" else 1.0)
+    pixels = adversarial.flatten(1)
+    return (distances(images, adversarial, norm) <= eps + tolerance) & (pixels.amin(-1) >= 0) & (pixels.amax(-1) <= 1)
+
+
+def sweep(
+    model: nn.Module,
+    images: Float[Tensor, "batch *shape"],
+    labels: Int[Tensor, "batch"],
+    attack: Attack,
+    *,
+    seed: int = 0,
+    examples: int = 8,
+    progress: Callable[[int], None] = lambda attacked: None,
+) -> Sweep:
+    """Attack the correctly classified images at every budget, independently (the protocol of the note's Table 1).
+
+    An example counts only if it is inside its ball and inside [0, 1] and the model, asked again, errs on it. Restarts
+    meet only the images that withstood the ones before. Torch's global random stream is left as it was.
+
+    Args:
+        model: returns logits, in evaluation mode, on the device of the images.
+        images: pixels in [0, 1].
+        labels: the true classes.
+        attack: the attack and its budgets.
+        seed: seed of the attack, set anew for each budget, so that a budget's figure does not depend on the others.
+        examples: how many broken images to keep for each budget.
+        progress: called with the number of images after each batch; ``len(budgets) × restarts × correct images`` in all.
+
+    Raises:
+        UserError: if a pixel is outside [0, 1].
+    """
+    predicted = predictions(model, images)
+    correct = (predicted == labels).nonzero().squeeze(-1)
+    result = Sweep(images=len(images), clean_correct=len(correct))
+    devices = [images.device] if images.is_cuda else []
+    for eps in attack.eps:
+        standing = torch.ones(len(correct), dtype=torch.bool, device=images.device)
+        broken: list[tuple[int, Tensor, int]] = []
+        discarded = 0
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            for _ in range(attack.restarts):
+                survivors = standing.nonzero().squeeze(-1)
+                progress(int(len(correct) - len(survivors)))
+                for chunk in survivors.split(attack.batch_size):
+                    index = correct[chunk]
+                    adversarial = attack.perturb(model, images[index], labels[index], eps)
+                    adversarial_class = predictions(model, adversarial)
+                    allowed = _is_allowed(images[index], adversarial, attack.norm, eps)
+                    fallen = allowed & (adversarial_class != labels[index])
+                    discarded += int((~allowed).sum())
+                    standing[chunk[fallen]] = False
+                    for i in fallen.nonzero().squeeze(-1)[: examples - len(broken)].tolist():
+                        broken.append((int(index[i]), adversarial[i], int(adversarial_class[i])))
+                    progress(len(chunk))
+        result.budgets.append(BudgetResult(eps, len(correct), int(standing.sum()), len(images), discarded))
+        result.examples.append(_gather(images, predicted, broken))
+    return result
+
+
+def _gather(images: Tensor, predicted: Tensor, broken: list[tuple[int, Tensor, int]]) -> Examples:
+    index = torch.tensor([i for i, _, _ in broken], dtype=torch.long, device=images.device)
+    adversarial = torch.stack([image for _, image, _ in broken]) if broken else images[:0]
+    return Examples(
+        images[index], adversarial, predicted[index], torch.tensor([c for _, _, c in broken], dtype=torch.long)
+    )

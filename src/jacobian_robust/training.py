@@ -1,0 +1,284 @@
+"""From a config to a trained classifier and the files that tell of it."""
+
+import contextlib
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf, open_dict
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import WandbLogger
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from jacobian_robust.callbacks import METRICS, EpochRecord, EtaSchedule, JacobianMonitor, TrainingProgress
+from jacobian_robust.checkpoints import load_checkpoint
+from jacobian_robust.config import build, describe, plain, read_options
+from jacobian_robust.data import MNISTDataModule
+from jacobian_robust.errors import UserError
+from jacobian_robust.evaluation import read_evaluation, report
+from jacobian_robust.files import claim, write_atomically
+from jacobian_robust.geometry import max_distance_to_center
+from jacobian_robust.module import RobustClassifier
+from jacobian_robust.plots import training_curves
+from jacobian_robust.provenance import versions
+from jacobian_robust.regularizers import ExponentialPenalty, Penalty
+from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wandb_run
+
+__all__ = ["train"]
+
+PLACES = ("output_dir", "ckpt_path", "logger", "evaluate", "attack", "limit", "twin", "name")
+"""Keys of the config that do not shape the trained network; they stay out of its checkpoint."""
+
+
+class _Options(BaseModel):
+    """The scalars of ``conf/train.yaml``."""
+
+    seed: int = Field(ge=0, lt=2**32)
+    twin: bool
+    evaluate: bool
+    limit: PositiveInt | None
+    ckpt_path: str | None
+    monitor_images: NonNegativeInt
+    output_dir: str
+
+
+@dataclass
+class _Run:
+    """One training, assembled and checked but not begun."""
+
+    cfg: DictConfig
+    name: str
+    directory: Path
+    module: RobustClassifier
+    datamodule: MNISTDataModule
+    trainer: pl.Trainer
+    record: EpochRecord
+    checkpoint: Path | None
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.directory / "checkpoints" / "last.ckpt"
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Train as ``conf/train.yaml`` describes, and return the last epoch's metrics.
+
+    With ``twin=true`` the undefended twin is trained first, and its metrics are returned with the prefix ``twin_``; with
+    ``evaluate=true`` the accuracies under attack are, as ``robust_accuracy_EPS``. All parts are made, and all options
+    checked, before the first step.
+
+    Raises:
+        UserError: if an option, a file or a directory is at fault.
+    """
+    options = read_options(_Options, cfg)
+    logger = read_logger(cfg)
+    evaluation = read_evaluation(cfg) if options.evaluate else None
+    if options.twin and options.ckpt_path:
+        raise UserError("ckpt_path resumes one run: set twin=false")
+    directory = Path(options.output_dir)
+    name = cfg.get("name") or _label(cfg)
+    if options.twin:
+        if not cfg.regularizer:
+            raise UserError(
+                "twin=true trains an undefended twin beside a penalty: choose one, as regularizer=frobenius"
+            )
+        undefended = cfg.copy()
+        with open_dict(undefended):
+            undefended.regularizer = None
+        runs = [
+            _assemble(undefended, options, _label(undefended), directory / _label(undefended)),
+            _assemble(cfg, options, name, directory / name),
+        ]
+    else:
+        runs = [_assemble(cfg, options, name, directory)]
+    claim(directory, "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
+
+    metrics: dict[str, float] = {}
+    for run in runs:
+        twin = runs[0] if options.twin and run is not runs[0] else None
+        metrics = {f"twin_{key}": value for key, value in metrics.items()} | _fit(run, logger, options, twin)
+    if evaluation is not None:
+        results = report(
+            [run.last_checkpoint for run in runs],
+            evaluation,
+            directory=directory / "evaluation",
+            logger=logger,
+            config=plain(cfg),
+        )
+        for prefix, model in zip(["twin_", ""][-len(runs) :], results["models"], strict=True):
+            metrics |= {f"{prefix}robust_accuracy_{b['eps']:g}": b["robust_accuracy"] for b in model["budgets"]}
+    return metrics
+
+
+def _label(cfg: DictConfig) -> str:
+    """Return the short name of what distinguishes a run: its penalty."""
+    target = cfg.regularizer.get("_target_", "") if cfg.regularizer else "none"
+    return cast(str, target).rpartition(".")[-1].lower()
+
+
+def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path) -> _Run:
+    config = plain(cfg, without=PLACES)
+    if not isinstance(epochs := cfg.trainer.max_epochs, int) or epochs < 1:
+        raise UserError(f"trainer.max_epochs: give at least 1 epoch (got {epochs!r})")
+    pl.seed_everything(options.seed, workers=True, verbose=False)
+    datamodule: MNISTDataModule = build(cfg, "data", shuffle_seed=options.seed)
+    model: nn.Module = build(cfg, "model")
+    penalty: Penalty | None = build(cfg, "regularizer")
+    eta: EtaSchedule = build(cfg, "eta")
+    optimizer = build(cfg, "optimizer")
+    try:
+        optimizer(model.parameters())
+    except (TypeError, ValueError) as error:
+        raise UserError(describe(error, "optimizer")) from error
+    resumed = _check_resumable(Path(options.ckpt_path), config, epochs) if options.ckpt_path else None
+    datamodule.prepare_data()
+
+    module = RobustClassifier(model, optimizer, penalty, seed=options.seed, config=config)
+    monitor = JacobianMonitor(options.monitor_images, **_condition(penalty, datamodule.classes))
+    record = EpochRecord(directory / "metrics.csv", monitor)
+    callbacks: list[pl.Callback] = [
+        monitor,
+        record,
+        ModelCheckpoint(
+            directory / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+        ),
+    ]
+    if penalty is not None:
+        callbacks.insert(0, eta)
+    if cfg.trainer.get("enable_progress_bar", True):
+        callbacks.append(TrainingProgress())
+    try:
+        with _quiet():
+            trainer: pl.Trainer = build(cfg, "trainer", _partial_=True)(
+                callbacks=callbacks,
+                logger=False,
+                num_sanity_val_steps=0,
+                enable_model_summary=False,
+                inference_mode=False,  # the norm of the Jacobian needs gradients in validation too
+                use_distributed_sampler=False,  # the datamodule makes its own
+                default_root_dir=str(directory),
+            )
+    except UserError:
+        raise
+    except Exception as error:  # Lightning has no common exception for a bad argument
+        raise UserError(describe(error, "trainer")) from error
+    return _Run(cfg, name, directory, module, datamodule, trainer, record, resumed)
+
+
+def _condition(penalty: Penalty | None, classes: int) -> dict[str, Any]:
+    """Return the ε and the bound of eq. 14 that a run is measured by; without one in the penalty, the note's."""
+    if isinstance(penalty, ExponentialPenalty):
+        return {"eps": penalty.radius(classes), "bound": penalty.bound}
+    return {"eps": max_distance_to_center(classes) / 1e-3, "bound": "center"}
+
+
+def _check_resumable(path: Path, config: Mapping[str, Any], epochs: int) -> Path:
+    """Return the path of a checkpoint that this configuration can go on from."""
+    checkpoint = load_checkpoint(path)
+    if checkpoint.epochs >= epochs:
+        raise UserError(
+            f"ckpt_path={path}: all {epochs} epochs are finished; raise trainer.max_epochs above {checkpoint.epochs}"
+        )
+    for key in ("model", "data", "regularizer", "eta", "optimizer", "seed", "trainer"):
+        ours, theirs = config.get(key), checkpoint.config.get(key)
+        if ours != theirs:
+            message = f"ckpt_path={path}: {key} was {theirs} and is now {ours}"
+            if key == "model":
+                raise UserError(message)
+            warnings.warn(message, stacklevel=2)
+    return path
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's advertising and hints that do not apply out of the way of the results."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Batches are slices of a tensor in memory: workers would slow them down.
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # Nothing is logged by step.
+            warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run | None) -> dict[str, float]:
+    if run.directory != Path(options.output_dir):
+        claim(run.directory, "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(run.cfg))))
+    console = Console()
+    console.print(f"[bold]{run.name}[/bold]: {run.trainer.max_epochs} epochs → {run.directory}")
+    config = plain(run.cfg)
+    tags = [run.name, type(run.datamodule).dataset_class.__name__, type(run.module.model).__name__]
+    pl.seed_everything(options.seed, workers=True, verbose=False)
+    started = time.perf_counter()
+    with wandb_run(
+        logger,
+        directory=run.directory,
+        name=f"{run.name}-seed{options.seed}",
+        job_type="train",
+        tags=tags,
+        config=config,
+    ) as wandb:
+        if wandb is not None:
+            run.trainer.logger = WandbLogger(experiment=wandb)
+        with _quiet():
+            run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
+        if run.trainer.interrupted:
+            raise KeyboardInterrupt
+        seconds = time.perf_counter() - started
+        metrics = run.record.rows[-1]
+        figure = training_curves(
+            run.record.rows,
+            twin=twin.record.rows if twin else None,
+            penalised=run.module.penalty is not None,
+            validation_name=run.datamodule.validation_name,
+        )
+        figure.savefig(run.directory / "curves.png", dpi=120)
+        summary = {
+            "name": run.name,
+            "seed": options.seed,
+            "metrics": metrics,
+            "epochs": len(run.record.rows),
+            "steps": run.trainer.global_step,
+            "seconds": round(seconds, 1),
+            "parameters": sum(parameter.numel() for parameter in run.module.model.parameters()),
+            "checkpoint": "checkpoints/last.ckpt",
+            "versions": versions(),
+        }
+        with write_atomically(run.directory / "summary.json") as file:
+            json.dump(summary, file, indent=2)
+        if wandb is not None:
+            log_training(wandb, figure, summary)
+    console.print(_closing_table(run, metrics, seconds))
+    console.print(
+        f"results: {run.directory}/checkpoints/last.ckpt, metrics.csv, curves.png, summary.json", soft_wrap=True
+    )
+    return dict(metrics)
+
+
+def _closing_table(run: _Run, metrics: Mapping[str, float], seconds: float) -> Table:
+    table = Table(title=f"{run.name}: {len(run.record.rows)} epochs, {seconds:.0f} s", title_justify="left")
+    table.add_column("")
+    validation_name = run.datamodule.validation_name
+    table.add_column("training", justify="right")
+    table.add_column(validation_name, justify="right")
+    for metric in METRICS:
+        cells = [metrics.get(f"{stage}_{metric}") for stage in ("train", "validation")]
+        if any(cell is not None for cell in cells):
+            table.add_row(metric.replace("_", " "), *("–" if cell is None else f"{cell:.4f}" for cell in cells))
+    return table

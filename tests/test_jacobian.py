@@ -1,0 +1,201 @@
+import functools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call, jacrev, vmap
+
+from jacobian_robust import geometry
+from jacobian_robust.jacobian import FisherFactor, frobenius_norm, jacobian_norms, random_signs, spectral_norm
+
+NORMS = {
+    "frobenius": frobenius_norm,
+    "spectral": spectral_norm,
+    "both[0]": lambda logits, inputs: jacobian_norms(logits, inputs)[0],
+    "both[1]": lambda logits, inputs: jacobian_norms(logits, inputs)[1],
+}
+ORDER = {"frobenius": "fro", "spectral": 2, "both[0]": "fro", "both[1]": 2}
+
+
+def network(classes: int, seed: int = 0, activation: type[nn.Module] = nn.Tanh) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 16), activation(), nn.Linear(16, classes)).double()
+
+
+def random_inputs(seed: int, batch: int = 5) -> torch.Tensor:
+    return torch.randn(batch, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def measure(norm, model, inputs, **kwargs):
+    inputs = inputs.clone().requires_grad_()
+    return norm(model(inputs), inputs, **kwargs)
+
+
+@pytest.mark.parametrize("name", NORMS)
+@given(classes=st.integers(2, 12), seed=st.integers(0, 2**20))
+@settings(max_examples=20)
+def test_norms_are_those_of_the_note_in_stereographic_coordinates(name, classes, seed):
+    """The chain of eqs. 3-14: ρ times the norm of the Jacobian of the chart's coordinates, by autograd alone."""
+    model, inputs = network(classes, seed), random_inputs(seed)
+    chart = vmap(jacrev(lambda x: geometry.stereographic(model(x).softmax(-1))))(inputs)
+    rho = geometry.conformal_factor(model(inputs).softmax(-1))
+    expected = rho * torch.linalg.matrix_norm(chart, ORDER[name])
+    torch.testing.assert_close(measure(NORMS[name], model, inputs), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_norms_of_a_linear_model_have_a_closed_form(name):
+    model = nn.Linear(6, 4).double()
+    inputs = random_inputs(0)
+    theta = model(inputs).softmax(-1)
+    sigma = torch.diag_embed(theta) - theta[:, :, None] * theta[:, None, :]
+    pulled_back = model.weight.T @ sigma @ model.weight
+    eigenvalues = torch.linalg.eigvalsh(pulled_back)
+    expected = (eigenvalues.sum(-1) if ORDER[name] == "fro" else eigenvalues[:, -1]).sqrt()
+    torch.testing.assert_close(measure(NORMS[name], model, inputs), expected)
+
+
+def test_squared_frobenius_norm_is_the_expected_squared_score():
+    """‖J_μ‖_F² = E_{y~θ} ‖∇_x log θ_y‖²."""
+    model, inputs = network(5), random_inputs(1)
+    score = vmap(jacrev(lambda x: model(x).log_softmax(-1)))(inputs)
+    theta = model(inputs).softmax(-1)
+    expected = (theta * score.square().sum(-1)).sum(-1)
+    torch.testing.assert_close(measure(frobenius_norm, model, inputs).square(), expected)
+
+
+@pytest.mark.parametrize("norm", [frobenius_norm, functools.partial(frobenius_norm, probes=2), spectral_norm])
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_gradients_flow_through_the_jacobian_to_the_parameters(norm, classes):
+    model, inputs = network(classes), random_inputs(2)
+    names = [name for name, _ in model.named_parameters()]
+
+    def norm_of(*parameters):
+        x = inputs.clone().requires_grad_()
+        generator = {"generator": torch.Generator().manual_seed(0)} if norm is not spectral_norm else {}
+        return norm(
+            functional_call(model, dict(zip(names, parameters, strict=True)), x), x, create_graph=True, **generator
+        )
+
+    parameters = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    assert torch.autograd.gradcheck(norm_of, parameters)
+    gradients = torch.autograd.grad(norm_of(*parameters).sum(), parameters)
+    assert all(gradient.abs().max() > 1e-6 for gradient in gradients[:1])
+
+
+@given(classes=st.integers(2, 40), seed=st.integers(0, 2**20), spread=st.floats(0.1, 8))
+@settings(max_examples=50)
+def test_fisher_factor_is_a_factor_of_the_covariance(classes, seed, spread):
+    generator = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(3, classes, generator=generator, dtype=torch.float64)
+    factor = FisherFactor(logits)
+    columns = torch.stack([factor.column(k) for k in range(factor.columns)], dim=-1)
+    theta = logits.softmax(-1)
+    sigma = torch.diag_embed(theta) - theta[:, :, None] * theta[:, None, :]
+    torch.testing.assert_close(columns @ columns.mT, sigma, rtol=1e-12, atol=1e-14)
+    z = torch.randn(3, factor.columns, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(factor @ z, (columns @ z[:, :, None])[:, :, 0], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("probes", [1, 2, 3])
+def test_probed_square_and_its_gradient_are_unbiased(probes):
+    """Averages over independent draws, one a row of a repeated batch, agree with the exact norm to four standard errors."""
+    model, draws = network(6), 20_000
+    x = random_inputs(3, batch=1)
+    generator = torch.Generator().manual_seed(0)
+
+    inputs = x.repeat(draws, 1).requires_grad_()
+    squared = frobenius_norm(model(inputs), inputs, probes=probes, generator=generator, create_graph=True).square()
+    exact = measure(frobenius_norm, model, x, create_graph=True).square()
+    assert squared.std() > 0
+    assert abs(squared.mean() - exact[0]) < 4 * squared.std() / draws**0.5
+
+    weight = model[0].weight
+    (expected,) = torch.autograd.grad(exact.sum(), weight)
+    halves = [torch.autograd.grad(half.mean(), weight, retain_graph=True)[0] for half in squared.chunk(20)]
+    stacked = torch.stack(halves)
+    error = (stacked.mean(0) - expected).norm() / expected.norm()
+    standard_error = (stacked.var(0).sum() / len(halves)).sqrt() / expected.norm()
+    assert error < 4 * standard_error
+    assert error < 0.05
+
+
+@pytest.mark.parametrize("probes", [5, 6, 100])
+def test_as_many_probes_as_columns_are_exact(probes):
+    model, inputs = network(6), random_inputs(4)
+    torch.testing.assert_close(
+        measure(frobenius_norm, model, inputs, probes=probes), measure(frobenius_norm, model, inputs)
+    )
+
+
+def test_probes_follow_the_generator_and_draw_fresh_signs():
+    model, inputs = network(6), random_inputs(5)
+
+    def probe(generator):
+        return measure(frobenius_norm, model, inputs, probes=1, generator=generator)
+
+    generator = torch.Generator().manual_seed(7)
+    first, second = probe(generator), probe(generator)
+    assert torch.equal(first, probe(torch.Generator().manual_seed(7)))
+    assert not torch.equal(first, second)
+
+
+def test_random_signs_are_signs():
+    signs = random_signs(1000, 9, torch.Generator().manual_seed(0))
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert signs.mean().abs() < 0.05
+
+
+@pytest.mark.parametrize("norm", [frobenius_norm, functools.partial(frobenius_norm, probes=1), spectral_norm])
+@pytest.mark.parametrize(
+    "logits",
+    [
+        [[1e4, -1e4, 0.0, 3.0]],
+        [[-1e4, 0.0, 0.0, 1e4]],
+        [[0.0, 0.0, 0.0, 0.0]],
+        [[5.0, 5.0, -5.0, -5.0]],
+        [[90.0, 0.0, -90.0, 45.0]],
+    ],
+    ids=["huge", "last class", "uniform", "ties", "beyond float32"],
+)
+def test_values_and_gradients_are_finite_in_float32_for_any_prediction(norm, logits):
+    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    inputs = torch.zeros(1, 6, requires_grad=True)
+    value = norm(inputs @ weight.T + torch.tensor(logits), inputs, create_graph=True)
+    (gradient,) = torch.autograd.grad(value.sum(), weight)
+    assert value.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("norm", [frobenius_norm, functools.partial(frobenius_norm, probes=1), spectral_norm])
+def test_a_zero_jacobian_has_norm_zero_and_a_finite_gradient(norm):
+    weight = torch.zeros(4, 6, requires_grad=True)
+    inputs = torch.ones(2, 6, requires_grad=True)
+    value = norm(inputs @ weight.T, inputs, create_graph=True)
+    (gradient,) = torch.autograd.grad(value.sum(), weight)
+    assert torch.equal(value, torch.zeros(2))
+    assert gradient.isfinite().all()
+
+
+def test_the_graph_is_kept_for_the_loss_and_no_graph_is_made_unasked():
+    model, inputs = network(3), random_inputs(0).requires_grad_()
+    logits = model(inputs)
+    assert not frobenius_norm(logits, inputs).requires_grad
+    assert not spectral_norm(logits, inputs).requires_grad
+    logits.sum().backward()
+    assert inputs.grad is not None
+
+
+def test_mistakes_are_named():
+    model, inputs = network(3), random_inputs(0)
+    with pytest.raises(ValueError, match="requires_grad_"):
+        frobenius_norm(model(inputs), inputs)
+    inputs.requires_grad_()
+    with pytest.raises(ValueError, match="do not depend"):
+        frobenius_norm(model(inputs.detach()), inputs)
+    with pytest.raises(ValueError, match="probes must be at least 1"):
+        frobenius_norm(model(inputs), inputs, probes=0)
+    with pytest.raises(ValueError, match="classes ≥ 2"):
+        frobenius_norm(model(inputs)[:, :1], inputs)
