@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -33,7 +34,7 @@ PENALTIES = {
 }
 
 
-def sgd(parameters):  # type: ignore[no-untyped-def]
+def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.01)
 
 
@@ -94,7 +95,7 @@ def measure(penalty: Frobenius | None, datamodule: MNISTDataModule, steps: int, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100, help="steps of an epoch")
     parser.add_argument("--epochs", type=int, default=21, help="epochs, of which the first is not counted")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")

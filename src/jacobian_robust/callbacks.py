@@ -51,6 +51,7 @@ class EtaSchedule(pl.Callback, abc.ABC):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the module's ``η``."""
         assert trainer.max_epochs is not None
+        assert isinstance(pl_module, RobustClassifier)
         pl_module.eta = self.eta(trainer.current_epoch, trainer.max_epochs)
 
 
@@ -73,7 +74,7 @@ class GeometricEta(EtaSchedule):
 
     def __post_init__(self) -> None:
         if self.min > self.max:
-            raise UserError(f"eta.min={self.min} is larger than eta.max={self.max}: give min ≤ max")
+            raise UserError(f"min={self.min} is larger than max={self.max}; give min ≤ max")
 
     def eta(self, epoch: int, epochs: int) -> float:
         """Return ``η`` for ``epoch``, counted from 0, of ``epochs``."""
@@ -128,6 +129,7 @@ class JacobianMonitor(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure both splits."""
+        assert isinstance(pl_module, RobustClassifier)
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         training = pl_module.training
         pl_module.eval()
@@ -157,7 +159,7 @@ class EpochRecord(pl.Callback):
     def __init__(self, path: Path, monitor: JacobianMonitor) -> None:
         self.path = path
         self.monitor = monitor
-        self.rows: list[dict[str, float]] = []
+        self.rows: list[dict[str, float | int]] = []
         self._epoch_started = self._last_batch_ended = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -179,7 +181,7 @@ class EpochRecord(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Complete a row."""
         assert isinstance(pl_module, RobustClassifier)
-        row: dict[str, float] = {"epoch": trainer.current_epoch + 1, "eta": pl_module.eta}
+        row: dict[str, float | int] = {"epoch": trainer.current_epoch + 1, "eta": pl_module.eta}
         stages: tuple[Literal["train", "validation"], ...] = ("train", "validation")
         for stage in stages:
             measured = pl_module.pop_means(stage) | self.monitor.latest.get(stage, {})
@@ -188,7 +190,7 @@ class EpochRecord(pl.Callback):
             row |= {f"{stage}_{name}": measured[name] for name in METRICS if name in measured}
         row["seconds"] = round(self._last_batch_ended - self._epoch_started, 3)
         self.rows.append(row)
-        pl_module.log_dict({name.replace("_", "/", 1): value for name, value in row.items() if name != "epoch"})
+        pl_module.log_dict({name.replace("_", "/", 1): float(value) for name, value in row.items()})
         if trainer.is_global_zero:
             self._write()
         if not math.isfinite(row["train_loss"]):
@@ -219,7 +221,7 @@ class TrainingProgress(TQDMProgressBar):
         super().on_train_start(trainer, pl_module)
         self._started, self._first_step = time.monotonic(), trainer.global_step
 
-    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, int | str | float]:
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Return what stands behind the bar."""
         metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)

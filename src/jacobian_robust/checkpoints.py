@@ -41,7 +41,7 @@ class Checkpoint:
     config: dict[str, Any]
     state_dict: dict[str, Tensor]
     epochs: int
-    rows: list[dict[str, float]]
+    rows: list[dict[str, float | int]]
 
     def model(self, model: nn.Module | None = None) -> nn.Module:
         """Return the classifier with the checkpoint's weights, in evaluation mode.
@@ -109,7 +109,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config = stored["jacobian_robust"]["config"]
         weights = stored["state_dict"]
         rows = stored["callbacks"]["EpochRecord"]["rows"]
-        epochs = stored["loops"]["fit_loop"]["epoch_progress"]["current"]["completed"]
+        epochs = stored["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f"checkpoint {path} was not written by jacobian_robust's train.py: it lacks {error}") from error
     state_dict = {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}

@@ -33,8 +33,8 @@ def door(main: Callable[[], None]) -> Callable[[], None]:
         os.environ["HYDRA_FULL_ERROR"] = "1"
         try:
             main()
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+        except KeyboardInterrupt as interruption:
+            print(f"interrupted: {interruption}".removesuffix(": "), file=sys.stderr)
             sys.exit(130)
         except _MISTAKES as error:
             _fail(error)

@@ -23,7 +23,7 @@ def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
         UserError: if an interpolation or a mandatory value is missing.
     """
     try:
-        kept = OmegaConf.masked_copy(cfg, [key for key in cfg if key not in without])
+        kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in without])
         return OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise UserError(describe(error)) from error

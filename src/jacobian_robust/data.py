@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -51,7 +51,7 @@ class ImageDataset(Dataset[Batch]):
         return self.images[:limit].float().div_(255), self.labels[:limit]
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     return batch
 
 
@@ -73,6 +73,7 @@ class MNISTDataModule(pl.LightningDataModule):
 
     dataset_class: ClassVar[type[datasets.MNIST]] = datasets.MNIST
     classes: ClassVar[int] = 10
+    image_shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
 
     @validate_call
     def __init__(
@@ -165,7 +166,7 @@ class MNISTDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return shuffled batches; the order is a function of the seed and the epoch, so a resumed run keeps it."""
         trainer = self.trainer
-        sampler = DistributedSampler(
+        sampler: DistributedSampler[Batch] = DistributedSampler(
             self.split("train"),
             num_replicas=trainer.world_size if trainer else 1,
             rank=trainer.global_rank if trainer else 0,

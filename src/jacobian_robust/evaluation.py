@@ -19,7 +19,7 @@ from jacobian_robust.attacks import Attack
 from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_checkpoint
 from jacobian_robust.config import build, plain, read_options
 from jacobian_robust.data import MNISTDataModule
-from jacobian_robust.files import claim, write_atomically
+from jacobian_robust.files import claim, from_here, write_atomically
 from jacobian_robust.plots import accuracy_curves, adversarial_examples
 from jacobian_robust.provenance import versions
 from jacobian_robust.robustness import Sweep, sweep
@@ -76,7 +76,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return report(
         checkpoints,
         evaluation,
-        directory=Path(cfg.output_dir),
+        directory=from_here(cfg.output_dir),
         logger=read_logger(cfg),
         config=plain(cfg),
         model=build(cfg, "model"),
@@ -201,7 +201,7 @@ def _results(
     }
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def _mean(values: Sequence[float | int]) -> float | None:
     return sum(values) / len(values) if values else None
 
 

@@ -9,7 +9,13 @@ from typing import IO
 
 from jacobian_robust.errors import UserError
 
-__all__ = ["claim", "write_atomically"]
+__all__ = ["claim", "from_here", "write_atomically"]
+
+
+def from_here(path: str | Path) -> Path:
+    """Return a path relative to the working directory if it is below it, as a person would write it."""
+    path, here = Path(path), Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def claim(directory: Path, name: str, text: str) -> None:

@@ -116,8 +116,8 @@ def max_distance_to_center(classes: int) -> float:
 def distance_to_boundary(p: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
     """Return ``d_B``, the exact Fisher–Rao distance to the decision boundary, in ``[0, π/2]``.
 
-    ``d_B = 2 arcsin((√p_(1) - √p_(2)) / √2)`` with the two largest probabilities: the geodesic distance on the sphere to
-    the great sphere ``μ_(1) = μ_(2)``. The note bounds it by ``δ`` (its simplification 1), from above.
+    ``d_B = 2 arcsin((√p_(1) - √p_(2)) / √2)`` with the two largest probabilities: the geodesic distance on the sphere
+    to the great sphere ``μ_(1) = μ_(2)``. The note bounds it by ``δ`` (its simplification 1), from above.
     """
     top = _interior(p).sqrt().topk(2, dim=-1).values
     return 2 * torch.asin((top[..., 0] - top[..., 1]) / math.sqrt(2))

@@ -1,8 +1,8 @@
 """Norms of the input–output Jacobian of a classifier, measured in the Fisher metric of its prediction.
 
 For logits ``s(x)``, probabilities ``θ = softmax(s)`` and ``μ = 2√θ``, the sphere embedding, the pull-back of the Fisher
-metric to the input is ``G = J_μᵀ J_μ = J_sᵀ Σ J_s`` with ``Σ = diag(θ) - θθᵀ``. With any factor ``Σ = L Lᵀ`` the norms of
-``J_μ`` are those of ``Lᵀ J_s``, whose rows are vector–Jacobian products of the logits: nothing is ever divided by
+metric to the input is ``G = J_μᵀ J_μ = J_sᵀ Σ J_s`` with ``Σ = diag(θ) - θθᵀ``. With any factor ``Σ = L Lᵀ`` the norms
+of ``J_μ`` are those of ``Lᵀ J_s``, whose rows are vector–Jacobian products of the logits: nothing is ever divided by
 ``√θ``, and a confident network is no special case. ``L`` is the closed-form Cholesky factor of a multinomial
 covariance (Tanabe & Sagae, "An exact Cholesky decomposition and the generalized inverse of the variance-covariance
 matrix of the multinomial distribution", JRSS B 54, 1992), taken in descending order of ``θ``.
@@ -27,9 +27,9 @@ class FisherFactor:
     """The Cholesky factor ``L`` of ``Σ = diag(θ) - θθᵀ`` as a linear operator, ``O(classes)`` memory per sample.
 
     ``L`` has ``classes - 1`` columns (the last one of the square factor is zero). Columns are ordered by descending
-    probability: the first carries most of ``Σ`` for a confident prediction. With the tail sums ``q_k = Σ_{i≥k} θ_i`` of
-    the sorted probabilities, ``L_kk = √(θ_k q_{k+1} / q_k)`` and ``L_jk = -θ_j L_kk / q_{k+1}`` below the diagonal. All of
-    it is computed from log-probabilities, as ratios of at most 1, and differentiable with respect to the logits.
+    probability: the first carries most of ``Σ`` for a confident prediction. With the tail sums ``q_k = Σ_{i≥k} θ_i``
+    of the sorted probabilities, ``L_kk = √(θ_k q_{k+1} / q_k)`` and ``L_jk = -θ_j L_kk / q_{k+1}`` below the diagonal.
+    All of it is computed from log-probabilities, as ratios of at most 1, and differentiable with respect to the logits.
 
     Args:
         logits: ``(batch, classes)``; half precision is computed in float32.
@@ -57,8 +57,8 @@ class FisherFactor:
     def __matmul__(self, z: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch classes"]:
         """Return ``L z``, one vector a sample, in the order of the logits.
 
-        With ``R_1 = 0`` and ``R_{k+1} = (q_{k+1} / q_k) R_k + L_kk z_k``, entry ``k`` is ``L_kk z_k - (θ_k / q_k) R_k``.
-        The recurrence is solved by doubling, in ``log2(classes)`` vectorised steps.
+        With ``R_1 = 0`` and ``R_{k+1} = (q_{k+1} / q_k) R_k + L_kk z_k``, entry ``k`` is
+        ``L_kk z_k - (θ_k / q_k) R_k``. The recurrence is solved by doubling, in ``log2(classes)`` vectorised steps.
         """
         log_p, log_tail = self._log_p, self._log_tail
         scaled = ((log_p[:, :-1] + log_tail[:, 1:] - log_tail[:, :-1]) / 2).exp() * z
@@ -106,9 +106,9 @@ def frobenius_norm(
 
     ``J_μ`` is the Jacobian of ``2·√softmax(logits)`` with respect to the inputs; its Frobenius norm is ``ρ`` times that
     of the note's ``J̃`` (eq. 13). The exact norm takes ``classes - 1`` vector–Jacobian products, one for each column of
-    the Fisher factor ``L``. With ``probes=K`` it takes ``K``: the first ``K - 1`` columns, of the likeliest classes, and
-    one combination of all other columns with random signs. Its square is an unbiased estimate of ``‖J_μ‖_F²``, and so
-    is its gradient.
+    the Fisher factor ``L``. With ``probes=K`` it takes ``K``: the first ``K - 1`` columns, of the likeliest classes,
+    and one combination of all other columns with random signs. Its square is an unbiased estimate of ``‖J_μ‖_F²``,
+    and so is its gradient.
 
     Args:
         logits: the model's outputs before the softmax, with a graph to ``inputs``, which is kept.
@@ -163,9 +163,10 @@ def spectral_norm(
         ValueError: if the shapes do not match or the logits do not depend on the inputs.
     """
     _check(logits, inputs)
-    eigenvalues, eigenvectors = torch.linalg.eigh(_gram(logits, inputs))
+    gram, unusable = _gram(logits, inputs)
+    eigenvalues, eigenvectors = torch.linalg.eigh(gram)
     if not create_graph:
-        return eigenvalues[:, -1].clamp_min(0).sqrt()
+        return eigenvalues[:, -1].clamp_min(0).sqrt() + unusable
     top_row = _vjp(logits, inputs, FisherFactor(logits) @ eigenvectors[:, :, -1], create_graph=True)
     return torch.linalg.vector_norm(top_row, dim=-1)
 
@@ -179,13 +180,21 @@ def jacobian_norms(
         ValueError: if the shapes do not match or the logits do not depend on the inputs.
     """
     _check(logits, inputs)
-    eigenvalues = torch.linalg.eigvalsh(_gram(logits, inputs)).clamp_min(0)
-    return eigenvalues.sum(-1).sqrt(), eigenvalues[:, -1].sqrt()
+    gram, unusable = _gram(logits, inputs)
+    eigenvalues = torch.linalg.eigvalsh(gram).clamp_min(0)
+    return eigenvalues.sum(-1).sqrt() + unusable, eigenvalues[:, -1].sqrt() + unusable
 
 
-def _gram(logits: Tensor, inputs: Tensor) -> Float[Tensor, "batch columns columns"]:
-    """Return ``Lᵀ J_s J_sᵀ L`` without a graph; its eigenvalues are the squared singular values of ``J_μ``."""
+def _gram(logits: Tensor, inputs: Tensor) -> tuple[Float[Tensor, "batch columns columns"], Float[Tensor, "batch"]]:
+    """Return ``Lᵀ J_s J_sᵀ L`` without a graph; its eigenvalues are the squared singular values of ``J_μ``.
+
+    Also returns what to add to a sample's norms: 0, or nan where its matrix was not finite and is replaced by zeros, as
+    the eigenvalue solver raises an error for the whole batch there.
+    """
     factor = FisherFactor(logits.detach())
     rows = [_vjp(logits, inputs, factor.column(k), create_graph=False) for k in range(factor.columns)]
     stacked = torch.stack(rows, dim=1)
-    return stacked @ stacked.mT
+    gram = stacked @ stacked.mT
+    finite = gram.isfinite().all(-1).all(-1)
+    unusable = torch.zeros_like(gram[:, 0, 0]).masked_fill(~finite, torch.nan)
+    return torch.where(finite[:, None, None], gram, 0), unusable

@@ -25,7 +25,7 @@ class LossTerms(NamedTuple):
     accuracy: Float[Tensor, ""]
 
 
-def _means(sums: Float[Tensor, "terms+1"]) -> dict[str, float]:
+def _means(sums: Float[Tensor, "terms_and_count"]) -> dict[str, float]:
     return dict(zip(LossTerms._fields, (sums[:-1] / sums[-1]).tolist(), strict=True))
 
 
@@ -101,7 +101,7 @@ class RobustClassifier(pl.LightningModule):
         self._sums[stage] = self._sums[stage] + sums if stage in self._sums else sums
 
     def means(self, stage: Stage) -> dict[str, float]:
-        """Return the means of the loss terms over this process's samples of the epoch so far; empty before the first."""
+        """Return the means of the loss terms over this process's part of the epoch so far; empty at its start."""
         return _means(self._sums[stage]) if stage in self._sums else {}
 
     def pop_means(self, stage: Stage) -> dict[str, float]:
@@ -109,7 +109,9 @@ class RobustClassifier(pl.LightningModule):
         if stage not in self._sums:
             return {}
         sums = self._sums.pop(stage)
-        return _means(self.all_gather(sums).sum(0) if self.trainer.world_size > 1 else sums)
+        if self.trainer.world_size > 1:
+            sums = torch.as_tensor(self.all_gather(sums)).sum(0)
+        return _means(sums)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Return the loss of a batch."""

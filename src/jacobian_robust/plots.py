@@ -5,14 +5,15 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jacobian_robust.robustness import Examples
 
-__all__ = ["accuracy_curves", "adversarial_examples", "training_curves"]
+__all__ = ["accuracy_curve", "accuracy_curves", "adversarial_examples", "training_curves"]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
-Rows = Sequence[Mapping[str, float]]
+Rows = Sequence[Mapping[str, float | int]]
 
 
 def _curve(axes: Axes, rows: Rows, metric: str, splits: Mapping[str, str]) -> None:
@@ -52,11 +53,17 @@ def training_curves(rows: Rows, *, twin: Rows | None = None, penalised: bool, va
         penalty.set(title="(d) No penalty: mean Jacobian norm ‖J‖ (Frobenius)")
     for axes in figure.axes:
         axes.set(xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
     return figure
+
+
+def accuracy_curve(model: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Return the points ``(budget, accuracy on all images)`` of one model of ``robustness.json``, from budget 0 on."""
+    points = {0.0: model["clean_accuracy"]} | {b["eps"]: b["robust_accuracy"] for b in model["budgets"]}
+    return sorted(points.items())
 
 
 def accuracy_curves(models: Sequence[Mapping[str, Any]], *, norm: str) -> Figure:
@@ -70,9 +77,8 @@ def accuracy_curves(models: Sequence[Mapping[str, Any]], *, norm: str) -> Figure
     axes = figure.subplots()
     markers = "osD^vPX"
     for i, model in enumerate(models):
-        points = sorted([(0.0, model["clean_accuracy"])] + [(b["eps"], b["robust_accuracy"]) for b in model["budgets"]])
         axes.plot(
-            *zip(*points, strict=True),
+            *zip(*accuracy_curve(model), strict=True),
             color=PALETTE[i % len(PALETTE)],
             marker=markers[i % len(markers)],
             linestyle=("-", "--", ":")[i // len(PALETTE) % 3],

@@ -5,7 +5,7 @@ numbers are those of the research note "Adversarial robustness with an upper-bou
 """
 
 import abc
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,6 +26,7 @@ __all__ = ["ExponentialPenalty", "Frobenius", "Penalty", "Spectral", "capped_exp
 Bound = Literal["center", "boundary"]
 
 
+@runtime_checkable
 class Penalty(Protocol):
     """What the LightningModule asks of a penalty."""
 
@@ -80,8 +81,8 @@ class ExponentialPenalty(abc.ABC):
 
     Args:
         eps: Euclidean radius ``ε`` in which the prediction shall hold, in units of the inputs.
-        delta_over_eps: the note's way to give ``ε``: the ratio ``δ_m/ε`` to the largest ``δ`` for the number of classes,
-            1e-3 in the note. Exactly one of the two is given.
+        delta_over_eps: the note's way to give ``ε``: the ratio ``δ_m/ε`` to the largest ``δ`` for the number of
+            classes, 1e-3 in the note. Exactly one of the two is given.
         chart: where the Jacobian is taken: ``stereographic`` coordinates (the note's; the exponent is divided by the
             conformal factor ``ρ``, which punishes confidence in the last class hardest) or the ``sphere``, which treats
             all classes alike: ``exp(‖J_μ‖ - d/ε)``.

@@ -110,7 +110,7 @@ def sweep(
         attack: the attack and its budgets.
         seed: seed of the attack, set anew for each budget, so that a budget's figure does not depend on the others.
         examples: how many broken images to keep for each budget.
-        progress: called with the number of images after each batch; ``len(budgets) × restarts × correct images`` in all.
+        progress: called with the number of images after each batch: budgets × restarts × correct images in all.
 
     Raises:
         UserError: if a pixel is outside [0, 1].

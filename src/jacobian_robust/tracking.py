@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from jacobian_robust.config import describe
 from jacobian_robust.errors import UserError
+from jacobian_robust.plots import accuracy_curve
 
 __all__ = ["WandbOptions", "log_evaluation", "log_training", "read_logger", "wandb_run"]
 
@@ -86,10 +87,12 @@ def wandb_run(
         reinit="create_new",
         settings=wandb.Settings(silent=True, console="off"),
     )
-    # Lightning's steps are optimizer steps; the epoch is what curves of different batch sizes share.
-    run.define_metric("epoch", hidden=True)
-    run.define_metric("*", step_metric="epoch")
-    run.define_metric("robustness/*", step_metric="robustness/eps")
+    if job_type == "train":
+        # Lightning's steps are optimizer steps; the epoch is what curves of different batch sizes share.
+        run.define_metric("epoch", hidden=True)
+        run.define_metric("*", step_metric="epoch")
+    else:
+        run.define_metric("robustness/accuracy/*", step_metric="robustness/eps")
     try:
         yield run
     except BaseException:
@@ -117,10 +120,7 @@ def log_evaluation(
     """
     table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
     run.log({"robustness/table": table})
-    curves = {
-        model["name"]: [(0.0, model["clean_accuracy"])] + [(b["eps"], b["robust_accuracy"]) for b in model["budgets"]]
-        for model in report["models"]
-    }
+    curves = {model["name"]: accuracy_curve(model) for model in report["models"]}
     xs = [[eps for eps, _ in curve] for curve in curves.values()]
     ys = [[accuracy for _, accuracy in curve] for curve in curves.values()]
     chart = wandb.plot.line_series(xs, ys, keys=list(curves), title="Accuracy under attack", xname="eps")
@@ -128,7 +128,7 @@ def log_evaluation(
     for name, curve in curves.items():
         for eps, accuracy in curve:
             run.log({"robustness/eps": eps, f"robustness/accuracy/{name}": accuracy})
-    run.log({f"robustness/{name}": wandb.Image(figure) for name, figure in figures.items()})
+    run.log({f"figures/{name}": wandb.Image(figure) for name, figure in figures.items()})
     run.summary.update(
         {f"robust_accuracy/{name}/{eps:g}": accuracy for name, curve in curves.items() for eps, accuracy in curve}
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -25,7 +26,7 @@ from jacobian_robust.config import build, describe, plain, read_options
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import read_evaluation, report
-from jacobian_robust.files import claim, write_atomically
+from jacobian_robust.files import claim, from_here, write_atomically
 from jacobian_robust.geometry import max_distance_to_center
 from jacobian_robust.module import RobustClassifier
 from jacobian_robust.plots import training_curves
@@ -69,12 +70,12 @@ class _Run:
         return self.directory / "checkpoints" / "last.ckpt"
 
 
-def train(cfg: DictConfig) -> dict[str, float]:
+def train(cfg: DictConfig) -> dict[str, float | int]:
     """Train as ``conf/train.yaml`` describes, and return the last epoch's metrics.
 
-    With ``twin=true`` the undefended twin is trained first, and its metrics are returned with the prefix ``twin_``; with
-    ``evaluate=true`` the accuracies under attack are, as ``robust_accuracy_EPS``. All parts are made, and all options
-    checked, before the first step.
+    With ``twin=true`` the undefended twin is trained first, and its metrics are returned with the prefix ``twin_``;
+    with ``evaluate=true`` the accuracies under attack are, as ``robust_accuracy_EPS``. All parts are made, and all
+    options checked, before the first step.
 
     Raises:
         UserError: if an option, a file or a directory is at fault.
@@ -84,7 +85,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     evaluation = read_evaluation(cfg) if options.evaluate else None
     if options.twin and options.ckpt_path:
         raise UserError("ckpt_path resumes one run: set twin=false")
-    directory = Path(options.output_dir)
+    directory = from_here(options.output_dir)
     name = cfg.get("name") or _label(cfg)
     if options.twin:
         if not cfg.regularizer:
@@ -102,7 +103,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         runs = [_assemble(cfg, options, name, directory)]
     claim(directory, "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
 
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float | int] = {}
     for run in runs:
         twin = runs[0] if options.twin and run is not runs[0] else None
         metrics = {f"twin_{key}": value for key, value in metrics.items()} | _fit(run, logger, options, twin)
@@ -129,9 +130,12 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path) ->
     config = plain(cfg, without=PLACES)
     if not isinstance(epochs := cfg.trainer.max_epochs, int) or epochs < 1:
         raise UserError(f"trainer.max_epochs: give at least 1 epoch (got {epochs!r})")
+    if cfg.trainer.get("limit_train_batches", 1) == 0:
+        raise UserError("trainer.limit_train_batches=0 leaves nothing to train on; give a share or a number of batches")
     pl.seed_everything(options.seed, workers=True, verbose=False)
     datamodule: MNISTDataModule = build(cfg, "data", shuffle_seed=options.seed)
     model: nn.Module = build(cfg, "model")
+    _check_fit(model, datamodule)
     penalty: Penalty | None = build(cfg, "regularizer")
     eta: EtaSchedule = build(cfg, "eta")
     optimizer = build(cfg, "optimizer")
@@ -174,6 +178,22 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path) ->
     return _Run(cfg, name, directory, module, datamodule, trainer, record, resumed)
 
 
+def _check_fit(model: nn.Module, datamodule: MNISTDataModule) -> None:
+    """Raise a UserError unless the model maps the data's images to a logit for each class."""
+    training = model.training
+    try:
+        with torch.no_grad():
+            logits = model.eval()(torch.zeros(2, *datamodule.image_shape))
+    except RuntimeError as error:
+        raise UserError(f"model: takes no images of shape {datamodule.image_shape}: {describe(error)}") from error
+    if logits.shape != (2, datamodule.classes):
+        raise UserError(
+            f"model.classes={logits.shape[-1]}: the data has {datamodule.classes} classes, and the model must return "
+            f"(batch, {datamodule.classes}) logits, not {tuple(logits.shape)} for a batch of 2"
+        )
+    model.train(training)
+
+
 def _condition(penalty: Penalty | None, classes: int) -> dict[str, Any]:
     """Return the ε and the bound of eq. 14 that a run is measured by; without one in the penalty, the note's."""
     if isinstance(penalty, ExponentialPenalty):
@@ -209,6 +229,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # Batches are slices of a tensor in memory: workers would slow them down.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
             # Nothing is logged by step.
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
             yield
@@ -217,8 +238,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run | None) -> dict[str, float]:
-    if run.directory != Path(options.output_dir):
+def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run | None) -> dict[str, float | int]:
+    if options.twin:
         claim(run.directory, "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(run.cfg))))
     console = Console()
     console.print(f"[bold]{run.name}[/bold]: {run.trainer.max_epochs} epochs → {run.directory}")
@@ -236,10 +257,16 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
     ) as wandb:
         if wandb is not None:
             run.trainer.logger = WandbLogger(experiment=wandb)
-        with _quiet():
-            run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
-        if run.trainer.interrupted:
-            raise KeyboardInterrupt
+        try:
+            with _quiet():
+                run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
+        except SystemExit:  # Lightning's answer to an interruption
+            kept = run.last_checkpoint.is_file()
+            raise KeyboardInterrupt(
+                f"go on with ckpt_path={run.last_checkpoint}"
+                if kept
+                else "no epoch was finished, so there is no checkpoint"
+            ) from None
         seconds = time.perf_counter() - started
         metrics = run.record.rows[-1]
         figure = training_curves(
@@ -271,7 +298,7 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
     return dict(metrics)
 
 
-def _closing_table(run: _Run, metrics: Mapping[str, float], seconds: float) -> Table:
+def _closing_table(run: _Run, metrics: Mapping[str, float | int], seconds: float) -> Table:
     table = Table(title=f"{run.name}: {len(run.record.rows)} epochs, {seconds:.0f} s", title_justify="left")
     table.add_column("")
     validation_name = run.datamodule.validation_name

@@ -1,0 +1,93 @@
+"""Real training and a real attack on real MNIST images, once, for many tests to look at."""
+
+import runpy
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+ROOT = Path(__file__).parents[2]
+
+SHORT = ["trainer.enable_progress_bar=false", "data.validation_size=200", "monitor_images=50"]
+"""Overrides that make a training a matter of seconds."""
+
+
+def composed(config: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(config, list(overrides))
+
+
+@dataclass
+class Result:
+    status: int
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """The one line that a user's mistake ends in."""
+        lines = [line for line in self.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, self.stderr
+        assert "Traceback" not in self.stderr
+        return lines[0]
+
+
+Door = Callable[..., Result]
+
+
+@pytest.fixture
+def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Door:
+    """Run ``train.py`` or ``evaluate.py`` with command-line arguments, in this process, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        status: Any = 0
+        try:
+            runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
+        except SystemExit as exit_:
+            status = exit_.code
+        return Result(int(status or 0), capfd.readouterr().err)
+
+    return run
+
+
+@dataclass
+class Trained:
+    directory: Path
+    metrics: dict[str, float]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.directory / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A twin pair, trained for two short epochs with a strong penalty and attacked; its W&B runs are offline."""
+    from jacobian_robust.training import train
+
+    directory = tmp_path_factory.mktemp("runs") / "pair"
+    cfg = composed(
+        "train",
+        *SHORT,
+        "twin=true",
+        "evaluate=true",
+        "limit=60",
+        "attack.eps=[0.05,0.1]",
+        "attack.steps=5",
+        "attack.step_size=0.02",
+        "regularizer.probes=1",
+        "regularizer.chart=sphere",
+        "eta=constant",
+        "eta.value=0.5",
+        "optimizer.lr=0.1",
+        "trainer.max_epochs=2",
+        "trainer.limit_train_batches=60",
+        f"output_dir={directory}",
+    )
+    return Trained(directory, train(cfg))

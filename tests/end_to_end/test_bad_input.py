@@ -1,0 +1,188 @@
+"""A user's mistake ends in one clear line that names it, with a non-zero status, before any work, and nothing is lost."""
+
+import gzip
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from .conftest import ROOT, SHORT
+
+TRAIN = [
+    (["eta.mx=0.006"], "eta.mx", "mx"),
+    (["regularizer=frobenious"], "frobenious", "frobenius"),
+    (["optimiser=sgd"], "optimiser", ""),
+    (["experiment=nothing"], "nothing", "quickstart"),
+    (["+regularizer.strength=3"], "regularizer.strength", "unexpected"),
+    (["eta.max=1.5"], "eta.max", "less than or equal to 1"),
+    (["eta.min=-0.1"], "eta.min", "greater than 0"),
+    (["eta.min=0.1", "eta.max=0.01"], "min=0.1 is larger than max=0.01", "eta"),
+    (["eta=constant", "eta.value=2"], "eta.value", "less than or equal to 1"),
+    (["eta.max=high"], "eta.max", "valid number"),
+    (["regularizer.eps=0", "regularizer.delta_over_eps=null"], "regularizer.eps", "greater than 0"),
+    (["regularizer.eps=1"], "both are set", "regularizer"),
+    (["regularizer.delta_over_eps=null"], "neither is set", "regularizer"),
+    (["regularizer.cap=0"], "regularizer.cap", "greater than 0"),
+    (["regularizer.probes=0"], "regularizer.probes", "greater than 0"),
+    (["regularizer.chart=flat"], "regularizer.chart", "'stereographic' or 'sphere'"),
+    (["model.classes=1"], "model.classes", "greater than or equal to 2"),
+    (["model.image_size=4"], "model.image_size", "greater than or equal to 6"),
+    (["model.classes=5"], "model.classes=5", "10 classes"),
+    (["model.image_size=32"], "model", "28"),
+    (["optimizer.lr=-1"], "optimizer", "learning rate"),
+    (["optimizer.lr=fast"], "optimizer", ""),
+    (["data.batch_size=0"], "data.batch_size", "greater than 0"),
+    (["data.validation_size=60000"], "data.validation_size=60000", "60000"),
+    (["data.validate_on_test=true"], "data.validate_on_test", "data.validation_size=0"),
+    (["data.root=/nonexistent"], "/nonexistent", "data.root"),
+    (["trainer.max_epochs=0"], "trainer.max_epochs", "at least 1"),
+    (["trainer.max_epochs=-1"], "trainer.max_epochs", "at least 1"),
+    (["trainer.accelerator=abacus"], "trainer", "abacus"),
+    (["trainer.limit_train_batches=0"], "trainer.limit_train_batches", "nothing to train on"),
+    (["+trainer.speed=3"], "trainer", "speed"),
+    (["seed=-1"], "seed", "greater than or equal to 0"),
+    (["seed=zero"], "seed", "integer"),
+    (["monitor_images=-1"], "monitor_images", "greater than or equal to 0"),
+    (["logger.offline=perhaps"], "logger.offline", "boolean"),
+    (["logger.projekt=x"], "logger.projekt", ""),
+    (["ckpt_path=missing.ckpt"], "missing.ckpt", "does not exist"),
+    (["twin=true", "regularizer=none"], "twin", "regularizer"),
+    (["evaluate=true", "attack.eps=[-0.1]"], "attack.eps", "greater than or equal to 0"),
+    (["evaluate=true", "attack.steps=0"], "attack.steps", "greater than 0"),
+    (["evaluate=true", "limit=0"], "limit", "greater than 0"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "name", "remedy"), TRAIN, ids=[" ".join(o) for o, *_ in TRAIN])
+def test_wrong_training_options(door, tmp_path, overrides, name, remedy):
+    result = door("train", *overrides, "hydra.run.dir=run")
+    assert result.status == 1
+    assert name in result.error
+    assert remedy in result.error
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+EVALUATE = [
+    ([], "checkpoint=RUN_OR_FILE is missing", ""),
+    (["checkpoint=nowhere"], "checkpoint=nowhere", "no such file"),
+    (["checkpoint=GOOD", "attack=pdg"], "pdg", "pgd_linf"),
+    (["checkpoint=GOOD", "attack.eps=[]"], "attack.eps", "at least 1"),
+    (["checkpoint=GOOD", "attack.eps=[0.1,-1]"], "attack.eps", "greater than or equal to 0"),
+    (["checkpoint=GOOD", "attack.steps=0"], "attack.steps", "greater than 0"),
+    (["checkpoint=GOOD", "attack.restarts=0"], "attack.restarts", "greater than 0"),
+    (["checkpoint=GOOD", "attack.step_size=-1"], "attack.step_size", "greater than 0"),
+    (["checkpoint=GOOD", "attack.norm=l3"], "attack.norm", "'linf' or 'l2'"),
+    (["checkpoint=GOOD", "limit=-3"], "limit", "greater than 0"),
+    (["checkpoint=GOOD", "model=lenet", "model.classes=7"], "another architecture", "size mismatch"),
+    (["checkpoint=GOOD", "data=mnist", "data.root=/nonexistent"], "/nonexistent", "data.root"),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name", "remedy"), EVALUATE, ids=[" ".join(o) or "nothing" for o, *_ in EVALUATE]
+)
+def test_wrong_evaluation_options(door, tmp_path, trained, overrides, name, remedy):
+    overrides = [o.replace("GOOD", str(trained.directory / "none")) for o in overrides]
+    result = door("evaluate", *overrides, "logger=csv", "hydra.run.dir=run")
+    assert result.status == 1
+    assert name in result.error
+    assert remedy in result.error
+    assert not list(tmp_path.rglob("robustness.*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda good: b"", "cannot be read"),
+        (lambda good: good[: len(good) // 2], "cannot be read"),
+        (lambda good: b"#!/bin/sh\necho hello\n", "cannot be read"),
+    ],
+    ids=["empty", "truncated", "foreign"],
+)
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_damaged_checkpoints(door, tmp_path, trained, content, message, name):
+    good = (trained.directory / "none" / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "bad.ckpt").write_bytes(content(good))
+    result = door(name, f"{'ckpt_path' if name == 'train' else 'checkpoint'}=bad.ckpt", "hydra.run.dir=run")
+    assert result.status == 1
+    assert "bad.ckpt" in result.error
+    assert message in result.error
+
+
+def test_a_checkpoint_of_something_else(door, tmp_path):
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.ckpt")
+    assert "was not written by jacobian_robust" in door("evaluate", "checkpoint=other.ckpt").error
+    torch.save([1, 2], tmp_path / "list.ckpt")
+    assert "was not written by jacobian_robust" in door("evaluate", "checkpoint=list.ckpt").error
+
+
+def test_an_empty_directory_of_checkpoints(door, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "no .ckpt file" in door("evaluate", "checkpoint=empty").error
+
+
+def test_going_on_from_a_finished_run_or_another_network(door, trained):
+    checkpoint = trained.directory / "none" / "checkpoints" / "last.ckpt"
+    assert "raise trainer.max_epochs above 2" in door("train", f"ckpt_path={checkpoint}", "trainer.max_epochs=2").error
+    wide = door("train", f"ckpt_path={checkpoint}", "model.image_size=30", "trainer.max_epochs=9")
+    assert "model" in wide.error
+
+
+def test_results_are_never_overwritten(door, tmp_path, trained):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("precious")
+    assert "already holds a result" in door("train", *SHORT, "logger=csv", "hydra.run.dir=run").error
+    assert "already holds a result" in door("evaluate", f"checkpoint={trained.directory}", "hydra.run.dir=run").error
+    assert [path.name for path in run.iterdir()] == ["config.yaml"]
+    assert (run / "config.yaml").read_text() == "precious"
+
+
+def test_a_directory_that_cannot_be_written(door, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in door("train", "hydra.run.dir=file/run").error
+
+
+def test_damaged_data(door, tmp_path):
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    shutil.copytree(ROOT / "data" / "MNIST" / "raw", raw)
+    (raw / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"nonsense"))
+    result = door("train", "hydra.run.dir=run")
+    assert "train-labels-idx1-ubyte.gz is damaged" in result.error
+
+
+def test_a_sweep_runs_its_other_jobs_and_fails_in_the_end(door, tmp_path):
+    result = door(
+        "train", "-m", "eta.max=0.006,7", "regularizer.probes=1", *SHORT, "logger=csv", "trainer.max_epochs=1",
+        "trainer.limit_train_batches=1", "hydra.sweep.dir=sweep",
+    )  # fmt: skip
+    assert result.status == 1
+    assert "eta.max" in result.error
+    assert len(list((tmp_path / "sweep").rglob("summary.json"))) == 1
+
+
+def test_an_interrupted_run_keeps_its_last_checkpoint_and_says_how_to_go_on(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), *SHORT, "logger=csv", "regularizer=none", "hydra.run.dir=run"]
+    command += ["trainer.limit_train_batches=3", "trainer.max_epochs=100000"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    try:
+        for _ in range(600):
+            if checkpoint.exists() or process.poll() is not None:
+                break
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, stderr
+    assert f"ckpt_path={os.path.join('run', 'checkpoints', 'last.ckpt')}" in stderr
+    assert "Traceback" not in stderr
+    assert torch.load(checkpoint, weights_only=True)["jacobian_robust"]
+    assert not (tmp_path / "run" / "summary.json").exists()

@@ -1,0 +1,95 @@
+"""Every shipped config, composed and made; every command of the README, composed."""
+
+import re
+import shlex
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from jacobian_robust.callbacks import EtaSchedule
+from jacobian_robust.config import build, plain
+from jacobian_robust.evaluation import read_evaluation
+from jacobian_robust.regularizers import Penalty
+from jacobian_robust.tracking import read_logger
+
+from .conftest import ROOT, composed
+
+CHOICES = [
+    (group.name, choice.stem)
+    for group in sorted((ROOT / "conf").iterdir())
+    if group.is_dir() and group.name not in ("hydra", "experiment")
+    for choice in sorted(group.glob("*.yaml"))
+]
+EXPERIMENTS = [path.stem for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_of_every_group_can_be_made(group, choice):
+    cfg = composed("train", f"{group}={choice}", "output_dir=somewhere")
+    assert plain(cfg)["seed"] == 0
+    if group == "logger":
+        assert (read_logger(cfg) is None) == (choice == "csv")
+    elif group == "attack":
+        assert read_evaluation(cfg).attack.name == choice
+    else:
+        made = build(cfg, group)
+        assert (made is None) == (choice == "none")
+        if group == "eta":
+            assert isinstance(made, EtaSchedule)
+        if group == "regularizer" and made is not None:
+            assert isinstance(made, Penalty)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_can_be_made_and_tells_its_command(experiment):
+    cfg = composed("train", f"experiment={experiment}", "output_dir=somewhere")
+    for group in ("data", "model", "regularizer", "eta", "optimizer", "trainer", "attack"):
+        build(cfg, group)
+    header = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
+    assert f"python train.py experiment={experiment}" in header
+    assert "Cost:" in header
+    assert "Result:" in header
+
+
+def test_the_notes_experiments_are_the_notes():
+    vanilla, regularized = (composed("train", f"experiment=note_{name}") for name in ("vanilla", "regularized"))
+    for cfg in (vanilla, regularized):
+        assert cfg.trainer.max_epochs == 30
+        assert cfg.data.batch_size == 32
+        assert cfg.data.validation_size == 0
+        assert cfg.optimizer.lr == 0.01
+    assert vanilla.regularizer is None
+    assert regularized.regularizer.delta_over_eps == 1e-3
+    assert (regularized.eta.min, regularized.eta.max) == (0.002, 0.006)
+
+
+@pytest.mark.parametrize("group", sorted({group for group, _ in CHOICES}))
+def test_every_choice_says_what_it_is(group):
+    for path in (ROOT / "conf" / group).glob("*.yaml"):
+        lines = path.read_text().splitlines()
+        assert lines[0].startswith("#"), f"{path} opens without saying what it is"
+
+
+def readme_commands():
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    commands = [part for block in blocks for line in block.splitlines() for part in line.split("&&")]
+    return [shlex.split(c, comments=True) for c in commands if re.search(r"\b(train|evaluate)\.py\b", c)]
+
+
+@pytest.mark.parametrize("command", readme_commands(), ids=" ".join)
+def test_the_readmes_commands_compose(command):
+    (door,) = [index for index, word in enumerate(command) if word.endswith((".py",))]
+    arguments = [word for word in command[door + 1 :] if not word.startswith("-")]
+    parser = OverridesParser.create()
+    single = []
+    for override in parser.parse_overrides(arguments):
+        value = (
+            next(override.sweep_string_iterator())
+            if override.is_sweep_override()
+            else override.get_value_element_as_str()
+        )
+        if not override.is_hydra_override():
+            single.append(f"{override.key_or_group}={value}")
+    cfg = composed(command[door].removesuffix(".py"), *single)
+    assert cfg.attack.name

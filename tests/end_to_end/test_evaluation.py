@@ -1,0 +1,144 @@
+import csv
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+
+from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
+from jacobian_robust.errors import UserError
+from jacobian_robust.evaluation import evaluate
+
+from . import wandb_records
+from .conftest import composed
+
+ATTACK = ["attack.steps=5", "attack.step_size=0.02", "attack.eps=[0,0.05,0.1]", "limit=80"]
+
+
+def run(tmp_path, *overrides):
+    return evaluate(composed("evaluate", *ATTACK, f"output_dir={tmp_path}/results", *overrides))
+
+
+def test_a_real_attack_is_reported_in_full(trained, tmp_path):
+    report = run(tmp_path, f"checkpoint={trained.directory}/none", "attack.restarts=2", "seed=3")
+    results = tmp_path / "results"
+    assert json.loads((results / "robustness.json").read_text()) == json.loads(json.dumps(report))
+    (model,) = report["models"]
+    zero, small, large = model["budgets"]
+    assert model["images"] == 80
+    assert zero["correct"] == zero["attacked"] == model["clean_correct"]
+    assert zero["correct"] >= small["correct"] >= large["correct"]
+    assert large["correct"] < model["clean_correct"]
+    assert large["share_of_attacked"] == large["correct"] / large["attacked"]
+    assert large["robust_accuracy"] == large["correct"] / 80
+    assert report["attack"]["restarts"] == 2
+    assert report["seed"] == 3
+    assert report["versions"]["torchattacks"] == "3.5.1"
+    with (results / "robustness.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [int(row["correct"]) for row in table] == [b["correct"] for b in model["budgets"]]
+    assert {row["sha256"] for row in table} == {model["sha256"]}
+    assert {row["attack_steps"] for row in table} == {"5"}
+    for picture in ("accuracy.png", "adversarial_examples.png"):
+        assert (results / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_wandb_run_of_an_evaluation_holds_table_curve_and_images(trained, tmp_path):
+    report = run(tmp_path, f"checkpoint={trained.directory}/none")
+    (offline,) = (tmp_path / "results" / "wandb").glob("offline-run-*")
+    records = wandb_records.read_records(offline)
+    assert next(record.run.job_type for record in records if record.HasField("run")) == "evaluation"
+    logged = {key: value for row in wandb_records.history(records) for key, value in row.items()}
+    assert logged["robustness/table/_type"] == "table-file"
+    assert logged["figures/adversarial_examples/_type"] == "image-file"
+    assert any(key.startswith("robustness/curve") for key in logged)
+    curve = [
+        (row["robustness/eps"], row["robustness/accuracy/none"])
+        for row in wandb_records.history(records)
+        if "robustness/eps" in row
+    ]
+    (model,) = report["models"]
+    assert curve == [(b["eps"], b["robust_accuracy"]) for b in model["budgets"]]  # the first budget is 0
+    assert curve[0] == (0, model["clean_accuracy"])
+    assert wandb_records.exit_code(records) == 0
+
+
+def test_the_same_evaluation_twice_gives_the_same_counts(trained, tmp_path):
+    first, second = (run(tmp_path / str(i), f"checkpoint={trained.directory}/none") for i in (0, 1))
+    assert first["models"] == second["models"]
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd_l2"])
+def test_other_attacks_work_by_name(trained, tmp_path, attack):
+    report = evaluate(
+        composed(
+            "evaluate",
+            f"attack={attack}",
+            "limit=20",
+            "logger=csv",
+            f"checkpoint={trained.directory}/none",
+            f"output_dir={tmp_path}/r",
+        )
+    )
+    assert report["attack"]["name"] == attack
+    assert not (tmp_path / "r" / "wandb").exists()
+
+
+def test_a_directory_of_runs_and_a_list_give_one_table(trained, tmp_path):
+    whole = run(tmp_path / "a", f"checkpoint={trained.directory}", "logger=csv")
+    listed = run(tmp_path / "b", f"checkpoint=[{trained.directory}/frobenius,{trained.directory}/none]", "logger=csv")
+    assert [model["name"] for model in whole["models"]] == ["frobenius", "none"]
+    assert whole["models"] == listed["models"]
+    assert (tmp_path / "a" / "results" / "adversarial_examples_frobenius.png").is_file()
+
+
+def test_a_checkpoint_is_enough_by_itself(trained, tmp_path):
+    alone = tmp_path / "elsewhere" / "model.ckpt"
+    alone.parent.mkdir()
+    shutil.copy(trained.directory / "none" / "checkpoints" / "last.ckpt", alone)
+    report = run(tmp_path, f"checkpoint={alone}", "logger=csv")
+    original = run(tmp_path / "original", f"checkpoint={trained.directory}/none", "logger=csv")
+    assert report["models"][0]["budgets"] == original["models"][0]["budgets"]
+
+
+class Payload:
+    def __reduce__(self):
+        return (exec, ("import pathlib; pathlib.Path('owned').touch()",))
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda thing, path: path.write_bytes(pickle.dumps(thing))])
+def test_a_malicious_checkpoint_runs_nothing(tmp_path, monkeypatch, save):
+    monkeypatch.chdir(tmp_path)
+    save({"state_dict": Payload()}, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match=r"evil.ckpt cannot be read as tensors and plain values"):
+        load_checkpoint(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "jacobian_robust.models.nn.Linear", "jacobian_robust.models.validate_call", "", "pathlib.Path"],
+)
+def test_a_checkpoint_cannot_choose_what_is_called(trained, tmp_path, target):
+    stored = torch.load(trained.directory / "none" / "checkpoints" / "last.ckpt", weights_only=True)
+    stored["jacobian_robust"]["config"]["model"] = {"_target_": target}
+    torch.save(stored, tmp_path / "odd.ckpt")
+    with pytest.raises(UserError, match="not run on a file's word"):
+        load_checkpoint(tmp_path / "odd.ckpt").model()
+
+
+def test_a_model_named_by_the_user_takes_the_weights(trained, tmp_path):
+    stored = torch.load(trained.directory / "none" / "checkpoints" / "last.ckpt", weights_only=True)
+    stored["jacobian_robust"]["config"]["model"] = {"_target_": "mylab.Net"}
+    torch.save(stored, tmp_path / "foreign.ckpt")
+    report = run(tmp_path, f"checkpoint={tmp_path}/foreign.ckpt", "model=lenet", "logger=csv")
+    original = run(tmp_path / "original", f"checkpoint={trained.directory}/none", "logger=csv")
+    assert report["models"][0]["budgets"] == original["models"][0]["budgets"]
+
+
+def test_checkpoints_are_found_in_files_runs_and_trees(trained):
+    none, frobenius = (trained.directory / name / "checkpoints" / "last.ckpt" for name in ("none", "frobenius"))
+    assert find_checkpoints([none]) == find_checkpoints([none.parents[1]]) == [none]
+    assert find_checkpoints([trained.directory]) == [frobenius, none]
+    assert find_checkpoints([none, trained.directory]) == [none, frobenius]

@@ -1,0 +1,208 @@
+import csv
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from jacobian_robust.callbacks import METRICS
+from jacobian_robust.checkpoints import load_checkpoint
+from jacobian_robust.training import train
+
+from . import wandb_records
+from .conftest import ROOT, SHORT, composed
+
+PNG = b"\x89PNG"
+
+
+def rows(directory):
+    with (directory / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", ["none", "frobenius"])
+def test_a_run_directory_holds_what_it_should(trained, name):
+    directory = trained.directory / name
+    config = OmegaConf.load(directory / "config.yaml")
+    assert config.seed == 0
+    assert config.trainer.max_epochs == 2
+    assert (config.regularizer is None) == (name == "none")
+    assert (directory / "curves.png").read_bytes().startswith(PNG)
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["steps"] == 120
+    assert summary["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert (directory / summary["checkpoint"]).is_file()
+
+
+def test_metrics_have_a_row_an_epoch_with_every_measurement(trained):
+    table = rows(trained.directory / "frobenius")
+    assert [row["epoch"] for row in table] == ["1", "2"]
+    columns = ["epoch", "eta", *(f"{stage}_{m}" for stage in ("train", "validation") for m in METRICS), "seconds"]
+    assert list(table[0]) == columns
+    assert all(math.isfinite(float(value)) for row in table for value in row.values())
+    assert {row["eta"] for row in table} == {"0.5"}
+    for row in table:
+        loss, cross_entropy, penalty = (float(row[f"train_{m}"]) for m in ("loss", "cross_entropy", "penalty"))
+        assert loss == pytest.approx(0.5 * cross_entropy + 0.5 * penalty, rel=1e-4)
+    undefended = rows(trained.directory / "none")
+    assert {row["train_penalty"] for row in undefended} == {""}
+    assert {row["eta"] for row in undefended} == {"0.0"}
+
+
+def test_training_learns_and_the_penalty_shrinks_the_jacobian(trained):
+    metrics = trained.metrics
+    assert metrics["validation_accuracy"] > 0.7
+    assert metrics["twin_validation_accuracy"] > 0.7
+    assert metrics["validation_jacobian_norm"] < 0.8 * metrics["twin_validation_jacobian_norm"]
+
+
+def test_training_with_evaluation_returns_the_accuracies_under_attack(trained):
+    report = json.loads((trained.directory / "evaluation" / "robustness.json").read_text())
+    twin, robust = report["models"]
+    assert (twin["name"], robust["name"]) == ("none", "frobenius")
+    assert trained.metrics["robust_accuracy_0.1"] == robust["budgets"][1]["robust_accuracy"]
+    assert trained.metrics["twin_robust_accuracy_0.1"] == twin["budgets"][1]["robust_accuracy"]
+    assert twin["images"] == robust["images"] == 60
+
+
+def test_twins_begin_alike(trained):
+    """Same seed, same data: without a step the two networks are the same."""
+    a, b = (load_checkpoint(trained.directory / name / "checkpoints" / "last.ckpt") for name in ("none", "frobenius"))
+    assert a.config["seed"] == b.config["seed"]
+    assert a.config["data"] == b.config["data"]
+    assert a.state_dict.keys() == b.state_dict.keys()
+    assert not torch.equal(a.state_dict["layers.0.weight"], b.state_dict["layers.0.weight"])
+
+
+def test_wandb_offline_run_holds_config_history_curves_and_success(trained):
+    directory = trained.directory / "frobenius"
+    (offline,) = (directory / "wandb").glob("offline-run-*")
+    records = wandb_records.read_records(offline)
+    run = next(record.run for record in records if record.HasField("run"))
+    assert run.project == "jacobian_robust"
+    assert run.display_name == "frobenius-seed0"
+    assert run.job_type == "train"
+    assert run.run_group == trained.directory.name
+    assert {"frobenius", "MNIST", "LeNet"} <= set(run.tags)
+    config = wandb_records.config(records)
+    assert config["regularizer"]["chart"] == "sphere"
+    assert config["optimizer"]["lr"] == 0.1
+    logged = wandb_records.history(records)
+    epochs = [row for row in logged if "validation/accuracy" in row]
+    assert [row["validation/accuracy"] for row in epochs] == pytest.approx(
+        [float(row["validation_accuracy"]) for row in rows(directory)], rel=1e-6
+    )
+    assert [row["eta"] for row in epochs] == [0.5, 0.5]
+    assert [row["epoch"] for row in epochs] == [1, 2]
+    assert any(row.get("curves/_type") == "image-file" for row in logged)
+    metrics = {
+        record.metric.name or record.metric.glob_name: record.metric for record in records if record.HasField("metric")
+    }
+    assert metrics["*"].step_metric == "epoch"
+    assert wandb_records.exit_code(records) == 0
+
+
+def test_wandb_run_of_a_failed_training_says_so(tmp_path):
+    cfg = composed("train", *SHORT, "optimizer.lr=1e20", "trainer.limit_train_batches=5", f"output_dir={tmp_path}/run")
+    cfg.regularizer = None
+    with pytest.raises(ValueError, match="training diverged: the mean loss of epoch 1 is nan"):
+        train(cfg)
+    (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert wandb_records.exit_code(wandb_records.read_records(offline)) == 1
+    assert len(rows(tmp_path / "run")) == 1
+
+
+def short_run(directory, *overrides):
+    train(
+        composed(
+            "train",
+            *SHORT,
+            "logger=csv",
+            "regularizer.probes=1",
+            "trainer.limit_train_batches=4",
+            f"output_dir={directory}",
+            *overrides,
+        )
+    )
+    return load_checkpoint(directory / "checkpoints" / "last.ckpt")
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
+    """Order of the images, η and the probes' signs go on where they were."""
+    whole = short_run(tmp_path / "whole", "trainer.max_epochs=2", "eta=constant")
+    first = short_run(tmp_path / "first", "trainer.max_epochs=1", "eta=constant")
+    assert first.epochs == 1
+    with pytest.warns(UserWarning, match="trainer was"):
+        second = short_run(
+            tmp_path / "second",
+            "trainer.max_epochs=2",
+            "eta=constant",
+            f"ckpt_path={tmp_path}/first/checkpoints/last.ckpt",
+        )
+    assert second.epochs == 2
+    for name, weight in whole.state_dict.items():
+        assert torch.equal(weight, second.state_dict[name])
+    ours, theirs = rows(tmp_path / "second"), rows(tmp_path / "whole")
+    for row in (*ours, *theirs):
+        del row["seconds"]
+    assert ours == theirs
+
+
+def test_a_resumed_run_has_the_eta_of_its_epoch(tmp_path):
+    short_run(tmp_path / "first", "trainer.max_epochs=1")
+    with pytest.warns(UserWarning, match="trainer was"):
+        second = short_run(
+            tmp_path / "second", "trainer.max_epochs=3", f"ckpt_path={tmp_path}/first/checkpoints/last.ckpt"
+        )
+    assert [row["eta"] for row in second.rows] == pytest.approx([0.002, 0.002 * 3**0.5, 0.006])
+
+
+def test_seeds_decide_the_weights_and_zero_is_one_of_them(tmp_path):
+    runs = [short_run(tmp_path / str(i), "trainer.max_epochs=1", f"seed={seed}") for i, seed in enumerate((0, 0, 1))]
+    weights = [run.state_dict["layers.0.weight"] for run in runs]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_edge_cases_of_size_work(tmp_path):
+    """One epoch, no validation images, a batch larger than the data set, curves on the test set."""
+    run = short_run(
+        tmp_path / "run",
+        "trainer.max_epochs=1",
+        "data.validation_size=59990",
+        "data.batch_size=64",
+        "trainer.limit_val_batches=1",
+    )
+    assert run.epochs == 1
+    run = short_run(tmp_path / "none", "trainer.max_epochs=1", "data.validation_size=0")
+    assert "validation_loss" not in run.rows[0]
+    run = short_run(
+        tmp_path / "test",
+        "trainer.max_epochs=1",
+        "data.validation_size=0",
+        "data.validate_on_test=true",
+        "trainer.limit_val_batches=1",
+    )
+    assert "validation_loss" in run.rows[0]
+
+
+def test_sweep_gives_each_run_its_own_directory_and_wandb_run(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), "-m", "regularizer=none,frobenius", "seed=0,1", *SHORT]
+    command += ["trainer.max_epochs=1", "trainer.limit_train_batches=2", f"hydra.sweep.dir={tmp_path}/sweep"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    runs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert len(runs) == 4
+    seen = set()
+    for run in runs:
+        (offline,) = (run / "wandb").glob("offline-run-*")
+        records = wandb_records.read_records(offline)
+        config = OmegaConf.load(run / "config.yaml")
+        assert wandb_records.config(records)["seed"] == config.seed
+        assert wandb_records.exit_code(records) == 0
+        seen.add((config.regularizer is None, config.seed, offline.name))
+        assert len(rows(run)) == 1
+    assert len({(penalised, seed) for penalised, seed, _ in seen}) == 4
+    assert len({name for *_, name in seen}) == 4

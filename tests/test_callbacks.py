@@ -1,0 +1,57 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import nn
+
+from jacobian_robust.callbacks import ConstantEta, GeometricEta, JacobianMonitor
+from jacobian_robust.jacobian import frobenius_norm
+
+
+@given(st.floats(1e-6, 1), st.floats(1e-6, 1), st.integers(2, 100))
+def test_geometric_eta_goes_from_min_to_max_by_equal_ratios(a, b, epochs):
+    low, high = sorted((a, b))
+    schedule = GeometricEta(min=low, max=high)
+    etas = [schedule.eta(epoch, epochs) for epoch in range(epochs)]
+    assert etas[0] == pytest.approx(low)
+    assert etas[-1] == pytest.approx(high)
+    ratios = [later / earlier for earlier, later in zip(etas, etas[1:], strict=False)]
+    assert ratios == pytest.approx([(high / low) ** (1 / (epochs - 1))] * len(ratios))
+
+
+def test_geometric_eta_is_the_notes():
+    schedule = GeometricEta(min=0.002, max=0.006)
+    assert schedule.eta(0, 30) == pytest.approx(0.002)
+    assert schedule.eta(14, 30) == pytest.approx(0.002 * 3 ** (14 / 29))
+    assert schedule.eta(29, 30) == pytest.approx(0.006)
+
+
+def test_one_epoch_divides_by_nothing():
+    assert GeometricEta(min=0.002, max=0.006).eta(0, 1) == 0.002
+
+
+def test_constant_eta_is_constant():
+    assert {ConstantEta(value=0.005).eta(epoch, 30) for epoch in range(30)} == {0.005}
+    assert ConstantEta(value=0).eta(0, 1) == 0
+
+
+@pytest.mark.parametrize("options", [{"min": 0.01, "max": 0.001}, {"min": 0, "max": 0.1}, {"min": 0.1, "max": 1.5}])
+def test_impossible_schedules_are_refused(options):
+    with pytest.raises(ValidationError):
+        GeometricEta(**options)
+    with pytest.raises(ValidationError):
+        ConstantEta(value=-0.1)
+
+
+def test_monitor_measures_the_exact_mean_norm_and_the_condition():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 4))
+    images = torch.rand(60, 1, 3, 3)
+    inputs = images.clone().requires_grad_()
+    expected = frobenius_norm(model(inputs), inputs).mean().item()
+    with torch.no_grad():
+        wide = JacobianMonitor(60, eps=1e6, bound="center").measure(model, images)
+        narrow = JacobianMonitor(60, eps=1e-6, bound="center").measure(model, images)
+    assert wide["jacobian_norm"] == pytest.approx(expected, rel=1e-5)
+    assert (wide["condition_satisfied"], narrow["condition_satisfied"]) == (0, 1)

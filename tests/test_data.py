@@ -1,0 +1,123 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from jacobian_robust.data import FashionMNISTDataModule, ImageDataset, MNISTDataModule
+from jacobian_robust.errors import UserError
+
+RAW = Path(__file__).parents[1] / "data" / "MNIST" / "raw"
+
+
+@pytest.fixture(scope="module")
+def mnist() -> MNISTDataModule:
+    datamodule = MNISTDataModule(validation_size=1000)
+    datamodule.prepare_data()
+    datamodule.setup()
+    return datamodule
+
+
+def test_splits_have_the_asked_sizes_and_cover_the_training_set(mnist):
+    assert [len(mnist.split(name)) for name in ("train", "validation", "test")] == [59_000, 1000, 10_000]
+    everything = MNISTDataModule(validation_size=0)
+    everything.setup("fit")
+    assert len(everything.split("train")) == 60_000
+    assert everything.val_dataloader() == []
+    labels = torch.cat([mnist.split("train").labels, mnist.split("validation").labels])
+    assert torch.equal(labels.bincount(), everything.split("train").labels.bincount())
+    pixels = mnist.split("train").images.long().sum() + mnist.split("validation").images.long().sum()
+    assert pixels == everything.split("train").images.long().sum()
+
+
+def test_held_out_images_follow_the_split_seed_alone(mnist):
+    same, other = (
+        MNISTDataModule(validation_size=1000, shuffle_seed=5),
+        MNISTDataModule(validation_size=1000, split_seed=1),
+    )
+    for datamodule in (same, other):
+        datamodule.setup("fit")
+    assert torch.equal(same.split("validation").images, mnist.split("validation").images)
+    assert not torch.equal(other.split("validation").images, mnist.split("validation").images)
+
+
+def test_batches_are_pixels_in_the_unit_interval_and_labels(mnist):
+    images, labels = next(iter(mnist.train_dataloader()))
+    assert images.shape == (32, 1, 28, 28)
+    assert images.dtype == torch.float32
+    assert (images.min(), images.max()) == (0, 1)
+    assert labels.shape == (32,)
+
+
+def test_order_is_a_function_of_seed_and_epoch(mnist):
+    def labels(seed, epoch):
+        datamodule = MNISTDataModule(validation_size=1000, shuffle_seed=seed)
+        datamodule._splits = mnist._splits
+        loader = datamodule.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        return next(iter(loader))[1].tolist()
+
+    assert labels(0, 3) == labels(0, 3)
+    assert labels(0, 3) != labels(0, 4)
+    assert labels(0, 3) != labels(1, 3)
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(100, [33]), (16, [16, 16, 1]), (33, [33])])
+def test_an_epoch_sees_every_image_once_whatever_the_batch_size(batch_size, sizes):
+    datamodule = MNISTDataModule(batch_size=batch_size)
+    images = torch.arange(33, dtype=torch.uint8).view(33, 1, 1, 1)
+    datamodule._splits["train"] = ImageDataset(images, torch.arange(33))
+    batches = list(datamodule.train_dataloader())
+    assert [len(labels) for _, labels in batches] == sizes
+    assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == list(range(33))
+    assert all(torch.equal((pixels.flatten() * 255).round().long(), labels) for pixels, labels in batches)
+
+
+def test_test_curves_are_only_for_runs_without_validation_images():
+    with pytest.raises(UserError, match="validation_size=0"):
+        MNISTDataModule(validate_on_test=True)
+    datamodule = MNISTDataModule(validate_on_test=True, validation_size=0)
+    datamodule.setup("fit")
+    assert datamodule.validation_name == "test"
+    assert len(datamodule.val_dataloader().dataset) == 10_000
+
+
+def test_a_split_that_leaves_nothing_is_refused():
+    with pytest.raises(UserError, match="leaves nothing"):
+        MNISTDataModule(validation_size=60_000)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    shutil.copytree(RAW, raw)
+    archive = raw / "t10k-labels-idx1-ubyte.gz"
+    archive.write_bytes(archive.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte.gz is damaged .* restore it"):
+        MNISTDataModule(root=str(tmp_path)).prepare_data()
+
+
+def test_missing_files_that_cannot_be_downloaded_are_named(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
+    for cls in (MNISTDataModule, FashionMNISTDataModule):
+        with pytest.raises(UserError, match=f"{cls.dataset_class.__name__}: files missing in .* set data.root"):
+            cls(root=str(tmp_path)).prepare_data()
+
+
+def test_reading_leaves_the_shipped_folder_as_it_was(mnist):
+    assert sorted(path.name for path in RAW.iterdir()) == sorted(
+        f"{split}-{kind}-ubyte.gz" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+    )
+
+
+def test_fashion_mnist_is_found_in_its_directory(tmp_path, monkeypatch):
+    """Files of the same format under its name: MNIST's, with the expected sums adjusted."""
+    shutil.copytree(RAW, tmp_path / "FashionMNIST" / "raw")
+    resources = MNISTDataModule.dataset_class.resources
+    monkeypatch.setattr(FashionMNISTDataModule.dataset_class, "resources", resources)
+    datamodule = FashionMNISTDataModule(root=str(tmp_path))
+    datamodule.prepare_data()
+    datamodule.setup("test")
+    assert len(datamodule.split("test")) == 10_000
