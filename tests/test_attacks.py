@@ -11,7 +11,7 @@ PGD_OPTIONS = {"name": "pgd", "norm": "linf", "eps": [0.1], "steps": 10, "step_s
 
 
 class Linear(nn.Module):
-    """Two classes, separated by the mean pixel at 0.5: an ℓ∞ attack succeeds exactly when its budget exceeds |mean - 0.5|."""
+    """Two classes, parted by the mean pixel at 0.5: an ℓ∞ attack succeeds exactly when eps > |mean - 0.5|."""
 
     def __init__(self, scale: float = 50.0) -> None:
         super().__init__()

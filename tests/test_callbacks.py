@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +18,7 @@ def test_geometric_eta_goes_from_min_to_max_by_equal_ratios(a, b, epochs):
     etas = [schedule.eta(epoch, epochs) for epoch in range(epochs)]
     assert etas[0] == pytest.approx(low)
     assert etas[-1] == pytest.approx(high)
-    ratios = [later / earlier for earlier, later in zip(etas, etas[1:], strict=False)]
+    ratios = [later / earlier for earlier, later in itertools.pairwise(etas)]
     assert ratios == pytest.approx([(high / low) ** (1 / (epochs - 1))] * len(ratios))
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -121,9 +121,8 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
 
 
 def _label(cfg: DictConfig) -> str:
-    """Return the short name of what distinguishes a run: its penalty."""
-    target = cfg.regularizer.get("_target_", "") if cfg.regularizer else "none"
-    return cast(str, target).rpartition(".")[-1].lower()
+    """Return the short name of what distinguishes a run: its penalty, or ``vanilla`` (the note's word) without one."""
+    return str(cfg.regularizer.get("_target_", "")).rpartition(".")[-1].lower() if cfg.regularizer else "vanilla"
 
 
 def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path) -> _Run:

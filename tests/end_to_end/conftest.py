@@ -41,7 +41,7 @@ Door = Callable[..., Result]
 
 @pytest.fixture
 def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Door:
-    """Run ``train.py`` or ``evaluate.py`` with command-line arguments, in this process, in an empty working directory."""
+    """Run ``train.py`` or ``evaluate.py`` with arguments, in this process, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
 
     def run(name: str, *arguments: str) -> Result:

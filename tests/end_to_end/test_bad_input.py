@@ -1,7 +1,6 @@
-"""A user's mistake ends in one clear line that names it, with a non-zero status, before any work, and nothing is lost."""
+"""A mistake ends in one clear line that names it, with a non-zero status, before any work, and nothing is lost."""
 
 import gzip
-import os
 import shutil
 import signal
 import subprocess
@@ -87,7 +86,7 @@ EVALUATE = [
     ("overrides", "name", "remedy"), EVALUATE, ids=[" ".join(o) or "nothing" for o, *_ in EVALUATE]
 )
 def test_wrong_evaluation_options(door, tmp_path, trained, overrides, name, remedy):
-    overrides = [o.replace("GOOD", str(trained.directory / "none")) for o in overrides]
+    overrides = [o.replace("GOOD", str(trained.directory / "vanilla")) for o in overrides]
     result = door("evaluate", *overrides, "logger=csv", "hydra.run.dir=run")
     assert result.status == 1
     assert name in result.error
@@ -106,7 +105,7 @@ def test_wrong_evaluation_options(door, tmp_path, trained, overrides, name, reme
 )
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_damaged_checkpoints(door, tmp_path, trained, content, message, name):
-    good = (trained.directory / "none" / "checkpoints" / "last.ckpt").read_bytes()
+    good = (trained.directory / "vanilla" / "checkpoints" / "last.ckpt").read_bytes()
     (tmp_path / "bad.ckpt").write_bytes(content(good))
     result = door(name, f"{'ckpt_path' if name == 'train' else 'checkpoint'}=bad.ckpt", "hydra.run.dir=run")
     assert result.status == 1
@@ -127,7 +126,7 @@ def test_an_empty_directory_of_checkpoints(door, tmp_path):
 
 
 def test_going_on_from_a_finished_run_or_another_network(door, trained):
-    checkpoint = trained.directory / "none" / "checkpoints" / "last.ckpt"
+    checkpoint = trained.directory / "vanilla" / "checkpoints" / "last.ckpt"
     assert "raise trainer.max_epochs above 2" in door("train", f"ckpt_path={checkpoint}", "trainer.max_epochs=2").error
     wide = door("train", f"ckpt_path={checkpoint}", "model.image_size=30", "trainer.max_epochs=9")
     assert "model" in wide.error
@@ -182,7 +181,7 @@ def test_an_interrupted_run_keeps_its_last_checkpoint_and_says_how_to_go_on(tmp_
     finally:
         process.kill()
     assert process.returncode == 130, stderr
-    assert f"ckpt_path={os.path.join('run', 'checkpoints', 'last.ckpt')}" in stderr
+    assert "ckpt_path=run/checkpoints/last.ckpt" in stderr
     assert "Traceback" not in stderr
     assert torch.load(checkpoint, weights_only=True)["jacobian_robust"]
     assert not (tmp_path / "run" / "summary.json").exists()

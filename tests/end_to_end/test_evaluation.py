@@ -21,7 +21,7 @@ def run(tmp_path, *overrides):
 
 
 def test_a_real_attack_is_reported_in_full(trained, tmp_path):
-    report = run(tmp_path, f"checkpoint={trained.directory}/none", "attack.restarts=2", "seed=3")
+    report = run(tmp_path, f"checkpoint={trained.directory}/vanilla", "attack.restarts=2", "seed=3")
     results = tmp_path / "results"
     assert json.loads((results / "robustness.json").read_text()) == json.loads(json.dumps(report))
     (model,) = report["models"]
@@ -45,7 +45,7 @@ def test_a_real_attack_is_reported_in_full(trained, tmp_path):
 
 
 def test_wandb_run_of_an_evaluation_holds_table_curve_and_images(trained, tmp_path):
-    report = run(tmp_path, f"checkpoint={trained.directory}/none")
+    report = run(tmp_path, f"checkpoint={trained.directory}/vanilla")
     (offline,) = (tmp_path / "results" / "wandb").glob("offline-run-*")
     records = wandb_records.read_records(offline)
     assert next(record.run.job_type for record in records if record.HasField("run")) == "evaluation"
@@ -54,7 +54,7 @@ def test_wandb_run_of_an_evaluation_holds_table_curve_and_images(trained, tmp_pa
     assert logged["figures/adversarial_examples/_type"] == "image-file"
     assert any(key.startswith("robustness/curve") for key in logged)
     curve = [
-        (row["robustness/eps"], row["robustness/accuracy/none"])
+        (row["robustness/eps"], row["robustness/accuracy/vanilla"])
         for row in wandb_records.history(records)
         if "robustness/eps" in row
     ]
@@ -65,7 +65,7 @@ def test_wandb_run_of_an_evaluation_holds_table_curve_and_images(trained, tmp_pa
 
 
 def test_the_same_evaluation_twice_gives_the_same_counts(trained, tmp_path):
-    first, second = (run(tmp_path / str(i), f"checkpoint={trained.directory}/none") for i in (0, 1))
+    first, second = (run(tmp_path / str(i), f"checkpoint={trained.directory}/vanilla") for i in (0, 1))
     assert first["models"] == second["models"]
 
 
@@ -77,7 +77,7 @@ def test_other_attacks_work_by_name(trained, tmp_path, attack):
             f"attack={attack}",
             "limit=20",
             "logger=csv",
-            f"checkpoint={trained.directory}/none",
+            f"checkpoint={trained.directory}/vanilla",
             f"output_dir={tmp_path}/r",
         )
     )
@@ -87,8 +87,10 @@ def test_other_attacks_work_by_name(trained, tmp_path, attack):
 
 def test_a_directory_of_runs_and_a_list_give_one_table(trained, tmp_path):
     whole = run(tmp_path / "a", f"checkpoint={trained.directory}", "logger=csv")
-    listed = run(tmp_path / "b", f"checkpoint=[{trained.directory}/frobenius,{trained.directory}/none]", "logger=csv")
-    assert [model["name"] for model in whole["models"]] == ["frobenius", "none"]
+    listed = run(
+        tmp_path / "b", f"checkpoint=[{trained.directory}/frobenius,{trained.directory}/vanilla]", "logger=csv"
+    )
+    assert [model["name"] for model in whole["models"]] == ["frobenius", "vanilla"]
     assert whole["models"] == listed["models"]
     assert (tmp_path / "a" / "results" / "adversarial_examples_frobenius.png").is_file()
 
@@ -96,9 +98,9 @@ def test_a_directory_of_runs_and_a_list_give_one_table(trained, tmp_path):
 def test_a_checkpoint_is_enough_by_itself(trained, tmp_path):
     alone = tmp_path / "elsewhere" / "model.ckpt"
     alone.parent.mkdir()
-    shutil.copy(trained.directory / "none" / "checkpoints" / "last.ckpt", alone)
+    shutil.copy(trained.directory / "vanilla" / "checkpoints" / "last.ckpt", alone)
     report = run(tmp_path, f"checkpoint={alone}", "logger=csv")
-    original = run(tmp_path / "original", f"checkpoint={trained.directory}/none", "logger=csv")
+    original = run(tmp_path / "original", f"checkpoint={trained.directory}/vanilla", "logger=csv")
     assert report["models"][0]["budgets"] == original["models"][0]["budgets"]
 
 
@@ -121,7 +123,7 @@ def test_a_malicious_checkpoint_runs_nothing(tmp_path, monkeypatch, save):
     ["os.system", "jacobian_robust.models.nn.Linear", "jacobian_robust.models.validate_call", "", "pathlib.Path"],
 )
 def test_a_checkpoint_cannot_choose_what_is_called(trained, tmp_path, target):
-    stored = torch.load(trained.directory / "none" / "checkpoints" / "last.ckpt", weights_only=True)
+    stored = torch.load(trained.directory / "vanilla" / "checkpoints" / "last.ckpt", weights_only=True)
     stored["jacobian_robust"]["config"]["model"] = {"_target_": target}
     torch.save(stored, tmp_path / "odd.ckpt")
     with pytest.raises(UserError, match="not run on a file's word"):
@@ -129,16 +131,16 @@ def test_a_checkpoint_cannot_choose_what_is_called(trained, tmp_path, target):
 
 
 def test_a_model_named_by_the_user_takes_the_weights(trained, tmp_path):
-    stored = torch.load(trained.directory / "none" / "checkpoints" / "last.ckpt", weights_only=True)
+    stored = torch.load(trained.directory / "vanilla" / "checkpoints" / "last.ckpt", weights_only=True)
     stored["jacobian_robust"]["config"]["model"] = {"_target_": "mylab.Net"}
     torch.save(stored, tmp_path / "foreign.ckpt")
     report = run(tmp_path, f"checkpoint={tmp_path}/foreign.ckpt", "model=lenet", "logger=csv")
-    original = run(tmp_path / "original", f"checkpoint={trained.directory}/none", "logger=csv")
+    original = run(tmp_path / "original", f"checkpoint={trained.directory}/vanilla", "logger=csv")
     assert report["models"][0]["budgets"] == original["models"][0]["budgets"]
 
 
 def test_checkpoints_are_found_in_files_runs_and_trees(trained):
-    none, frobenius = (trained.directory / name / "checkpoints" / "last.ckpt" for name in ("none", "frobenius"))
-    assert find_checkpoints([none]) == find_checkpoints([none.parents[1]]) == [none]
-    assert find_checkpoints([trained.directory]) == [frobenius, none]
-    assert find_checkpoints([none, trained.directory]) == [none, frobenius]
+    vanilla, frobenius = (trained.directory / name / "checkpoints" / "last.ckpt" for name in ("vanilla", "frobenius"))
+    assert find_checkpoints([vanilla]) == find_checkpoints([vanilla.parents[1]]) == [vanilla]
+    assert find_checkpoints([trained.directory]) == [frobenius, vanilla]
+    assert find_checkpoints([vanilla, trained.directory]) == [vanilla, frobenius]

@@ -23,13 +23,13 @@ def rows(directory):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("name", ["none", "frobenius"])
+@pytest.mark.parametrize("name", ["vanilla", "frobenius"])
 def test_a_run_directory_holds_what_it_should(trained, name):
     directory = trained.directory / name
     config = OmegaConf.load(directory / "config.yaml")
     assert config.seed == 0
     assert config.trainer.max_epochs == 2
-    assert (config.regularizer is None) == (name == "none")
+    assert (config.regularizer is None) == (name == "vanilla")
     assert (directory / "curves.png").read_bytes().startswith(PNG)
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["steps"] == 120
@@ -47,7 +47,7 @@ def test_metrics_have_a_row_an_epoch_with_every_measurement(trained):
     for row in table:
         loss, cross_entropy, penalty = (float(row[f"train_{m}"]) for m in ("loss", "cross_entropy", "penalty"))
         assert loss == pytest.approx(0.5 * cross_entropy + 0.5 * penalty, rel=1e-4)
-    undefended = rows(trained.directory / "none")
+    undefended = rows(trained.directory / "vanilla")
     assert {row["train_penalty"] for row in undefended} == {""}
     assert {row["eta"] for row in undefended} == {"0.0"}
 
@@ -62,7 +62,7 @@ def test_training_learns_and_the_penalty_shrinks_the_jacobian(trained):
 def test_training_with_evaluation_returns_the_accuracies_under_attack(trained):
     report = json.loads((trained.directory / "evaluation" / "robustness.json").read_text())
     twin, robust = report["models"]
-    assert (twin["name"], robust["name"]) == ("none", "frobenius")
+    assert (twin["name"], robust["name"]) == ("vanilla", "frobenius")
     assert trained.metrics["robust_accuracy_0.1"] == robust["budgets"][1]["robust_accuracy"]
     assert trained.metrics["twin_robust_accuracy_0.1"] == twin["budgets"][1]["robust_accuracy"]
     assert twin["images"] == robust["images"] == 60
@@ -70,7 +70,9 @@ def test_training_with_evaluation_returns_the_accuracies_under_attack(trained):
 
 def test_twins_begin_alike(trained):
     """Same seed, same data: without a step the two networks are the same."""
-    a, b = (load_checkpoint(trained.directory / name / "checkpoints" / "last.ckpt") for name in ("none", "frobenius"))
+    a, b = (
+        load_checkpoint(trained.directory / name / "checkpoints" / "last.ckpt") for name in ("vanilla", "frobenius")
+    )
     assert a.config["seed"] == b.config["seed"]
     assert a.config["data"] == b.config["data"]
     assert a.state_dict.keys() == b.state_dict.keys()
