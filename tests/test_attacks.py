@@ -68,6 +68,14 @@ def test_a_model_that_is_never_right_has_no_share_of_attacked():
     assert result.budgets[0].robust_accuracy == 0
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_restarts_without_survivors_and_budgets_without_correct_images_have_nothing_to_attack(norm):
+    images, labels = grey(0.4, 0.6)
+    attack = PGD(name="pgd", norm=norm, eps=[4], steps=5, step_size=2, restarts=3)
+    assert sweep(Linear().eval(), images, labels, attack).budgets[0].correct == 0
+    assert sweep(Linear().eval(), images, 1 - labels, attack).budgets[0].attacked == 0
+
+
 def test_budget_zero_changes_nothing():
     images, labels = grey(0.4, 0.7)
     for attack in (

@@ -118,8 +118,9 @@ class JacobianMonitor(pl.Callback):
     def measure(self, model: torch.nn.Module, images: Tensor) -> dict[str, float]:
         """Return the mean norm and the share of satisfied conditions over images ``(n, …)``."""
         norm_sum, satisfied = 0.0, 0
+        dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
         for chunk in images.split(50):
-            inputs = chunk.requires_grad_()
+            inputs = chunk.to(dtype).requires_grad_()
             with torch.enable_grad():
                 logits = model(inputs)
                 frobenius, spectral = jacobian_norms(logits, inputs)
@@ -174,9 +175,12 @@ class EpochRecord(pl.Callback):
         """Start the clock."""
         self._epoch_started = time.perf_counter()
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Stop the clock, before validation."""
-        self._last_batch_ended = time.perf_counter()
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Stop the clock after the last batch, before validation."""
+        if trainer.is_last_batch:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self._last_batch_ended = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Complete a row."""

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import inspect
-import pickle
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,10 +97,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         content = path.read_bytes()
-        stored = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {path} does not exist") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError, OSError) as error:
+    try:
+        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file makes the reader fail in any way
         raise UserError(
             f"checkpoint {path} cannot be read as tensors and plain values: it is damaged, or not a checkpoint of "
             f"jacobian_robust ({type(error).__name__})"
@@ -110,9 +111,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         weights = stored["state_dict"]
         rows = stored["callbacks"]["EpochRecord"]["rows"]
         epochs = stored["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    except (KeyError, TypeError, IndexError) as error:
+        state_dict = {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}
+        if not isinstance(config, dict) or not isinstance(epochs, int):
+            raise TypeError("a configuration")
+    except (AttributeError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"checkpoint {path} was not written by jacobian_robust's train.py: it lacks {error}") from error
-    state_dict = {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}
     return Checkpoint(path, hashlib.sha256(content).hexdigest(), config, state_dict, epochs, rows)
 
 
@@ -140,4 +143,4 @@ def find_checkpoints(places: Sequence[str | Path]) -> list[Path]:
         found += candidates
     if not found:
         raise UserError("checkpoint=RUN_OR_FILE is missing: name a run directory, a .ckpt file, or a list of them")
-    return list(dict.fromkeys(found))
+    return list({path.resolve(): path for path in found}.values())

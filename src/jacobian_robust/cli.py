@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jacobian_robust.errors import UserError
@@ -18,6 +19,14 @@ from jacobian_robust.errors import UserError
 __all__ = ["door", "run"]
 
 _MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError)
+# A sweep's directories are named by their overrides, made fit for a file system.
+OmegaConf.register_new_resolver(
+    "directory_name", lambda text: re.sub(r"[^\w.,=+-]+", "-", str(text))[:150], replace=True
+)
+
+_composed: list[DictConfig] = []
+"""The configs of this process that Hydra could make sense of."""
+
 _VERBOSE = bool(os.environ.get("HYDRA_FULL_ERROR"))
 
 
@@ -31,6 +40,7 @@ def door(main: Callable[[], None]) -> Callable[[], None]:
     def entered() -> None:
         # Hydra then raises instead of printing several lines of its own.
         os.environ["HYDRA_FULL_ERROR"] = "1"
+        _composed.clear()
         try:
             main()
         except KeyboardInterrupt as interruption:
@@ -38,6 +48,10 @@ def door(main: Callable[[], None]) -> Callable[[], None]:
             sys.exit(130)
         except _MISTAKES as error:
             _fail(error)
+        except ValueError as error:
+            if _composed:  # then it is no mistake in the command line
+                raise
+            _fail(UserError(f"{error}: {' '.join(sys.argv[1:])}"))
 
     return entered
 
@@ -47,6 +61,7 @@ def run(task: Callable[[DictConfig], Any], cfg: DictConfig) -> None:
 
     In a sweep the error goes on to Hydra instead, which runs the other jobs before it says which one failed.
     """
+    _composed.append(cfg)
     try:
         task(cfg)
     except _MISTAKES as error:

@@ -29,26 +29,33 @@ def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
         raise UserError(describe(error)) from error
 
 
-def build(cfg: DictConfig, group: str, **arguments: Any) -> Any:
-    """Return the object that a config group describes, or ``None`` for an empty group.
+def build(cfg: DictConfig, group: str, kind: type = object, *, optional: bool = False, **arguments: Any) -> Any:
+    """Return the object that a config group describes.
 
     Args:
         cfg: the whole config.
         group: one of its top-level keys.
+        kind: what the object has to be.
+        optional: return ``None`` for an empty group; otherwise that is an error.
         arguments: further arguments of the group's ``_target_``.
 
     Raises:
         UserError: if the object cannot be made; the message names the option.
     """
     if not cfg.get(group):
-        return None
+        if optional:
+            return None
+        raise UserError(f"{group} is empty: choose one, {group}=NAME, of those in conf/{group}")
     try:
-        return instantiate(cfg[group], _convert_="all", **arguments)
+        made = instantiate(cfg[group], _convert_="all", **arguments)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
         raise UserError(describe(cause or error, group)) from error
+    if not isinstance(made, kind):
+        raise UserError(f"{group}._target_={cfg[group].get('_target_')} makes no {kind.__name__}")
+    return made
 
 
 def read_options(model: type[Options], values: Mapping[str, Any]) -> Options:

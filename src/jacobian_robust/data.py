@@ -91,7 +91,7 @@ class MNISTDataModule(pl.LightningDataModule):
         if validation_size >= 60_000:
             raise UserError(f"data.validation_size={validation_size} leaves nothing of 60000 images to train on")
         self.root = Path(root)
-        if not self.root.is_absolute() and not self.root.exists():
+        if not self.root.is_absolute() and not (self.root / self.dataset_class.__name__).exists():
             self.root = _PROJECT_ROOT / root
         self.batch_size = batch_size
         self.validation_size = validation_size
@@ -165,11 +165,10 @@ class MNISTDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return shuffled batches; the order is a function of the seed and the epoch, so a resumed run keeps it."""
-        trainer = self.trainer
         sampler: DistributedSampler[Batch] = DistributedSampler(
             self.split("train"),
-            num_replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
+            num_replicas=1,
+            rank=0,
             shuffle=True,
             seed=self.shuffle_seed,
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from pydantic import BaseModel, Field, PositiveInt
 from rich.console import Console
 from rich.table import Table
@@ -59,7 +59,7 @@ def read_evaluation(cfg: DictConfig) -> Evaluation:
         UserError: if an option is at fault.
     """
     options = read_options(_Options, cfg)
-    return Evaluation(build(cfg, "attack"), options.seed, options.limit)
+    return Evaluation(build(cfg, "attack", Attack), options.seed, options.limit)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -70,16 +70,20 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """
     evaluation = read_evaluation(cfg)
     if cfg.get("data"):
-        evaluation = Evaluation(evaluation.attack, evaluation.seed, evaluation.limit, build(cfg, "data"))
+        evaluation = Evaluation(
+            evaluation.attack, evaluation.seed, evaluation.limit, build(cfg, "data", MNISTDataModule)
+        )
     places = cfg.checkpoint if isinstance(cfg.checkpoint, list | ListConfig) else [cfg.checkpoint]
     checkpoints = find_checkpoints([str(place) for place in places if place is not None])
+    directory = from_here(cfg.output_dir)
     return report(
         checkpoints,
         evaluation,
-        directory=from_here(cfg.output_dir),
+        directory=directory,
+        group=directory.name,
         logger=read_logger(cfg),
         config=plain(cfg),
-        model=build(cfg, "model"),
+        model=build(cfg, "model", nn.Module, optional=True),
     )
 
 
@@ -89,6 +93,7 @@ def report(
     *,
     directory: Path,
     logger: WandbOptions | None,
+    group: str,
     config: dict[str, Any],
     model: nn.Module | None = None,
 ) -> dict[str, Any]:
@@ -99,6 +104,7 @@ def report(
         evaluation: how to evaluate them.
         directory: for the results; it holds none yet.
         logger: where else to log.
+        group: what the W&B run is shown under.
         config: plain containers, for the logger and ``config.yaml``.
         model: a classifier to load the weights into, instead of the one that each checkpoint names.
 
@@ -107,21 +113,25 @@ def report(
     """
     checkpoints = [load_checkpoint(path) for path in paths]
     networks = [checkpoint.model(model) for checkpoint in checkpoints]
+    datamodules = [evaluation.data or checkpoint.datamodule() for checkpoint in checkpoints]
+    for datamodule in datamodules:
+        datamodule.prepare_data()
     names = _names(paths)
-    claim(directory, "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    claim(directory, config)
     with wandb_run(
         logger,
         directory=directory,
+        group=group,
         name=f"{evaluation.attack.name}-{directory.resolve().name}",
         job_type="evaluation",
         tags=[evaluation.attack.name],
         config=config,
     ) as run:
         sweeps = [
-            _sweep(checkpoint, network, name, evaluation)
-            for checkpoint, network, name in zip(checkpoints, networks, names, strict=True)
+            _sweep(network, datamodule, name, evaluation)
+            for network, datamodule, name in zip(networks, datamodules, names, strict=True)
         ]
-        results = _results(checkpoints, names, sweeps, evaluation)
+        results = _results(checkpoints, datamodules, names, sweeps, evaluation)
         rows = _rows(results)
         with write_atomically(directory / "robustness.json") as file:
             json.dump(results, file, indent=2)
@@ -150,7 +160,9 @@ def report(
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """Return the shortest distinct names: the run directories, less what they share from the left."""
-    runs = [path.resolve().parent.parent if path.name == "last.ckpt" else path.resolve() for path in paths]
+    files = [path.resolve() for path in paths]
+    in_run = ("checkpoints", "last.ckpt")
+    runs = [file.parents[1] if file.parts[-2:] == in_run else file for file in files]
     if len(runs) == 1:
         return [runs[0].name]
     shared = 0
@@ -159,11 +171,13 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(run.parts[shared:]) for run in runs]
 
 
-def _sweep(checkpoint: Checkpoint, network: nn.Module, name: str, evaluation: Evaluation) -> Sweep:
-    datamodule = evaluation.data or checkpoint.datamodule()
-    datamodule.prepare_data()
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _sweep(network: nn.Module, datamodule: MNISTDataModule, name: str, evaluation: Evaluation) -> Sweep:
     datamodule.setup("test")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
     images, labels = (tensor.to(device) for tensor in datamodule.split("test").first(evaluation.limit))
     attack = evaluation.attack
     total = len(attack.eps) * attack.restarts * len(images)
@@ -174,12 +188,17 @@ def _sweep(checkpoint: Checkpoint, network: nn.Module, name: str, evaluation: Ev
 
 
 def _results(
-    checkpoints: Sequence[Checkpoint], names: Sequence[str], sweeps: Sequence[Sweep], evaluation: Evaluation
+    checkpoints: Sequence[Checkpoint],
+    datamodules: Sequence[MNISTDataModule],
+    names: Sequence[str],
+    sweeps: Sequence[Sweep],
+    evaluation: Evaluation,
 ) -> dict[str, Any]:
     return {
         "format": 1,
         "attack": asdict(evaluation.attack),
         "seed": evaluation.seed,
+        "device": _device().type,
         "versions": versions(),
         "models": [
             {
@@ -188,6 +207,7 @@ def _results(
                 "sha256": checkpoint.sha256,
                 "epochs": checkpoint.epochs,
                 "seconds_per_epoch": _mean([row["seconds"] for row in checkpoint.rows if "seconds" in row]),
+                "data": f"{datamodule.dataset_class.__name__} test",
                 "images": swept.images,
                 "clean_correct": swept.clean_correct,
                 "clean_accuracy": swept.clean_accuracy,
@@ -196,7 +216,7 @@ def _results(
                     for b in swept.budgets
                 ],
             }
-            for checkpoint, name, swept in zip(checkpoints, names, sweeps, strict=True)
+            for checkpoint, datamodule, name, swept in zip(checkpoints, datamodules, names, sweeps, strict=True)
         ],
     }
 
@@ -217,6 +237,8 @@ def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:
             "clean_accuracy": model["clean_accuracy"],
             **attack,
             "seed": results["seed"],
+            "device": results["device"],
+            "data": model["data"],
             "checkpoint": model["checkpoint"],
             "sha256": model["sha256"],
             **packages,

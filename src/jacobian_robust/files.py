@@ -5,7 +5,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from omegaconf import OmegaConf
 
 from jacobian_robust.errors import UserError
 
@@ -18,20 +20,39 @@ def from_here(path: str | Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def claim(directory: Path, name: str, text: str) -> None:
-    """Write the file that makes a directory a result's own; of two processes, one succeeds.
+RESULTS = (
+    "config.yaml",
+    "metrics.csv",
+    "summary.json",
+    "checkpoints",
+    "evaluation",
+    "robustness.json",
+    "robustness.csv",
+)
+
+
+def claim(directory: Path, config: dict[str, Any]) -> None:
+    """Write the ``config.yaml`` that makes a directory a result's own; of two processes, one succeeds.
+
+    Args:
+        directory: made if need be.
+        config: plain containers.
 
     Raises:
-        UserError: if the directory holds such a file already; nothing is changed.
+        UserError: if the directory holds a result already; nothing is changed.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    try:
-        with (directory / name).open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise UserError(
-            f"{directory} already holds a result ({name}), which is left as it is: choose another hydra.run.dir"
-        ) from error
+    text = OmegaConf.to_yaml(OmegaConf.create(config))
+    held = [name for name in RESULTS if (directory / name).exists()]
+    with contextlib.suppress(FileExistsError):
+        if not held:
+            with (directory / "config.yaml").open("x", encoding="utf-8") as file:
+                file.write(text)
+            return
+    raise UserError(
+        f"{directory} already holds a result ({', '.join(held) or 'config.yaml'}), which is left as it is: "
+        "choose another hydra.run.dir"
+    )
 
 
 @contextlib.contextmanager

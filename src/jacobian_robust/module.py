@@ -73,11 +73,14 @@ class RobustClassifier(pl.LightningModule):
         logits: Tensor = self.model(inputs)
         return logits
 
-    def loss_terms(self, batch: Batch, *, create_graph: bool = True) -> LossTerms:
+    def loss_terms(
+        self, batch: Batch, *, generator: torch.Generator | None = None, create_graph: bool = True
+    ) -> LossTerms:
         """Return the loss of a batch (eq. 16) and its parts.
 
         Args:
             batch: inputs and labels.
+            generator: source of the penalty's random probes.
             create_graph: make the penalty differentiable; without it, only its value is computed.
         """
         inputs, labels = batch
@@ -90,7 +93,7 @@ class RobustClassifier(pl.LightningModule):
                 inputs = inputs.detach().requires_grad_()
                 logits = self(inputs)
                 cross_entropy = nn.functional.cross_entropy(logits, labels)
-                penalty = self.penalty(logits, inputs, generator=self._generator, create_graph=create_graph).mean()
+                penalty = self.penalty(logits, inputs, generator=generator, create_graph=create_graph).mean()
                 loss = (1 - self.eta) * cross_entropy + self.eta * penalty
         accuracy = (logits.argmax(-1) == labels).float().mean()
         return LossTerms(loss, cross_entropy, penalty, accuracy)
@@ -101,27 +104,23 @@ class RobustClassifier(pl.LightningModule):
         self._sums[stage] = self._sums[stage] + sums if stage in self._sums else sums
 
     def means(self, stage: Stage) -> dict[str, float]:
-        """Return the means of the loss terms over this process's part of the epoch so far; empty at its start."""
+        """Return the means of the loss terms over the epoch so far; empty at its start."""
         return _means(self._sums[stage]) if stage in self._sums else {}
 
     def pop_means(self, stage: Stage) -> dict[str, float]:
-        """Return the means of the loss terms over all samples of the epoch, of every process, and begin anew."""
-        if stage not in self._sums:
-            return {}
-        sums = self._sums.pop(stage)
-        if self.trainer.world_size > 1:
-            sums = torch.as_tensor(self.all_gather(sums)).sum(0)
-        return _means(sums)
+        """Return the means of the loss terms over the epoch, and begin anew; empty if there was none."""
+        return _means(self._sums.pop(stage)) if stage in self._sums else {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Return the loss of a batch."""
-        terms = self.loss_terms(batch)
+        terms = self.loss_terms(batch, generator=self._generator)
         self._add("train", terms, len(batch[1]))
         return terms.loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Measure the loss of a batch."""
-        self._add("validation", self.loss_terms(batch, create_graph=False), len(batch[1]))
+        """Measure the loss of a batch, with probes of its own: validation leaves training as it would have been."""
+        generator = torch.Generator().manual_seed(batch_idx)
+        self._add("validation", self.loss_terms(batch, generator=generator, create_graph=False), len(batch[1]))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of the model's parameters."""

@@ -12,7 +12,7 @@ from jacobian_robust.attacks import Attack, Norm
 __all__ = ["BudgetResult", "Examples", "Sweep", "distances", "predictions", "sweep"]
 
 BALL_TOLERANCE = 1e-6
-"""How far rounding may carry an example outside its ball, absolute in ℓ∞ and relative to the radius in ℓ2."""
+"""How far rounding may carry an example outside its ball; in ℓ2, times the radius where that is above 1."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def sweep(
     predicted = predictions(model, images)
     correct = (predicted == labels).nonzero().squeeze(-1)
     result = Sweep(images=len(images), clean_correct=len(correct))
-    devices = [images.device] if images.is_cuda else []
+    devices = range(torch.cuda.device_count())  # manual_seed reseeds them all
     for eps in attack.eps:
         standing = torch.ones(len(correct), dtype=torch.bool, device=images.device)
         broken: list[tuple[int, Tensor, int]] = []
@@ -128,7 +128,7 @@ def sweep(
             for _ in range(attack.restarts):
                 survivors = standing.nonzero().squeeze(-1)
                 progress(int(len(correct) - len(survivors)))
-                for chunk in survivors.split(attack.batch_size):
+                for chunk in survivors.split(attack.batch_size) if len(survivors) else ():
                     index = correct[chunk]
                     adversarial = attack.perturb(model, images[index], labels[index], eps)
                     adversarial_class = predictions(model, adversarial)
@@ -147,6 +147,5 @@ def sweep(
 def _gather(images: Tensor, predicted: Tensor, broken: list[tuple[int, Tensor, int]]) -> Examples:
     index = torch.tensor([i for i, _, _ in broken], dtype=torch.long, device=images.device)
     adversarial = torch.stack([image for _, image, _ in broken]) if broken else images[:0]
-    return Examples(
-        images[index], adversarial, predicted[index], torch.tensor([c for _, _, c in broken], dtype=torch.long)
-    )
+    adversarial_class = torch.tensor([c for _, _, c in broken], dtype=torch.long, device=images.device)
+    return Examples(images[index], adversarial, predicted[index], adversarial_class)

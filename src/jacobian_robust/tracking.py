@@ -24,7 +24,7 @@ class WandbOptions(BaseModel):
         offline: write the run to the disk and talk to no server.
         project: W&B project.
         entity: W&B user or team; ``None`` for the account's default.
-        group: what the run is shown under; ``None`` for the name of the directory that holds the run's.
+        group: what the run is shown under; ``None`` for the name of its directory, its twin pair's or its sweep's.
         tags: added to the run's own.
     """
 
@@ -56,6 +56,7 @@ def wandb_run(
     options: WandbOptions | None,
     *,
     directory: Path,
+    group: str,
     name: str,
     job_type: Literal["train", "evaluation"],
     tags: list[str],
@@ -66,6 +67,7 @@ def wandb_run(
     Args:
         options: the ``logger`` group; ``None`` yields no run.
         directory: where the offline run goes.
+        group: what the run is shown under unless the options say otherwise.
         name: the run's name.
         job_type: the run's job type.
         tags: the run's tags.
@@ -74,19 +76,10 @@ def wandb_run(
     if options is None:
         yield None
         return
-    run = wandb.init(
-        project=options.project,
-        entity=options.entity,
-        group=options.group or directory.resolve().parent.name,
-        name=name,
-        job_type=job_type,
-        tags=sorted({*tags, *options.tags}),
-        config=config,
-        dir=directory,
-        mode="offline" if options.offline else "online",
-        reinit="create_new",
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+    try:
+        run = _start(options, directory=directory, group=group, name=name, job_type=job_type, tags=tags, config=config)
+    except (wandb.errors.Error, ValueError) as error:
+        raise UserError(f"{describe(error, 'logger')}; logger=csv does without W&B") from error
     if job_type == "train":
         # Lightning's steps are optimizer steps; the epoch is what curves of different batch sizes share.
         run.define_metric("epoch", hidden=True)
@@ -99,6 +92,31 @@ def wandb_run(
         run.finish(exit_code=1)
         raise
     run.finish(exit_code=0)
+
+
+def _start(
+    options: WandbOptions,
+    *,
+    directory: Path,
+    group: str,
+    name: str,
+    job_type: str,
+    tags: list[str],
+    config: dict[str, Any],
+) -> "wandb.Run":
+    return wandb.init(
+        project=options.project,
+        entity=options.entity,
+        group=options.group or group,
+        name=name,
+        job_type=job_type,
+        tags=sorted({*tags, *options.tags}),
+        config=config,
+        dir=directory.resolve(),  # the writing process may have another working directory
+        mode="offline" if options.offline else "online",
+        reinit="create_new",
+        settings=wandb.Settings(silent=True, console="off"),
+    )
 
 
 def log_training(run: "wandb.Run", curves: Figure, summary: dict[str, Any]) -> None:

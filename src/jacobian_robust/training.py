@@ -5,14 +5,17 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, open_dict
 from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
@@ -21,7 +24,7 @@ from rich.table import Table
 from torch import nn
 
 from jacobian_robust.callbacks import METRICS, EpochRecord, EtaSchedule, JacobianMonitor, TrainingProgress
-from jacobian_robust.checkpoints import load_checkpoint
+from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.config import build, describe, plain, read_options
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.errors import UserError
@@ -36,8 +39,18 @@ from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wa
 
 __all__ = ["train"]
 
-PLACES = ("output_dir", "ckpt_path", "logger", "evaluate", "attack", "limit", "twin", "name")
-"""Keys of the config that do not shape the trained network; they stay out of its checkpoint."""
+NOT_IN_CHECKPOINT = ("output_dir", "ckpt_path", "logger", "evaluate", "attack", "limit", "twin", "name")
+"""Keys of the config that do not shape the trained network."""
+
+SET_HERE: tuple[str, ...] = (
+    "callbacks",
+    "logger",
+    "num_sanity_val_steps",
+    "enable_model_summary",
+    "enable_checkpointing",
+)
+SET_HERE += ("inference_mode", "use_distributed_sampler", "default_root_dir", "fast_dev_run")
+"""Arguments of Lightning's Trainer that are not the user's to choose."""
 
 
 class _Options(BaseModel):
@@ -50,6 +63,7 @@ class _Options(BaseModel):
     ckpt_path: str | None
     monitor_images: NonNegativeInt
     output_dir: str
+    name: str | None = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$")
 
 
 @dataclass
@@ -86,22 +100,26 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
     if options.twin and options.ckpt_path:
         raise UserError("ckpt_path resumes one run: set twin=false")
     directory = from_here(options.output_dir)
-    name = cfg.get("name") or _label(cfg)
+    name = options.name or _label(cfg)
     if options.twin:
         if not cfg.regularizer:
             raise UserError(
                 "twin=true trains an undefended twin beside a penalty: choose one, as regularizer=frobenius"
             )
+        if name in ("vanilla", "evaluation"):
+            raise UserError(f"name={name}: with twin=true a directory beside the run is called so; choose another name")
         undefended = cfg.copy()
         with open_dict(undefended):
             undefended.regularizer = None
         runs = [
-            _assemble(undefended, options, _label(undefended), directory / _label(undefended)),
-            _assemble(cfg, options, name, directory / name),
+            _assemble(undefended, options, _label(undefended), directory / _label(undefended), measured_as=cfg),
+            _assemble(cfg, options, name, directory / name, measured_as=cfg),
         ]
     else:
-        runs = [_assemble(cfg, options, name, directory)]
-    claim(directory, "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(cfg))))
+        runs = [_assemble(cfg, options, name, directory, measured_as=cfg)]
+    claim(directory, plain(cfg))
+    for run in runs if options.twin else ():
+        claim(run.directory, plain(run.cfg))
 
     metrics: dict[str, float | int] = {}
     for run in runs:
@@ -113,6 +131,7 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
             evaluation,
             directory=directory / "evaluation",
             logger=logger,
+            group=_group(options),
             config=plain(cfg),
         )
         for prefix, model in zip(["twin_", ""][-len(runs) :], results["models"], strict=True):
@@ -125,28 +144,29 @@ def _label(cfg: DictConfig) -> str:
     return str(cfg.regularizer.get("_target_", "")).rpartition(".")[-1].lower() if cfg.regularizer else "vanilla"
 
 
-def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path) -> _Run:
-    config = plain(cfg, without=PLACES)
+def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *, measured_as: DictConfig) -> _Run:
+    """Make all parts of a run; ``measured_as`` is the config whose penalty says what eq. 14 is measured with."""
+    config = plain(cfg, without=NOT_IN_CHECKPOINT)
     if not isinstance(epochs := cfg.trainer.max_epochs, int) or epochs < 1:
         raise UserError(f"trainer.max_epochs: give at least 1 epoch (got {epochs!r})")
     if cfg.trainer.get("limit_train_batches", 1) == 0:
         raise UserError("trainer.limit_train_batches=0 leaves nothing to train on; give a share or a number of batches")
     pl.seed_everything(options.seed, workers=True, verbose=False)
-    datamodule: MNISTDataModule = build(cfg, "data", shuffle_seed=options.seed)
-    model: nn.Module = build(cfg, "model")
+    datamodule: MNISTDataModule = build(cfg, "data", MNISTDataModule, shuffle_seed=options.seed)
+    model: nn.Module = build(cfg, "model", nn.Module)
     _check_fit(model, datamodule)
-    penalty: Penalty | None = build(cfg, "regularizer")
-    eta: EtaSchedule = build(cfg, "eta")
-    optimizer = build(cfg, "optimizer")
+    penalty: Penalty | None = build(cfg, "regularizer", Penalty, optional=True)
+    eta: EtaSchedule = build(cfg, "eta", EtaSchedule)
+    optimizer: Callable[..., torch.optim.Optimizer] = build(cfg, "optimizer")
     try:
         optimizer(model.parameters())
     except (TypeError, ValueError) as error:
         raise UserError(describe(error, "optimizer")) from error
-    resumed = _check_resumable(Path(options.ckpt_path), config, epochs) if options.ckpt_path else None
+    resumed = _check_resumable(options.ckpt_path, config, epochs) if options.ckpt_path else None
     datamodule.prepare_data()
 
     module = RobustClassifier(model, optimizer, penalty, seed=options.seed, config=config)
-    monitor = JacobianMonitor(options.monitor_images, **_condition(penalty, datamodule.classes))
+    monitor = JacobianMonitor(options.monitor_images, **_condition(measured_as, datamodule.classes))
     record = EpochRecord(directory / "metrics.csv", monitor)
     callbacks: list[pl.Callback] = [
         monitor,
@@ -159,6 +179,8 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path) ->
         callbacks.insert(0, eta)
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(TrainingProgress())
+    if taken := [key for key in SET_HERE if key in cfg.trainer]:
+        raise UserError(f"trainer.{taken[0]} is set by the framework and cannot be chosen")
     try:
         with _quiet():
             trainer: pl.Trainer = build(cfg, "trainer", _partial_=True)(
@@ -174,6 +196,10 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path) ->
         raise
     except Exception as error:  # Lightning has no common exception for a bad argument
         raise UserError(describe(error, "trainer")) from error
+    if trainer.world_size > 1:
+        raise UserError(
+            f"trainer.devices={cfg.trainer.get('devices')}: training runs on one device, give trainer.devices=1"
+        )
     return _Run(cfg, name, directory, module, datamodule, trainer, record, resumed)
 
 
@@ -193,28 +219,42 @@ def _check_fit(model: nn.Module, datamodule: MNISTDataModule) -> None:
     model.train(training)
 
 
-def _condition(penalty: Penalty | None, classes: int) -> dict[str, Any]:
-    """Return the ε and the bound of eq. 14 that a run is measured by; without one in the penalty, the note's."""
+def _condition(cfg: DictConfig, classes: int) -> dict[str, Any]:
+    """Return the ε and the bound of eq. 14 that a config's penalty gives; without one, the note's."""
+    penalty = build(cfg, "regularizer", optional=True)
     if isinstance(penalty, ExponentialPenalty):
         return {"eps": penalty.radius(classes), "bound": penalty.bound}
     return {"eps": max_distance_to_center(classes) / 1e-3, "bound": "center"}
 
 
-def _check_resumable(path: Path, config: Mapping[str, Any], epochs: int) -> Path:
+def _check_resumable(place: str, config: Mapping[str, Any], epochs: int) -> Path:
     """Return the path of a checkpoint that this configuration can go on from."""
-    checkpoint = load_checkpoint(path)
+    found = find_checkpoints([place])
+    if len(found) > 1:
+        raise UserError(f"ckpt_path={place} stands for {len(found)} checkpoints; name one of them")
+    checkpoint = load_checkpoint(found[0])
     if checkpoint.epochs >= epochs:
         raise UserError(
-            f"ckpt_path={path}: all {epochs} epochs are finished; raise trainer.max_epochs above {checkpoint.epochs}"
+            f"ckpt_path={place}: all {epochs} epochs are finished; raise trainer.max_epochs above {checkpoint.epochs}"
         )
-    for key in ("model", "data", "regularizer", "eta", "optimizer", "seed", "trainer"):
-        ours, theirs = config.get(key), checkpoint.config.get(key)
-        if ours != theirs:
-            message = f"ckpt_path={path}: {key} was {theirs} and is now {ours}"
-            if key == "model":
-                raise UserError(message)
-            warnings.warn(message, stacklevel=2)
-    return path
+    ours, theirs = (_flat(c) for c in (config, checkpoint.config))
+    for field in sorted(ours.keys() | theirs.keys()):
+        change = f"{field} was {theirs.get(field)} and is {ours.get(field)}"
+        if ours.get(field) == theirs.get(field) or field in ("data.root", "trainer.max_epochs"):
+            continue
+        if field.split(".")[0] in ("model", "data", "optimizer", "seed"):
+            raise UserError(f"ckpt_path={place}: {change}; a resumed run keeps it")
+        Console().print(f"resumed with a change: {change}", soft_wrap=True)
+    return found[0]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by their dotted names."""
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        leaves |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return leaves
 
 
 @contextlib.contextmanager
@@ -228,6 +268,8 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # Batches are slices of a tensor in memory: workers would slow them down.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # A resumed run writes into a directory of its own.
+            warnings.filterwarnings("ignore", message=".*dirpath has changed.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
             # Nothing is logged by step.
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
@@ -238,8 +280,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run | None) -> dict[str, float | int]:
-    if options.twin:
-        claim(run.directory, "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(run.cfg))))
     console = Console()
     console.print(f"[bold]{run.name}[/bold]: {run.trainer.max_epochs} epochs → {run.directory}")
     config = plain(run.cfg)
@@ -249,6 +289,7 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
     with wandb_run(
         logger,
         directory=run.directory,
+        group=_group(options),
         name=f"{run.name}-seed{options.seed}",
         job_type="train",
         tags=tags,
@@ -259,13 +300,10 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
         try:
             with _quiet():
                 run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
+        except MisconfigurationException as error:
+            raise UserError(describe(error, "trainer")) from error
         except SystemExit:  # Lightning's answer to an interruption
-            kept = run.last_checkpoint.is_file()
-            raise KeyboardInterrupt(
-                f"go on with ckpt_path={run.last_checkpoint}"
-                if kept
-                else "no epoch was finished, so there is no checkpoint"
-            ) from None
+            raise KeyboardInterrupt(_how_to_go_on(run, options)) from None
         seconds = time.perf_counter() - started
         metrics = run.record.rows[-1]
         figure = training_curves(
@@ -295,6 +333,21 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
         f"results: {run.directory}/checkpoints/last.ckpt, metrics.csv, curves.png, summary.json", soft_wrap=True
     )
     return dict(metrics)
+
+
+def _how_to_go_on(run: _Run, options: _Options) -> str:
+    if not run.last_checkpoint.is_file():
+        return "no epoch was finished, so there is no checkpoint"
+    alone = " twin=false" if options.twin else ""
+    undefended = " regularizer=none" if options.twin and run.module.penalty is None else ""
+    return f"go on with the same options and ckpt_path={run.last_checkpoint}{alone}{undefended}"
+
+
+def _group(options: _Options) -> str:
+    """Return the name of the directory that a sweep's runs, or a run, its twin and its evaluation, share."""
+    directory = Path(options.output_dir).resolve()
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    return (directory.parent if in_sweep else directory).name
 
 
 def _closing_table(run: _Run, metrics: Mapping[str, float | int], seconds: float) -> Table:

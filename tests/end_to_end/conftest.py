@@ -25,6 +25,7 @@ def composed(config: str, *overrides: str) -> DictConfig:
 @dataclass
 class Result:
     status: int
+    stdout: str
     stderr: str
 
     @property
@@ -51,7 +52,7 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
             runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
         except SystemExit as exit_:
             status = exit_.code
-        return Result(int(status or 0), capfd.readouterr().err)
+        return Result(int(status or 0), *capfd.readouterr())
 
     return run
 

@@ -43,16 +43,26 @@ TRAIN = [
     (["trainer.accelerator=abacus"], "trainer", "abacus"),
     (["trainer.limit_train_batches=0"], "trainer.limit_train_batches", "nothing to train on"),
     (["+trainer.speed=3"], "trainer", "speed"),
+    (["+trainer.callbacks=[]"], "trainer.callbacks", "set by the framework"),
+    (["+trainer.fast_dev_run=true"], "trainer.fast_dev_run", "set by the framework"),
+    (["trainer.accelerator=cpu", "trainer.devices=2"], "trainer.devices=2", "trainer.devices=1"),
+    (["name=../escaped"], "name", "pattern"),
+    (["twin=true", "name=vanilla"], "name=vanilla", "another name"),
+    (["eta=null"], "eta=null", ""),
+    (["~eta"], "eta is empty", "conf/eta"),
+    (["~model"], "model is empty", "conf/model"),
+    (["eta._target_=builtins.dict"], "eta._target_", "EtaSchedule"),
     (["seed=-1"], "seed", "greater than or equal to 0"),
     (["seed=zero"], "seed", "integer"),
     (["monitor_images=-1"], "monitor_images", "greater than or equal to 0"),
     (["logger.offline=perhaps"], "logger.offline", "boolean"),
     (["logger.projekt=x"], "logger.projekt", ""),
-    (["ckpt_path=missing.ckpt"], "missing.ckpt", "does not exist"),
+    (["ckpt_path=missing.ckpt"], "missing.ckpt", "no such file"),
     (["twin=true", "regularizer=none"], "twin", "regularizer"),
     (["evaluate=true", "attack.eps=[-0.1]"], "attack.eps", "greater than or equal to 0"),
     (["evaluate=true", "attack.steps=0"], "attack.steps", "greater than 0"),
     (["evaluate=true", "limit=0"], "limit", "greater than 0"),
+    (["evaluate=true", "~attack"], "attack is empty", "conf/attack"),
 ]
 
 
@@ -87,11 +97,13 @@ EVALUATE = [
 )
 def test_wrong_evaluation_options(door, tmp_path, trained, overrides, name, remedy):
     overrides = [o.replace("GOOD", str(trained.directory / "vanilla")) for o in overrides]
+    (tmp_path / "data").mkdir()  # an empty folder of that name does not hide the shipped data
     result = door("evaluate", *overrides, "logger=csv", "hydra.run.dir=run")
     assert result.status == 1
     assert name in result.error
     assert remedy in result.error
     assert not list(tmp_path.rglob("robustness.*"))
+    assert not list(tmp_path.rglob("config.yaml"))  # so that the mended command may use the same directory
 
 
 @pytest.mark.parametrize(
@@ -128,18 +140,21 @@ def test_an_empty_directory_of_checkpoints(door, tmp_path):
 def test_going_on_from_a_finished_run_or_another_network(door, trained):
     checkpoint = trained.directory / "vanilla" / "checkpoints" / "last.ckpt"
     assert "raise trainer.max_epochs above 2" in door("train", f"ckpt_path={checkpoint}", "trainer.max_epochs=2").error
-    wide = door("train", f"ckpt_path={checkpoint}", "model.image_size=30", "trainer.max_epochs=9")
-    assert "model" in wide.error
+    faster = door("train", *SHORT, f"ckpt_path={checkpoint}", "optimizer.lr=0.5", "trainer.max_epochs=9")
+    assert "optimizer.lr was 0.1 and is 0.5" in faster.error
+    assert "stands for 2 checkpoints" in door("train", f"ckpt_path={trained.directory}").error
 
 
-def test_results_are_never_overwritten(door, tmp_path, trained):
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.csv", "robustness.json"])
+def test_results_are_never_overwritten(door, tmp_path, trained, file):
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.yaml").write_text("precious")
-    assert "already holds a result" in door("train", *SHORT, "logger=csv", "hydra.run.dir=run").error
-    assert "already holds a result" in door("evaluate", f"checkpoint={trained.directory}", "hydra.run.dir=run").error
-    assert [path.name for path in run.iterdir()] == ["config.yaml"]
-    assert (run / "config.yaml").read_text() == "precious"
+    (run / file).write_text("precious")
+    message = f"already holds a result ({file})"
+    assert message in door("train", *SHORT, "logger=csv", "hydra.run.dir=run").error
+    assert message in door("evaluate", f"checkpoint={trained.directory}", "hydra.run.dir=run").error
+    assert [path.name for path in run.iterdir()] == [file]
+    assert (run / file).read_text() == "precious"
 
 
 def test_a_directory_that_cannot_be_written(door, tmp_path):
@@ -153,6 +168,13 @@ def test_damaged_data(door, tmp_path):
     (raw / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"nonsense"))
     result = door("train", "hydra.run.dir=run")
     assert "train-labels-idx1-ubyte.gz is damaged" in result.error
+
+
+def test_what_lightning_and_wandb_refuse_is_one_line_too(door):
+    tiny = door("train", *SHORT, "logger=csv", "regularizer=none", "trainer.limit_train_batches=0.00001")
+    assert "trainer: " in tiny.error
+    slash = door("train", *SHORT, "logger.project=a/b", "regularizer=none", "trainer.limit_train_batches=1")
+    assert "logger: " in slash.error
 
 
 def test_a_sweep_runs_its_other_jobs_and_fails_in_the_end(door, tmp_path):

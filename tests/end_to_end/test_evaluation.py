@@ -34,6 +34,7 @@ def test_a_real_attack_is_reported_in_full(trained, tmp_path):
     assert large["robust_accuracy"] == large["correct"] / 80
     assert report["attack"]["restarts"] == 2
     assert report["seed"] == 3
+    assert model["data"] == "MNIST test"
     assert report["versions"]["torchattacks"] == "3.5.1"
     with (results / "robustness.csv").open() as file:
         table = list(csv.DictReader(file))
@@ -143,4 +144,5 @@ def test_checkpoints_are_found_in_files_runs_and_trees(trained):
     vanilla, frobenius = (trained.directory / name / "checkpoints" / "last.ckpt" for name in ("vanilla", "frobenius"))
     assert find_checkpoints([vanilla]) == find_checkpoints([vanilla.parents[1]]) == [vanilla]
     assert find_checkpoints([trained.directory]) == [frobenius, vanilla]
+    assert len(find_checkpoints([vanilla, vanilla.parent / ".." / "checkpoints" / "last.ckpt"])) == 1
     assert find_checkpoints([vanilla, trained.directory]) == [vanilla, frobenius]

@@ -68,15 +68,18 @@ def test_training_with_evaluation_returns_the_accuracies_under_attack(trained):
     assert twin["images"] == robust["images"] == 60
 
 
-def test_twins_begin_alike(trained):
-    """Same seed, same data: without a step the two networks are the same."""
+def test_twins_begin_alike_and_are_measured_alike(tmp_path):
+    """Without learning the two networks are the same, and so is what eq. 14 says of them."""
+    overrides = ["twin=true", "optimizer.lr=0", "trainer.max_epochs=1", "trainer.limit_train_batches=1", "logger=csv"]
+    overrides += ["regularizer.probes=1", "regularizer.delta_over_eps=null", "regularizer.eps=1"]
+    train(composed("train", *SHORT, *overrides, f"output_dir={tmp_path}/pair"))
     a, b = (
-        load_checkpoint(trained.directory / name / "checkpoints" / "last.ckpt") for name in ("vanilla", "frobenius")
+        load_checkpoint(tmp_path / "pair" / name / "checkpoints" / "last.ckpt") for name in ("vanilla", "frobenius")
     )
-    assert a.config["seed"] == b.config["seed"]
-    assert a.config["data"] == b.config["data"]
-    assert a.state_dict.keys() == b.state_dict.keys()
-    assert not torch.equal(a.state_dict["layers.0.weight"], b.state_dict["layers.0.weight"])
+    assert all(torch.equal(weight, b.state_dict[name]) for name, weight in a.state_dict.items())
+    for column in ("jacobian_norm", "condition_satisfied", "cross_entropy"):
+        assert a.rows[0][f"validation_{column}"] == b.rows[0][f"validation_{column}"]
+    assert a.rows[0]["validation_condition_satisfied"] > 0
 
 
 def test_wandb_offline_run_holds_config_history_curves_and_success(trained):
@@ -137,13 +140,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
     whole = short_run(tmp_path / "whole", "trainer.max_epochs=2", "eta=constant")
     first = short_run(tmp_path / "first", "trainer.max_epochs=1", "eta=constant")
     assert first.epochs == 1
-    with pytest.warns(UserWarning, match="trainer was"):
-        second = short_run(
-            tmp_path / "second",
-            "trainer.max_epochs=2",
-            "eta=constant",
-            f"ckpt_path={tmp_path}/first/checkpoints/last.ckpt",
-        )
+    second = short_run(tmp_path / "second", "trainer.max_epochs=2", "eta=constant", f"ckpt_path={tmp_path}/first")
     assert second.epochs == 2
     for name, weight in whole.state_dict.items():
         assert torch.equal(weight, second.state_dict[name])
@@ -155,10 +152,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
 
 def test_a_resumed_run_has_the_eta_of_its_epoch(tmp_path):
     short_run(tmp_path / "first", "trainer.max_epochs=1")
-    with pytest.warns(UserWarning, match="trainer was"):
-        second = short_run(
-            tmp_path / "second", "trainer.max_epochs=3", f"ckpt_path={tmp_path}/first/checkpoints/last.ckpt"
-        )
+    second = short_run(tmp_path / "second", "trainer.max_epochs=3", f"ckpt_path={tmp_path}/first")
     assert [row["eta"] for row in second.rows] == pytest.approx([0.002, 0.002 * 3**0.5, 0.006])
 
 
@@ -189,6 +183,21 @@ def test_edge_cases_of_size_work(tmp_path):
         "trainer.limit_val_batches=1",
     )
     assert "validation_loss" in run.rows[0]
+
+
+def test_validation_leaves_the_training_as_it_would_have_been(tmp_path):
+    runs = [
+        short_run(tmp_path / str(batches), "trainer.max_epochs=2", f"trainer.limit_val_batches={batches}")
+        for batches in (0, 2)
+    ]
+    for name, weight in runs[0].state_dict.items():
+        assert torch.equal(weight, runs[1].state_dict[name])
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_other_precisions_work(tmp_path, precision):
+    run = short_run(tmp_path / "run", "trainer.max_epochs=1", f"trainer.precision={precision}")
+    assert all(math.isfinite(value) for value in run.rows[0].values())
 
 
 def test_sweep_gives_each_run_its_own_directory_and_wandb_run(tmp_path):

@@ -1,0 +1,41 @@
+import pytest
+import torch
+from torch import nn
+
+from jacobian_robust.attacks import PGD
+from jacobian_robust.jacobian import frobenius_norm, spectral_norm
+from jacobian_robust.regularizers import Frobenius
+from jacobian_robust.robustness import sweep
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def test_norms_and_penalty_agree_with_the_cpu():
+    torch.manual_seed(0)
+    model, inputs = nn.Linear(6, 5), torch.randn(4, 6)
+    generators = (torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
+    values = []
+    for device, generator in zip(("cpu", "cuda"), generators, strict=True):
+        x = inputs.to(device).requires_grad_()
+        logits = model.to(device)(x)
+        values.append(
+            [
+                frobenius_norm(logits, x),
+                spectral_norm(logits, x),
+                frobenius_norm(logits, x, probes=1, generator=generator),
+                Frobenius(delta_over_eps=1e-3)(logits, x),
+            ]
+        )
+    for cpu, cuda in zip(*values, strict=True):
+        torch.testing.assert_close(cuda.cpu(), cpu, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sweep_keeps_its_examples_on_the_device_and_the_random_streams():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).cuda().eval()
+    images = torch.rand(20, 1, 4, 4, device="cuda")
+    labels = model(images).argmax(-1)
+    before = torch.cuda.get_rng_state()
+    attack = PGD(name="pgd", norm="linf", eps=[0.5], steps=5, step_size=0.2)
+    result = sweep(model, images, labels, attack)
+    assert torch.equal(before, torch.cuda.get_rng_state())
+    assert {t.device.type for t in vars(result.examples[0]).values()} == {"cuda"}
