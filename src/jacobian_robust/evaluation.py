@@ -29,7 +29,7 @@ __all__ = ["Evaluation", "evaluate", "read_evaluation", "report"]
 
 
 class _Options(BaseModel):
-    """The scalars that ``conf/evaluate.yaml`` and ``conf/train.yaml`` share."""
+    """The scalars of ``conf/evaluate.yaml``, which ``conf/train.yaml`` has too."""
 
     seed: int = Field(ge=0, lt=2**32)
     limit: PositiveInt | None

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, open_dict
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, Field, NonNegativeInt
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 from rich.console import Console
@@ -42,14 +42,17 @@ __all__ = ["train"]
 NOT_IN_CHECKPOINT = ("output_dir", "ckpt_path", "logger", "evaluate", "attack", "limit", "twin", "name")
 """Keys of the config that do not shape the trained network."""
 
-SET_HERE: tuple[str, ...] = (
+SET_HERE = (
     "callbacks",
+    "default_root_dir",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "fast_dev_run",
+    "inference_mode",
     "logger",
     "num_sanity_val_steps",
-    "enable_model_summary",
-    "enable_checkpointing",
+    "use_distributed_sampler",
 )
-SET_HERE += ("inference_mode", "use_distributed_sampler", "default_root_dir", "fast_dev_run")
 """Arguments of Lightning's Trainer that are not the user's to choose."""
 
 
@@ -59,7 +62,6 @@ class _Options(BaseModel):
     seed: int = Field(ge=0, lt=2**32)
     twin: bool
     evaluate: bool
-    limit: PositiveInt | None
     ckpt_path: str | None
     monitor_images: NonNegativeInt
     output_dir: str
