@@ -189,8 +189,6 @@ class EpochRecord(pl.Callback):
         stages: tuple[Literal["train", "validation"], ...] = ("train", "validation")
         for stage in stages:
             measured = pl_module.pop_means(stage) | self.monitor.latest.get(stage, {})
-            if pl_module.penalty is None:
-                measured.pop("penalty", None)
             row |= {f"{stage}_{name}": measured[name] for name in METRICS if name in measured}
         row["seconds"] = round(self._last_batch_ended - self._epoch_started, 3)
         self.rows.append(row)
@@ -216,7 +214,7 @@ class TrainingProgress(TQDMProgressBar):
     """Lightning's progress bar: the epoch's means so far, and the time left to the end of the training."""
 
     def __init__(self) -> None:
-        super().__init__(refresh_rate=20)
+        super().__init__(refresh_rate=50)
         self._started = 0.0
         self._first_step = 0
 

@@ -159,9 +159,23 @@ class MNISTDataModule(pl.LightningDataModule):
         if needs_test and "test" not in self._splits:
             self._splits["test"] = self._read(train=False)
 
+    def require(self, split: Literal["train", "validation", "test"]) -> None:
+        """Make sure that a split has images.
+
+        Raises:
+            UserError: if it is the validation split and no images are held out.
+        """
+        if split == "validation" and not self.validation_size:
+            raise UserError("split=validation: no images are held out with data.validation_size=0; use split=test")
+
     def split(self, name: Literal["train", "validation", "test"]) -> ImageDataset:
         """Return a split in memory; :meth:`setup` has been called."""
         return self._splits[name]
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Return the batch on a device; Lightning's own search through any nesting of containers is not needed."""
+        inputs, labels = batch
+        return inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return shuffled batches; the order is a function of the seed and the epoch, so a resumed run keeps it."""

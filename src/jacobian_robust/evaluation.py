@@ -3,9 +3,9 @@
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from omegaconf import DictConfig, ListConfig
@@ -20,6 +20,7 @@ from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_check
 from jacobian_robust.config import build, plain, read_options
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.files import claim, from_here, write_atomically
+from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.plots import accuracy_curves, adversarial_examples
 from jacobian_robust.provenance import versions
 from jacobian_robust.robustness import Sweep, sweep
@@ -33,6 +34,7 @@ class _Options(BaseModel):
 
     seed: int = Field(ge=0, lt=2**32)
     limit: PositiveInt | None
+    split: Literal["test", "validation"]
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,15 @@ class Evaluation:
     Attributes:
         attack: the attack and its budgets.
         seed: of the attack.
-        limit: how many of the first test images; ``None`` for all.
+        limit: how many of the split's first images; ``None`` for all.
+        split: ``test``, or ``validation`` to choose hyper-parameters by: the images held out from training.
         data: the data to evaluate on, instead of what each checkpoint was trained on.
     """
 
     attack: Attack
     seed: int
     limit: int | None
+    split: Literal["test", "validation"] = "test"
     data: MNISTDataModule | None = None
 
 
@@ -59,7 +63,7 @@ def read_evaluation(cfg: DictConfig) -> Evaluation:
         UserError: if an option is at fault.
     """
     options = read_options(_Options, cfg)
-    return Evaluation(build(cfg, "attack", Attack), options.seed, options.limit)
+    return Evaluation(build(cfg, "attack", Attack), options.seed, options.limit, options.split)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -68,11 +72,10 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: if an option, a checkpoint, a data file or a directory is at fault.
     """
+    keep_freed_memory()
     evaluation = read_evaluation(cfg)
     if cfg.get("data"):
-        evaluation = Evaluation(
-            evaluation.attack, evaluation.seed, evaluation.limit, build(cfg, "data", MNISTDataModule)
-        )
+        evaluation = replace(evaluation, data=build(cfg, "data", MNISTDataModule))
     places = cfg.checkpoint if isinstance(cfg.checkpoint, list | ListConfig) else [cfg.checkpoint]
     checkpoints = find_checkpoints([str(place) for place in places if place is not None])
     directory = from_here(cfg.output_dir)
@@ -115,6 +118,7 @@ def report(
     networks = [checkpoint.model(model) for checkpoint in checkpoints]
     datamodules = [evaluation.data or checkpoint.datamodule() for checkpoint in checkpoints]
     for datamodule in datamodules:
+        datamodule.require(evaluation.split)
         datamodule.prepare_data()
     names = _names(paths)
     claim(directory, config)
@@ -139,7 +143,7 @@ def report(
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        figures = {"accuracy": accuracy_curves(results["models"], norm=evaluation.attack.norm)}
+        figures = {"accuracy": accuracy_curves(results["models"], norm=evaluation.attack.norm, split=evaluation.split)}
         for name, swept in zip(names, sweeps, strict=True):
             examples = {b.eps: e for b, e in zip(swept.budgets, swept.examples, strict=True)}
             suffix = f"_{name.replace('/', '_')}" if len(names) > 1 else ""
@@ -176,9 +180,9 @@ def _device() -> torch.device:
 
 
 def _sweep(network: nn.Module, datamodule: MNISTDataModule, name: str, evaluation: Evaluation) -> Sweep:
-    datamodule.setup("test")
+    datamodule.setup("test" if evaluation.split == "test" else "validate")
     device = _device()
-    images, labels = (tensor.to(device) for tensor in datamodule.split("test").first(evaluation.limit))
+    images, labels = (tensor.to(device) for tensor in datamodule.split(evaluation.split).first(evaluation.limit))
     attack = evaluation.attack
     total = len(attack.eps) * attack.restarts * len(images)
     with tqdm(total=total, desc=f"{attack.name} on {name}", unit="image") as bar:
@@ -196,6 +200,7 @@ def _results(
 ) -> dict[str, Any]:
     return {
         "format": 1,
+        "split": evaluation.split,
         "attack": asdict(evaluation.attack),
         "seed": evaluation.seed,
         "device": _device().type,
@@ -207,7 +212,7 @@ def _results(
                 "sha256": checkpoint.sha256,
                 "epochs": checkpoint.epochs,
                 "seconds_per_epoch": _mean([row["seconds"] for row in checkpoint.rows if "seconds" in row]),
-                "data": f"{datamodule.dataset_class.__name__} test",
+                "data": f"{datamodule.dataset_class.__name__} {evaluation.split}",
                 "images": swept.images,
                 "clean_correct": swept.clean_correct,
                 "clean_accuracy": swept.clean_accuracy,
@@ -256,7 +261,7 @@ def _table(results: dict[str, Any]) -> Table:
     attack, models = results["attack"], results["models"]
     settings = ", ".join(f"{key} {value}" for key, value in attack.items() if key not in ("name", "eps", "batch_size"))
     table = Table(
-        title=f"{attack['name']} ({settings}): accuracy on {models[0]['images']} test images",
+        title=f"{attack['name']} ({settings}): accuracy on {models[0]['images']} {results['split']} images",
         caption="In brackets: the note's convention, the share of the correctly classified images that stay correct.",
         title_justify="left",
         caption_justify="left",

@@ -66,12 +66,13 @@ def accuracy_curve(model: Mapping[str, Any]) -> list[tuple[float, float]]:
     return sorted(points.items())
 
 
-def accuracy_curves(models: Sequence[Mapping[str, Any]], *, norm: str) -> Figure:
+def accuracy_curves(models: Sequence[Mapping[str, Any]], *, norm: str, split: str) -> Figure:
     """Return accuracy against budget, one line a model.
 
     Args:
         models: the ``models`` of ``robustness.json``.
         norm: of the ball, for the axis.
+        split: whose images were attacked, for the title.
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -88,7 +89,7 @@ def accuracy_curves(models: Sequence[Mapping[str, Any]], *, norm: str) -> Figure
         xlabel=f"budget ε ({'ℓ∞' if norm == 'linf' else 'ℓ2'}, pixels in [0, 1])",
         ylabel="accuracy on all images",
         ylim=(-0.02, 1.02),
-        title=f"Accuracy under attack, {models[0]['images']} test images",
+        title=f"Accuracy under attack, {models[0]['images']} {split} images",
     )
     axes.grid(alpha=0.3)
     axes.legend()

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, open_dict
 from pydantic import BaseModel, Field, NonNegativeInt
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.profilers import PassThroughProfiler
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -31,15 +32,16 @@ from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import read_evaluation, report
 from jacobian_robust.files import claim, from_here, write_atomically
 from jacobian_robust.geometry import max_distance_to_center
+from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.module import RobustClassifier
 from jacobian_robust.plots import training_curves
 from jacobian_robust.provenance import versions
 from jacobian_robust.regularizers import ExponentialPenalty, Penalty
 from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wandb_run
 
-__all__ = ["train"]
+__all__ = ["train", "trainer_arguments"]
 
-NOT_IN_CHECKPOINT = ("output_dir", "ckpt_path", "logger", "evaluate", "attack", "limit", "twin", "name")
+NOT_IN_CHECKPOINT = ("output_dir", "ckpt_path", "logger", "evaluate", "attack", "limit", "split", "twin", "name")
 """Keys of the config that do not shape the trained network."""
 
 SET_HERE = (
@@ -96,6 +98,7 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
     Raises:
         UserError: if an option, a file or a directory is at fault.
     """
+    keep_freed_memory()
     options = read_options(_Options, cfg)
     logger = read_logger(cfg)
     evaluation = read_evaluation(cfg) if options.evaluate else None
@@ -119,6 +122,8 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
         ]
     else:
         runs = [_assemble(cfg, options, name, directory, measured_as=cfg)]
+    if evaluation is not None:
+        runs[0].datamodule.require(evaluation.split)
     claim(directory, plain(cfg))
     for run in runs if options.twin else ():
         claim(run.directory, plain(run.cfg))
@@ -185,15 +190,10 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
         raise UserError(f"trainer.{taken[0]} is set by the framework and cannot be chosen")
     try:
         with _quiet():
-            trainer: pl.Trainer = build(cfg, "trainer", _partial_=True)(
-                callbacks=callbacks,
-                logger=False,
-                num_sanity_val_steps=0,
-                enable_model_summary=False,
-                inference_mode=False,  # the norm of the Jacobian needs gradients in validation too
-                use_distributed_sampler=False,  # the datamodule makes its own
-                default_root_dir=str(directory),
-            )
+            arguments = trainer_arguments(callbacks, directory)
+            if "profiler" in cfg.trainer:
+                del arguments["profiler"]
+            trainer: pl.Trainer = build(cfg, "trainer", _partial_=True)(**arguments)
     except UserError:
         raise
     except Exception as error:  # Lightning has no common exception for a bad argument
@@ -203,6 +203,30 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
             f"trainer.devices={cfg.trainer.get('devices')}: training runs on one device, give trainer.devices=1"
         )
     return _Run(cfg, name, directory, module, datamodule, trainer, record, resumed)
+
+
+class _NoProfiler(PassThroughProfiler):
+    """No profiler at no cost: Lightning enters it 40 times a step."""
+
+    def profile(self, action_name: str) -> Any:
+        return _NOTHING
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+def trainer_arguments(callbacks: list[pl.Callback], directory: Path) -> dict[str, Any]:
+    """Return what the framework, not the user, says to Lightning's Trainer; a user may name another ``profiler``."""
+    return {
+        "callbacks": callbacks,
+        "logger": False,
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+        "inference_mode": False,  # the norm of the Jacobian needs gradients in validation too
+        "use_distributed_sampler": False,  # the datamodule makes its own
+        "default_root_dir": str(directory),
+        "profiler": _NoProfiler(),
+    }
 
 
 def _check_fit(model: nn.Module, datamodule: MNISTDataModule) -> None:
@@ -300,7 +324,7 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
         if wandb is not None:
             run.trainer.logger = WandbLogger(experiment=wandb)
         try:
-            with _quiet():
+            with _quiet(), rare_garbage_collection():
                 run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
         except MisconfigurationException as error:
             raise UserError(describe(error, "trainer")) from error

@@ -61,6 +61,8 @@ TRAIN = [
     (["twin=true", "regularizer=none"], "twin", "regularizer"),
     (["evaluate=true", "attack.eps=[-0.1]"], "attack.eps", "greater than or equal to 0"),
     (["evaluate=true", "attack.steps=0"], "attack.steps", "greater than 0"),
+    (["evaluate=true", "split=train"], "split", "'test' or 'validation'"),
+    (["evaluate=true", "split=validation", "data.validation_size=0"], "data.validation_size=0", "split=test"),
     (["evaluate=true", "limit=0"], "limit", "greater than 0"),
     (["evaluate=true", "~attack"], "attack is empty", "conf/attack"),
 ]

@@ -65,6 +65,19 @@ def test_wandb_run_of_an_evaluation_holds_table_curve_and_images(trained, tmp_pa
     assert wandb_records.exit_code(records) == 0
 
 
+def test_the_held_out_images_can_be_attacked_to_choose_settings_by(trained, tmp_path):
+    report = run(tmp_path, f"checkpoint={trained.directory}/vanilla", "split=validation")
+    (model,) = report["models"]
+    assert (report["split"], model["data"]) == ("validation", "MNIST validation")
+    checkpoint = load_checkpoint(trained.directory / "vanilla" / "checkpoints" / "last.ckpt")
+    datamodule = checkpoint.datamodule()
+    datamodule.setup("validate")
+    images, labels = datamodule.split("validation").first(80)
+    with torch.no_grad():
+        correct = int((checkpoint.model()(images).argmax(-1) == labels).sum())
+    assert model["clean_correct"] == correct
+
+
 def test_the_same_evaluation_twice_gives_the_same_counts(trained, tmp_path):
     first, second = (run(tmp_path / str(i), f"checkpoint={trained.directory}/vanilla") for i in (0, 1))
     assert first["models"] == second["models"]
