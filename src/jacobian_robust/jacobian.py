@@ -23,6 +23,10 @@ from torch import Tensor
 __all__ = ["FisherFactor", "frobenius_norm", "jacobian_norms", "random_signs", "spectral_norm"]
 
 
+_TINY = 1e-30  # positive in every floating-point format
+_NOTHING = -1e30  # the logarithm of nothing, finite so that its gradient is
+
+
 class FisherFactor:
     """The Cholesky factor ``L`` of ``Σ = diag(θ) - θθᵀ`` as a linear operator, ``O(classes)`` memory per sample.
 
@@ -58,19 +62,18 @@ class FisherFactor:
         """Return ``L z``, one vector a sample, in the order of the logits.
 
         With ``R_1 = 0`` and ``R_{k+1} = (q_{k+1} / q_k) R_k + L_kk z_k``, entry ``k`` is
-        ``L_kk z_k - (θ_k / q_k) R_k``. The recurrence is solved by doubling, in ``log2(classes)`` vectorised steps.
+        ``L_kk z_k - (θ_k / q_k) R_k``. The recurrence is solved by cumulative sums of its positive and of its negative
+        terms, each in log space.
         """
         log_p, log_tail = self._log_p, self._log_tail
-        scaled = ((log_p[:, :-1] + log_tail[:, 1:] - log_tail[:, :-1]) / 2).exp() * z
-        carried = scaled
-        span = 1
-        while span < self.columns:
-            # The product of `span` consecutive ratios q_{k+1} / q_k telescopes.
-            decay = (log_tail[:, span + 1 :] - log_tail[:, 1:-span]).exp()
-            carried = torch.cat([carried[:, :span], carried[:, span:] + decay * carried[:, :-span]], dim=-1)
-            span *= 2
-        diagonal = torch.nn.functional.pad(scaled, (0, 1))
-        below = (log_p - log_tail).exp() * torch.nn.functional.pad(carried, (1, 0))
+        log_diagonal = (log_p[:, :-1] + log_tail[:, 1:] - log_tail[:, :-1]) / 2
+        magnitude = z.abs()
+        # R_{k+1} = q_{k+1} Σ_{i≤k} L_ii z_i / q_{i+1}. What has the other sign, or is zero, is as small as can be.
+        log_terms = log_diagonal - log_tail[:, 1:] + magnitude.clamp_min(_TINY).log()
+        signed = torch.stack([log_terms.masked_fill(z <= 0, _NOTHING), log_terms.masked_fill(z >= 0, _NOTHING)])
+        positive, negative = (signed.logcumsumexp(-1) + log_tail[:, 1:]).exp()
+        diagonal = torch.nn.functional.pad(log_diagonal.exp() * z, (0, 1))
+        below = (log_p - log_tail).exp() * torch.nn.functional.pad(positive - negative, (1, 0))
         return self._unsort(diagonal - below)
 
 

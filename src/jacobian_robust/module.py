@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from jacobian_robust.double_backward import FastDoubleBackward
 from jacobian_robust.regularizers import Penalty
 
 __all__ = ["LossTerms", "RobustClassifier"]
@@ -128,7 +129,8 @@ class RobustClassifier(pl.LightningModule):
         else:
             with torch.enable_grad():
                 inputs = inputs.detach().requires_grad_()
-                logits = self(inputs)
+                with FastDoubleBackward():
+                    logits = self(inputs)
                 cross_entropy = nn.functional.cross_entropy(logits, labels)
                 penalty = self.penalty(logits, inputs, generator=generator, create_graph=create_graph).mean()
                 loss = (1 - self.eta) * cross_entropy + self.eta * penalty
@@ -149,6 +151,11 @@ class RobustClassifier(pl.LightningModule):
         terms = self.loss_terms(batch, generator=self._generator)
         self._means["train"].add(terms, batch[1])
         return terms.loss
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Differentiate the loss with respect to the parameters alone: nobody asks for the gradient of the images."""
+        kwargs.setdefault("inputs", [parameter for parameter in self.parameters() if parameter.requires_grad])
+        loss.backward(**kwargs)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure the loss of a batch, with probes of its own: validation leaves training as it would have been."""

@@ -1,0 +1,269 @@
+"""Second derivatives of common layers at the price of the first ones, on a CPU.
+
+The gradient of a Jacobian's norm differentiates the backward pass of every layer. PyTorch's own rules for that are
+right but not cheap: the part of a convolution's weights is a convolution with a kernel of the size of the image, twice
+the time of the ordinary weight gradient that it equals, and piecewise-linear layers add tensors of zeros for the second
+derivatives that they do not have. Within :class:`FastDoubleBackward` the same functions are differentiated by maps that
+are each other's derivatives, to any order, and that use the ordinary kernels (``benchmarks/step_cost.py``)::
+
+    with FastDoubleBackward():
+        logits = model(inputs)
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["FastDoubleBackward"]
+
+
+def _asked_for(node: Any) -> list[bool]:
+    """Return for each input of a node whether the running backward pass needs its gradient.
+
+    ``ctx.needs_input_grad`` says only whether an input requires a gradient at all: with it, the pass to the inputs of
+    the network would compute the gradients of all weights, and drop them.
+    """
+
+    def asked(function: Any) -> bool:
+        try:
+            return bool(torch._C._will_engine_execute_node(function))
+        except (AttributeError, RuntimeError):  # not to be known for a leaf that autograd.grad was asked for
+            return True
+
+    return [needed and asked(edge[0]) for needed, edge in zip(node.needs_input_grad, node.next_functions, strict=False)]
+
+
+class _Geometry(NamedTuple):
+    """How a convolution's kernel moves."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+
+class _Convolution(torch.autograd.Function):
+    """The output of a convolution; with the two gradients below, one trilinear form seen from its three sides."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = geometry
+        return torch.conv2d(x, weight, bias, *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        asked = (*_asked_for(ctx), False)[:3]
+        if not torch.is_grad_enabled():  # the last derivative: all at once is cheaper
+            stride, padding, dilation, groups = ctx.geometry
+            bias_sizes = [len(weight)] if asked[2] else None
+            return *torch.ops.aten.convolution_backward(
+                gradient, x, weight, bias_sizes, stride, padding, dilation, False, [0, 0], groups, asked
+            ), None
+        return (
+            _ConvolutionInput.apply(gradient, weight, x.shape, ctx.geometry) if asked[0] else None,
+            _ConvolutionWeight.apply(gradient, x, weight.shape, ctx.geometry) if asked[1] else None,
+            gradient.sum((0, 2, 3)) if asked[2] else None,
+            None,
+        )
+
+
+class _ConvolutionInput(torch.autograd.Function):
+    """The gradient of a convolution's input."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, weight: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(gradient, weight)
+        ctx.geometry = geometry
+        return conv2d_input(shape, weight, gradient, *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, weight = ctx.saved_tensors
+        asked = _asked_for(ctx)
+        return (
+            _Convolution.apply(x, weight, None, ctx.geometry) if asked[0] else None,
+            _ConvolutionWeight.apply(gradient, x, weight.shape, ctx.geometry) if asked[1] else None,
+            None,
+            None,
+        )
+
+
+class _ConvolutionWeight(torch.autograd.Function):
+    """The gradient of a convolution's weight."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, x: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(gradient, x)
+        ctx.geometry = geometry
+        return conv2d_weight(x, shape, gradient, *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, x = ctx.saved_tensors
+        asked = _asked_for(ctx)
+        return (
+            _Convolution.apply(x, weight, None, ctx.geometry) if asked[0] else None,
+            _ConvolutionInput.apply(gradient, weight, x.shape, ctx.geometry) if asked[1] else None,
+            None,
+            None,
+        )
+
+
+class _ReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return _Masked.apply(gradient, *ctx.saved_tensors)
+
+
+class _Masked(torch.autograd.Function):
+    """A gradient where the output of a ReLU is positive, a constant for all derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        return torch.ops.aten.threshold_backward(gradient, y, 0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None]:
+        return _Masked.apply(gradient, *ctx.saved_tensors), None
+
+
+class _Window(NamedTuple):
+    """Where a pooling looks: the shape of its input, then the arguments of torch's operator."""
+
+    shape: torch.Size
+    arguments: tuple[list[int], list[int], list[int], list[int], bool]
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, window: _Window) -> Tensor:
+        y, index = torch.ops.aten.max_pool2d_with_indices(x, *window.arguments)
+        ctx.save_for_backward(index)
+        ctx.window = window
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None]:
+        return _Scattered.apply(gradient, *ctx.saved_tensors, ctx.window), None
+
+
+class _Scattered(torch.autograd.Function):
+    """What is given to each maximum, put where the maximum was; the transpose of :class:`_Gathered`."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, index: Tensor, window: _Window) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.window = window
+        shape_only = gradient.new_empty(1).expand(window.shape)
+        backward = torch.ops.aten.max_pool2d_with_indices_backward
+        return backward(gradient, shape_only, *window.arguments, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None, None]:
+        return _Gathered.apply(gradient, *ctx.saved_tensors, ctx.window), None, None
+
+
+class _Gathered(torch.autograd.Function):
+    """What lies where each maximum was."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, window: _Window) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.window = window
+        return x.flatten(-2).gather(-1, index.flatten(-2)).view_as(index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None, None]:
+        return _Scattered.apply(gradient, *ctx.saved_tensors, ctx.window), None, None
+
+
+def _pair(value: int | tuple[int, ...] | list[int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value) * (2 // len(value))
+
+
+def _conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    if isinstance(padding, str) or input.ndim != 4:
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    geometry = _Geometry(_pair(stride), _pair(padding), _pair(dilation), groups)
+    return _Convolution.apply(input, weight, bias, geometry)
+
+
+def _relu(input: Tensor, inplace: bool = False) -> Tensor:
+    return F.relu(input, inplace) if inplace else _ReLU.apply(input)
+
+
+def _max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    if return_indices:
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+    kernel = _pair(kernel_size)
+    arguments = (kernel, _pair(stride) if stride else kernel, _pair(padding), _pair(dilation), ceil_mode)
+    return _MaxPool.apply(input, _Window(input.shape, arguments))
+
+
+_FAST: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.conv2d: _conv2d,
+    F.relu: _relu,
+    torch.relu: _relu,
+    Tensor.relu: _relu,
+    F.max_pool2d: _max_pool2d,
+}
+
+
+class FastDoubleBackward(TorchFunctionMode):
+    """A context in which the layers of a forward pass are made so that their second derivatives are cheap.
+
+    Two-dimensional convolutions, ReLU and max pooling, in float32 and float64 on a CPU; everything else, and everything
+    under autocast or :mod:`torch.func`, stays torch's own. Values and derivatives of any order are the same up to
+    rounding.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call a fast version where there is one."""
+        kwargs = kwargs or {}
+        fast = _FAST.get(function)
+        if fast is None or not self._applies(args[0] if args else kwargs.get("input")):
+            return function(*args, **kwargs)
+        return fast(*args, **kwargs)
+
+    @staticmethod
+    def _applies(x: Any) -> bool:
+        return (
+            isinstance(x, Tensor)
+            and x.device.type == "cpu"
+            and x.dtype in (torch.float32, torch.float64)
+            and torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cpu")
+            and not torch._C._functorch.peek_interpreter_stack()
+        )

@@ -1,0 +1,120 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from jacobian_robust.double_backward import FastDoubleBackward
+from jacobian_robust.jacobian import frobenius_norm
+from jacobian_robust.models import LeNet
+
+
+def derivatives(function, tensors, fast):
+    """Return value, first and second derivatives of a scalar that is not linear in the function's output."""
+    tensors = [tensor.clone().requires_grad_() for tensor in tensors]
+    if fast:
+        with FastDoubleBackward():
+            y = function(*tensors)
+    else:
+        y = function(*tensors)
+    weights = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype).view_as(y)
+    first = torch.autograd.grad((y.sin() * weights).sum(), tensors, create_graph=True)
+    curved = sum((gradient.square() * (1 + gradient)).sum() for gradient in first)
+    second = torch.autograd.grad(curved, tensors, create_graph=True)
+    third = torch.autograd.grad(sum(g.square().sum() for g in second), tensors, allow_unused=True)
+    return [y, *first, *second, *(g for g in third if g is not None)]
+
+
+def assert_same(function, *tensors):
+    for fast, own in zip(derivatives(function, tensors, True), derivatives(function, tensors, False), strict=True):
+        torch.testing.assert_close(fast, own, rtol=1e-9, atol=1e-10)
+
+
+def random(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    stride=st.integers(1, 2),
+    padding=st.integers(0, 2),
+    dilation=st.integers(1, 2),
+    groups=st.sampled_from([1, 2]),
+    size=st.integers(6, 9),
+)
+@settings(max_examples=15, deadline=None)
+def test_convolutions_have_torchs_derivatives_to_third_order(seed, stride, padding, dilation, groups, size):
+    def convolve(x, weight, bias):
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+    assert_same(convolve, random(seed, 2, 4, size, size), random(seed + 1, 6, 4 // groups, 3, 2), random(seed + 2, 6))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.relu(x),
+        lambda x: x.relu() * x,
+        lambda x: torch.relu(x).square(),
+        lambda x: F.max_pool2d(x, 2).square(),
+        lambda x: F.max_pool2d(x, (3, 2), stride=2, padding=(1, 0), ceil_mode=True).square(),
+        lambda x: F.max_pool2d(x, 2, return_indices=True)[0].square(),
+        lambda x: F.relu(x.square() - 1, inplace=True).square(),
+    ],
+    ids=["F.relu", "Tensor.relu", "torch.relu", "pool", "pool with all arguments", "pool with indices", "in place"],
+)
+def test_piecewise_linear_layers_have_torchs_derivatives_to_third_order(function):
+    assert_same(lambda x: function(x.square() + x), random(3, 2, 3, 7, 6))
+
+
+def test_same_padding_and_single_images_stay_torchs():
+    weight = random(1, 2, 3, 3, 3)
+    assert_same(lambda x: F.conv2d(x, weight, padding="same"), random(0, 2, 3, 6, 6))
+    assert_same(lambda x: F.conv2d(x, weight), random(0, 3, 6, 6))
+
+
+def test_the_gradient_of_the_norm_of_the_lenet_is_the_same():
+    torch.manual_seed(0)
+    model = LeNet()
+    images = torch.rand(8, 1, 28, 28)
+
+    def gradients(fast):
+        inputs = images.clone().requires_grad_()
+        if fast:
+            with FastDoubleBackward():
+                logits = model(inputs)
+        else:
+            logits = model(inputs)
+        norm = frobenius_norm(logits, inputs, create_graph=True)
+        loss = F.cross_entropy(logits, torch.arange(8)) + norm.square().sum()
+        return [loss, *torch.autograd.grad(loss, list(model.parameters()))]
+
+    for fast, own in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(fast, own, rtol=1e-4, atol=1e-6)
+
+
+def test_the_pass_to_the_inputs_does_not_compute_the_gradients_of_the_weights(monkeypatch):
+    from jacobian_robust import double_backward
+
+    calls = []
+    of_the_weight = double_backward.conv2d_weight
+    monkeypatch.setattr(double_backward, "conv2d_weight", lambda *args: calls.append(1) or of_the_weight(*args))
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    inputs = torch.rand(2, 1, 6, 6, requires_grad=True)
+    with FastDoubleBackward():
+        logits = model(inputs)
+    norm = frobenius_norm(logits, inputs, probes=1, create_graph=True)
+    assert not calls
+    norm.sum().backward()
+    assert calls
+
+
+def test_autocast_and_functional_transforms_stay_torchs():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    x = torch.rand(1, 1, 6, 6)
+    with FastDoubleBackward():
+        jacobian = torch.func.jacrev(model)(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model(x).dtype == torch.bfloat16
+    torch.testing.assert_close(jacobian, torch.func.jacrev(model)(x))
