@@ -13,10 +13,14 @@ from jacobian_robust.jacobian import FisherFactor, frobenius_norm, jacobian_norm
 NORMS = {
     "frobenius": frobenius_norm,
     "spectral": spectral_norm,
+    "spectral to a tolerance": functools.partial(spectral_norm, columns=2, tolerance=1e-12),
     "both[0]": lambda logits, inputs: jacobian_norms(logits, inputs)[0],
     "both[1]": lambda logits, inputs: jacobian_norms(logits, inputs)[1],
 }
-ORDER = {"frobenius": "fro", "spectral": 2, "both[0]": "fro", "both[1]": 2}
+ORDER = {"frobenius": "fro", "spectral": 2, "spectral to a tolerance": 2, "both[0]": "fro", "both[1]": 2}
+
+
+SPECTRAL = [spectral_norm, NORMS["spectral to a tolerance"]]
 
 
 def network(classes: int, seed: int = 0, activation: type[nn.Module] = nn.Tanh) -> nn.Module:
@@ -66,7 +70,7 @@ def test_squared_frobenius_norm_is_the_expected_squared_score():
     torch.testing.assert_close(measure(frobenius_norm, model, inputs).square(), expected)
 
 
-@pytest.mark.parametrize("norm", [frobenius_norm, functools.partial(frobenius_norm, probes=2), spectral_norm])
+@pytest.mark.parametrize("norm", [frobenius_norm, functools.partial(frobenius_norm, probes=2), *SPECTRAL])
 @pytest.mark.parametrize("classes", [2, 3, 7])
 def test_gradients_flow_through_the_jacobian_to_the_parameters(norm, classes):
     model, inputs = network(classes), random_inputs(2)
@@ -74,7 +78,7 @@ def test_gradients_flow_through_the_jacobian_to_the_parameters(norm, classes):
 
     def norm_of(*parameters):
         x = inputs.clone().requires_grad_()
-        generator = {"generator": torch.Generator().manual_seed(0)} if norm is not spectral_norm else {}
+        generator = {"generator": torch.Generator().manual_seed(0)} if norm not in SPECTRAL else {}
         return norm(
             functional_call(model, dict(zip(names, parameters, strict=True)), x), x, create_graph=True, **generator
         )
@@ -97,6 +101,39 @@ def test_fisher_factor_is_a_factor_of_the_covariance(classes, seed, spread):
     torch.testing.assert_close(columns @ columns.mT, sigma, rtol=1e-12, atol=1e-14)
     z = torch.randn(3, factor.columns, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(factor @ z, (columns @ z[:, :, None])[:, :, 0], rtol=1e-10, atol=1e-14)
+
+
+def test_a_thousand_classes_take_memory_in_proportion():
+    """Nothing of the size of a C×C matrix is kept for the backward pass of a probe."""
+    classes, batch = 1000, 3
+    logits = 4 * torch.randn(batch, classes, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = random_signs(batch, classes - 1, torch.Generator().manual_seed(0)).double()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        probe = FisherFactor(logits.requires_grad_()) @ z
+    assert max(kept) <= 2 * batch * classes
+    assert sum(kept) <= 40 * batch * classes
+    theta = logits.detach().softmax(-1)
+    factor = FisherFactor(logits.detach())
+    dense = torch.stack([factor.column(k) for k in range(factor.columns)], dim=-1)
+    sigma = torch.diag_embed(theta) - theta[:, :, None] * theta[:, None, :]
+    torch.testing.assert_close(dense @ dense.mT, sigma, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(probe.detach(), (dense @ z[:, :, None])[:, :, 0], rtol=1e-8, atol=1e-13)
+
+
+@pytest.mark.parametrize("norm", [frobenius_norm, spectral_norm, functools.partial(spectral_norm, columns=3)])
+def test_under_autocast_the_norm_is_float32_and_near(norm):
+    model, inputs = network(6).float(), random_inputs(0).float()
+    exact = measure(norm, model, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        x = inputs.clone().requires_grad_()
+        logits = model(x)
+        assert logits.dtype == torch.bfloat16
+        value = norm(logits, x, create_graph=True)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, exact, rtol=0.03, atol=0)
+    value.sum().backward()
+    assert model[0].weight.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("probes", [1, 2, 3])
@@ -142,13 +179,35 @@ def test_probes_follow_the_generator_and_draw_fresh_signs():
     assert not torch.equal(first, second)
 
 
+@given(classes=st.integers(2, 30), seed=st.integers(0, 2**20), columns=st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+def test_a_subspace_gives_the_spectral_norm_from_below_and_to_the_tolerance(classes, seed, columns):
+    model, inputs = network(classes, seed), random_inputs(seed)
+    exact = measure(spectral_norm, model, inputs)
+    below = measure(spectral_norm, model, inputs, columns=columns)
+    assert (below <= exact * (1 + 1e-12)).all()
+    for tolerance in (0.02, 1e-4):
+        found = measure(spectral_norm, model, inputs, columns=columns, tolerance=tolerance)
+        assert (found <= exact * (1 + 1e-12)).all()
+        assert (found >= below * (1 - 1e-12)).all()
+        assert (found >= exact * (1 - tolerance)).all()
+
+
+def test_transposed_factor_is_the_transpose():
+    logits = 3 * torch.randn(4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    factor = FisherFactor(logits)
+    columns = torch.stack([factor.column(k) for k in range(factor.columns)], dim=-1)
+    v = torch.randn(4, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(factor.transposed(v), (columns.mT @ v[:, :, None])[:, :, 0])
+
+
 def test_random_signs_are_signs():
     signs = random_signs(1000, 9, torch.Generator().manual_seed(0))
     assert set(signs.unique().tolist()) == {-1.0, 1.0}
     assert signs.mean().abs() < 0.05
 
 
-@pytest.mark.parametrize("norm", [frobenius_norm, functools.partial(frobenius_norm, probes=1), spectral_norm])
+@pytest.mark.parametrize("norm", [frobenius_norm, functools.partial(frobenius_norm, probes=1), *SPECTRAL])
 @pytest.mark.parametrize(
     "logits",
     [
@@ -169,7 +228,7 @@ def test_values_and_gradients_are_finite_in_float32_for_any_prediction(norm, log
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("norm", [frobenius_norm, functools.partial(frobenius_norm, probes=1), spectral_norm])
+@pytest.mark.parametrize("norm", [frobenius_norm, functools.partial(frobenius_norm, probes=1), *SPECTRAL])
 def test_a_zero_jacobian_has_norm_zero_and_a_finite_gradient(norm):
     weight = torch.zeros(4, 6, requires_grad=True)
     inputs = torch.ones(2, 6, requires_grad=True)
@@ -207,5 +266,9 @@ def test_mistakes_are_named():
         frobenius_norm(model(inputs.detach()), inputs)
     with pytest.raises(ValueError, match="probes must be at least 1"):
         frobenius_norm(model(inputs), inputs, probes=0)
+    with pytest.raises(ValueError, match="columns must be at least 1"):
+        spectral_norm(model(inputs), inputs, columns=0)
+    with pytest.raises(ValueError, match="tolerance must be above 0"):
+        spectral_norm(model(inputs), inputs, columns=1, tolerance=0.0)
     with pytest.raises(ValueError, match="classes ≥ 2"):
         frobenius_norm(model(inputs)[:, :1], inputs)

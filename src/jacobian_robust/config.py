@@ -59,13 +59,16 @@ def build(cfg: DictConfig, group: str, kind: type = object, *, optional: bool = 
 
 
 def read_options(model: type[Options], values: Mapping[str, Any]) -> Options:
-    """Return a config's own scalars, checked.
+    """Return a config's own options, checked.
 
     Raises:
         UserError: if one is of the wrong type or out of range.
     """
+    given = {name: values.get(name) for name in model.model_fields}
     try:
-        return model.model_validate({name: values.get(name) for name in model.model_fields})
+        return model.model_validate(
+            {name: plain(value) if isinstance(value, DictConfig) else value for name, value in given.items()}
+        )
     except ValidationError as error:
         raise UserError(describe(error)) from error
 

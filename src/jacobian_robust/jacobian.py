@@ -16,6 +16,8 @@ The functions need only the logits and the inputs they were computed from, so th
 The samples of a batch must not influence each other (batch normalisation in training mode couples them).
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -76,6 +78,13 @@ class FisherFactor:
         below = (log_p - log_tail).exp() * torch.nn.functional.pad(positive - negative, (1, 0))
         return self._unsort(diagonal - below)
 
+    def transposed(self, v: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch columns"]:
+        """Return ``Lᵀ v``, one vector a sample, without a graph: the derivative of ``vᵀ L z`` with respect to ``z``."""
+        with torch.enable_grad():
+            z = torch.ones_like(v[:, 1:], requires_grad=True)
+            (result,) = torch.autograd.grad(self @ z, z, v)
+        return result
+
 
 def _check(logits: Tensor, inputs: Tensor) -> None:
     if logits.ndim != 2 or logits.shape[0] != inputs.shape[0] or logits.shape[1] < 2:
@@ -134,7 +143,7 @@ def frobenius_norm(
         signs[:, :exact_columns] = 0
         vectors.append(factor @ signs)
     rows = [torch.linalg.vector_norm(_vjp(logits, inputs, v, create_graph=create_graph), dim=-1) for v in vectors]
-    return torch.linalg.vector_norm(torch.stack(rows), dim=0)
+    return torch.linalg.vector_norm(torch.stack(rows), dim=0) if len(rows) > 1 else rows[0]
 
 
 def random_signs(
@@ -149,29 +158,88 @@ def spectral_norm(
     logits: Float[Tensor, "batch classes"],
     inputs: Float[Tensor, "batch *shape"],
     *,
+    columns: int | None = None,
+    tolerance: float | None = None,
     create_graph: bool = False,
 ) -> Float[Tensor, "batch"]:
-    """Return ``‖J_μ‖₂`` of each sample, exactly, from the Gram matrix of the ``classes - 1`` rows of ``Lᵀ J_s``.
+    """Return ``‖J_μ‖₂`` of each sample, exactly or from a small subspace of directions.
 
-    For the gradient the top left singular vector is a constant (envelope theorem), so that only one of the
-    vector–Jacobian products is differentiated. Where the top singular value is multiple the gradient is one of the
+    The top left singular vector is sought among the combinations of the first ``columns`` columns of the Fisher factor,
+    those of the likeliest classes (Rayleigh–Ritz: the largest singular value of these rows of ``Lᵀ J_s``). With a
+    ``tolerance`` the subspace then grows by the residual, one direction at a time, until the residual says that the
+    singular value is known to that relative accuracy for every sample (Davidson's method, "The iterative calculation of
+    a few of the lowest eigenvalues and corresponding eigenvectors of large real-symmetric matrices", J. Comput. Phys.
+    17, 1975). The estimate is never above the exact norm but by rounding.
+
+    It takes one vector–Jacobian product for each column; each further direction takes another and a Jacobian–vector
+    product. For the gradient the singular vector is a constant (envelope theorem), so that only one more
+    vector–Jacobian product is differentiated. Where the top singular value is multiple the gradient is one of the
     subgradients.
 
     Args:
         logits: the model's outputs before the softmax, with a graph to ``inputs``, which is kept.
         inputs: what the model was given, with ``requires_grad`` set before the forward pass.
+        columns: size of the first subspace, at least 1; ``None``, or ``classes - 1`` and more, is exact.
+        tolerance: relative accuracy of the norm, above 0; ``None`` leaves it at the first subspace.
         create_graph: make the norm differentiable with respect to the model's parameters.
 
     Raises:
-        ValueError: if the shapes do not match or the logits do not depend on the inputs.
+        ValueError: if ``columns`` or ``tolerance`` is out of range, the shapes do not match, or the logits do not
+            depend on the inputs.
     """
     _check(logits, inputs)
-    gram, unusable = _gram(logits, inputs)
-    eigenvalues, eigenvectors = torch.linalg.eigh(gram)
+    if columns is not None and columns < 1:
+        raise ValueError(f"columns must be at least 1, or None for the exact norm, not {columns}")
+    if tolerance is not None and not tolerance > 0:
+        raise ValueError(f"tolerance must be above 0, or None, not {tolerance}")
+    value, direction = _top_singular(logits, inputs, columns, tolerance)
     if not create_graph:
-        return eigenvalues[:, -1].clamp_min(0).sqrt() + unusable
-    top_row = _vjp(logits, inputs, FisherFactor(logits) @ eigenvectors[:, :, -1], create_graph=True)
+        return value
+    top_row = _vjp(logits, inputs, FisherFactor(logits) @ direction, create_graph=True)
     return torch.linalg.vector_norm(top_row, dim=-1)
+
+
+def _top_singular(
+    logits: Tensor, inputs: Tensor, columns: int | None, tolerance: float | None
+) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch columns"]]:
+    """Return the largest singular value of ``Lᵀ J_s`` that a subspace shows, and its left vector, without a graph."""
+    factor = FisherFactor(logits.detach())
+    size = factor.columns if columns is None else min(columns, factor.columns)
+    rows = torch.stack([_vjp(logits, inputs, factor.column(k), create_graph=False) for k in range(size)], dim=1)
+    basis = torch.eye(factor.columns, dtype=rows.dtype, device=rows.device)[:size].expand(len(rows), -1, -1)
+    jvp = None
+    while True:
+        gram, unusable = _finite(rows @ rows.mT)
+        eigenvalues, eigenvectors = torch.linalg.eigh(gram)
+        value, combination = eigenvalues[:, -1].clamp_min(0), eigenvectors[:, None, :, -1]
+        direction = (combination @ basis)[:, 0]
+        if tolerance is None or basis.shape[1] == factor.columns:
+            break
+        jvp = jvp or _jvp_of(logits, inputs)
+        residual = factor.transposed(jvp((combination @ rows)[:, 0])) - value[:, None] * direction
+        for _ in range(2):  # once is not orthogonal enough in float32
+            residual = residual - ((residual[:, None] @ basis.mT) @ basis)[:, 0]
+        length = torch.linalg.vector_norm(residual, dim=-1, keepdim=True)
+        # An eigenvalue lies within `length` of `value`; the norm is its root. Samples that are not finite stay so.
+        if not (length[:, 0] > 2 * tolerance * value).any():
+            break
+        residual = residual / length.clamp_min(torch.finfo(length.dtype).tiny)
+        basis = torch.cat([basis, residual[:, None]], dim=1)
+        row = _vjp(logits, inputs, factor @ residual, create_graph=False)
+        rows = torch.cat([rows, row[:, None]], dim=1)
+    return value.sqrt() + unusable, direction
+
+
+def _jvp_of(logits: Tensor, inputs: Tensor) -> Callable[[Tensor], Float[Tensor, "batch classes"]]:
+    """Return a function that maps ``g`` to ``J_s g``: the derivative of ``uᵀ J_s g`` with respect to ``u``."""
+    u = torch.zeros_like(logits, requires_grad=True)
+    (product,) = torch.autograd.grad(logits, inputs, u, create_graph=True)
+
+    def jvp(g: Tensor) -> Tensor:
+        (result,) = torch.autograd.grad(product, u, g.view_as(product).to(product.dtype), retain_graph=True)
+        return result.to(g.dtype)
+
+    return jvp
 
 
 def jacobian_norms(
@@ -183,21 +251,19 @@ def jacobian_norms(
         ValueError: if the shapes do not match or the logits do not depend on the inputs.
     """
     _check(logits, inputs)
-    gram, unusable = _gram(logits, inputs)
+    factor = FisherFactor(logits.detach())
+    rows = [_vjp(logits, inputs, factor.column(k), create_graph=False) for k in range(factor.columns)]
+    stacked = torch.stack(rows, dim=1)
+    gram, unusable = _finite(stacked @ stacked.mT)
     eigenvalues = torch.linalg.eigvalsh(gram).clamp_min(0)
     return eigenvalues.sum(-1).sqrt() + unusable, eigenvalues[:, -1].sqrt() + unusable
 
 
-def _gram(logits: Tensor, inputs: Tensor) -> tuple[Float[Tensor, "batch columns columns"], Float[Tensor, "batch"]]:
-    """Return ``Lᵀ J_s J_sᵀ L`` without a graph; its eigenvalues are the squared singular values of ``J_μ``.
+def _finite(gram: Float[Tensor, "batch n n"]) -> tuple[Float[Tensor, "batch n n"], Float[Tensor, "batch"]]:
+    """Return the matrices fit for an eigenvalue solver, which raises an error for the whole batch if one is not finite.
 
-    Also returns what to add to a sample's norms: 0, or nan where its matrix was not finite and is replaced by zeros, as
-    the eigenvalue solver raises an error for the whole batch there.
+    Also returns what to add to a sample's norm: 0, or nan where its matrix was not finite and is replaced by zeros.
     """
-    factor = FisherFactor(logits.detach())
-    rows = [_vjp(logits, inputs, factor.column(k), create_graph=False) for k in range(factor.columns)]
-    stacked = torch.stack(rows, dim=1)
-    gram = stacked @ stacked.mT
     finite = gram.isfinite().all(-1).all(-1)
     unusable = torch.zeros_like(gram[:, 0, 0]).masked_fill(~finite, torch.nan)
     return torch.where(finite[:, None, None], gram, 0), unusable

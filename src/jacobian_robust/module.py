@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from jacobian_robust.double_backward import FastDoubleBackward
-from jacobian_robust.regularizers import Penalty
+from jacobian_robust.regularizers import Amortization, Penalty
 
 __all__ = ["LossTerms", "RobustClassifier"]
 
@@ -74,6 +74,7 @@ class RobustClassifier(pl.LightningModule):
         model: maps inputs ``(batch, …)`` to logits ``(batch, classes)``.
         optimizer: makes the optimizer from the parameters.
         penalty: returns ``α`` of each sample from logits and inputs; ``None`` trains with cross-entropy alone.
+        amortization: how seldom the penalty is computed in training.
         seed: seed of the penalty's random probes.
         config: plain containers, stored in every checkpoint so that it can be evaluated alone.
 
@@ -87,12 +88,14 @@ class RobustClassifier(pl.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         penalty: Penalty | None = None,
         *,
+        amortization: Amortization = Amortization(),  # noqa: B008 (it is frozen)
         seed: int = 0,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.penalty = penalty
+        self.amortization = amortization
         self.eta = 0.0
         self._optimizer = optimizer
         self._config = config or {}
@@ -112,7 +115,13 @@ class RobustClassifier(pl.LightningModule):
         return logits
 
     def loss_terms(
-        self, batch: Batch, *, generator: torch.Generator | None = None, create_graph: bool = True
+        self,
+        batch: Batch,
+        *,
+        generator: torch.Generator | None = None,
+        create_graph: bool = True,
+        weight: int = 1,
+        penalised: int | None = None,
     ) -> LossTerms:
         """Return the loss of a batch (eq. 16) and its parts.
 
@@ -120,20 +129,28 @@ class RobustClassifier(pl.LightningModule):
             batch: inputs and labels.
             generator: source of the penalty's random probes.
             create_graph: make the penalty differentiable; without it, only its value is computed.
+            weight: by what ``η·mean(α)`` is multiplied; with 0 the penalty is not computed.
+            penalised: how many of the inputs the penalty is computed of, the first ones; all by default.
         """
         inputs, labels = batch
         if self.penalty is None:
             logits = self(inputs)
-            cross_entropy = loss = nn.functional.cross_entropy(logits, labels)
-            penalty = None
-        else:
-            with torch.enable_grad():
-                inputs = inputs.detach().requires_grad_()
-                with FastDoubleBackward():
-                    logits = self(inputs)
-                cross_entropy = nn.functional.cross_entropy(logits, labels)
-                penalty = self.penalty(logits, inputs, generator=generator, create_graph=create_graph).mean()
-                loss = (1 - self.eta) * cross_entropy + self.eta * penalty
+            cross_entropy = nn.functional.cross_entropy(logits, labels)
+            return LossTerms(cross_entropy, cross_entropy, None, logits)
+        if not weight:
+            logits = self(inputs)
+            cross_entropy = nn.functional.cross_entropy(logits, labels)
+            return LossTerms((1 - self.eta) * cross_entropy, cross_entropy, None, logits)
+        with torch.enable_grad():
+            watched = inputs[:penalised].detach().requires_grad_()
+            with FastDoubleBackward():
+                watched_logits = self(watched)
+            # Two passes cost what one does, and no derivative is taken with respect to the rest.
+            rest = inputs[len(watched) :]
+            logits = torch.cat([watched_logits, self(rest)]) if len(rest) else watched_logits
+            cross_entropy = nn.functional.cross_entropy(logits, labels)
+            penalty = self.penalty(watched_logits, watched, generator=generator, create_graph=create_graph).mean()
+            loss = (1 - self.eta) * cross_entropy + self.eta * weight * penalty
         return LossTerms(loss, cross_entropy, penalty, logits)
 
     def means(self, stage: Stage) -> dict[str, float]:
@@ -148,7 +165,13 @@ class RobustClassifier(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         """Return the loss of a batch."""
-        terms = self.loss_terms(batch, generator=self._generator)
+        terms = self.loss_terms(
+            batch,
+            generator=self._generator,
+            weight=self.amortization.weight(self.global_step),
+            # The batch is in random order: its first images are a random part of it.
+            penalised=self.amortization.samples(len(batch[1])),
+        )
         self._means["train"].add(terms, batch[1])
         return terms.loss
 

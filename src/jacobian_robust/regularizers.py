@@ -21,7 +21,15 @@ from jacobian_robust.geometry import (
 )
 from jacobian_robust.jacobian import frobenius_norm, spectral_norm
 
-__all__ = ["ExponentialPenalty", "Frobenius", "Penalty", "Spectral", "capped_exp", "satisfies_condition"]
+__all__ = [
+    "Amortization",
+    "ExponentialPenalty",
+    "Frobenius",
+    "Penalty",
+    "Spectral",
+    "capped_exp",
+    "satisfies_condition",
+]
 
 Bound = Literal["center", "boundary"]
 
@@ -46,6 +54,28 @@ class Penalty(Protocol):
             generator: source of the penalty's randomness, if it has any.
             create_graph: make the penalty differentiable with respect to the model's parameters.
         """
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+class Amortization:
+    """How seldom a penalty is computed, so that it costs less. The loss is the same in the mean.
+
+    Args:
+        every: the penalty joins the loss of every ``every``-th step, from the first on, with as many times its weight.
+        fraction: share of a batch whose penalty is computed, in (0, 1], rounded to at least one image; its mean stands
+            for the batch's.
+    """
+
+    every: PositiveInt = 1
+    fraction: float = Field(default=1.0, gt=0, le=1)
+
+    def weight(self, step: int) -> int:
+        """Return by what the penalty is multiplied in a step, counted from 0: a pure function, right after resuming."""
+        return self.every if step % self.every == 0 else 0
+
+    def samples(self, batch: int) -> int:
+        """Return how many images of a batch are penalised."""
+        return max(1, round(self.fraction * batch))
 
 
 def capped_exp(exponent: Float[Tensor, "*shape"], cap: float) -> Float[Tensor, "*shape"]:
@@ -167,7 +197,16 @@ class Frobenius(ExponentialPenalty):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
 class Spectral(ExponentialPenalty):
-    """Eq. 15 with the spectral norm, which eq. 14 asks for (no simplification 4)."""
+    """Eq. 15 with the spectral norm, which eq. 14 asks for (no simplification 4).
+
+    Args:
+        columns: size of the subspace in which the norm is sought, see
+            :func:`jacobian_robust.jacobian.spectral_norm`; ``None`` is exact.
+        tolerance: relative accuracy to which the subspace grows; ``None`` leaves it as it is.
+    """
+
+    columns: PositiveInt | None = None
+    tolerance: PositiveFloat | None = None
 
     def norm(
         self,
@@ -178,4 +217,4 @@ class Spectral(ExponentialPenalty):
         create_graph: bool,
     ) -> Float[Tensor, "batch"]:
         """Return ``‖J_μ‖₂``."""
-        return spectral_norm(logits, inputs, create_graph=create_graph)
+        return spectral_norm(logits, inputs, columns=self.columns, tolerance=self.tolerance, create_graph=create_graph)

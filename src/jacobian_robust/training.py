@@ -1,6 +1,7 @@
 """From a config to a trained classifier and the files that tell of it."""
 
 import contextlib
+import copy
 import json
 import logging
 import time
@@ -33,10 +34,11 @@ from jacobian_robust.evaluation import read_evaluation, report
 from jacobian_robust.files import claim, from_here, write_atomically
 from jacobian_robust.geometry import max_distance_to_center
 from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
+from jacobian_robust.model_checks import check_model
 from jacobian_robust.module import RobustClassifier
 from jacobian_robust.plots import training_curves
 from jacobian_robust.provenance import versions
-from jacobian_robust.regularizers import ExponentialPenalty, Penalty
+from jacobian_robust.regularizers import Amortization, ExponentialPenalty, Penalty
 from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wandb_run
 
 __all__ = ["train", "trainer_arguments"]
@@ -67,6 +69,7 @@ class _Options(BaseModel):
     ckpt_path: str | None
     monitor_images: NonNegativeInt
     output_dir: str
+    amortization: Amortization
     name: str | None = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$")
 
 
@@ -163,6 +166,8 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
     model: nn.Module = build(cfg, "model", nn.Module)
     _check_fit(model, datamodule)
     penalty: Penalty | None = build(cfg, "regularizer", Penalty, optional=True)
+    if penalty is not None:
+        _check_differentiable(model, datamodule)
     eta: EtaSchedule = build(cfg, "eta", EtaSchedule)
     optimizer: Callable[..., torch.optim.Optimizer] = build(cfg, "optimizer")
     try:
@@ -172,7 +177,9 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
     resumed = _check_resumable(options.ckpt_path, config, epochs) if options.ckpt_path else None
     datamodule.prepare_data()
 
-    module = RobustClassifier(model, optimizer, penalty, seed=options.seed, config=config)
+    module = RobustClassifier(
+        model, optimizer, penalty, amortization=options.amortization, seed=options.seed, config=config
+    )
     monitor = JacobianMonitor(options.monitor_images, **_condition(measured_as, datamodule.classes))
     record = EpochRecord(directory / "metrics.csv", monitor)
     callbacks: list[pl.Callback] = [
@@ -243,6 +250,15 @@ def _check_fit(model: nn.Module, datamodule: MNISTDataModule) -> None:
             f"(batch, {datamodule.classes}) logits, not {tuple(logits.shape)} for a batch of 2"
         )
     model.train(training)
+
+
+def _check_differentiable(model: nn.Module, datamodule: MNISTDataModule) -> None:
+    """Raise a UserError unless the gradient of the Jacobian's norm through the model is what it should be."""
+    images = torch.rand(4, *datamodule.image_shape, generator=torch.Generator().manual_seed(0))
+    try:
+        check_model(copy.deepcopy(model), images)
+    except ValueError as error:
+        raise UserError(f"model: cannot be trained with a penalty on its Jacobian: {error}") from error
 
 
 def _condition(cfg: DictConfig, classes: int) -> dict[str, Any]:

@@ -135,12 +135,14 @@ def short_run(directory, *overrides):
     return load_checkpoint(directory / "checkpoints" / "last.ckpt")
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
-    """Order of the images, η and the probes' signs go on where they were."""
-    whole = short_run(tmp_path / "whole", "trainer.max_epochs=2", "eta=constant")
-    first = short_run(tmp_path / "first", "trainer.max_epochs=1", "eta=constant")
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, every):
+    """Order of the images, η, the probes' signs and the steps that are penalised go on where they were."""
+    options = ["eta=constant", f"amortization.every={every}"]
+    whole = short_run(tmp_path / "whole", "trainer.max_epochs=2", *options)
+    first = short_run(tmp_path / "first", "trainer.max_epochs=1", *options)
     assert first.epochs == 1
-    second = short_run(tmp_path / "second", "trainer.max_epochs=2", "eta=constant", f"ckpt_path={tmp_path}/first")
+    second = short_run(tmp_path / "second", "trainer.max_epochs=2", *options, f"ckpt_path={tmp_path}/first")
     assert second.epochs == 2
     for name, weight in whole.state_dict.items():
         assert torch.equal(weight, second.state_dict[name])
@@ -148,6 +150,26 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
     for row in (*ours, *theirs):
         del row["seconds"]
     assert ours == theirs
+
+
+def test_accumulated_gradients_are_those_of_a_larger_batch(tmp_path):
+    """With the exact norm, whose mean over a batch is the mean over its halves."""
+    exact = ["regularizer.probes=null", "trainer.max_epochs=1", "eta=constant", "eta.value=0.2", "optimizer.lr=0.1"]
+    exact.append("regularizer.chart=sphere")  # no samples with a huge weight, which would magnify rounding
+    whole = short_run(tmp_path / "whole", *exact, "data.batch_size=32")
+    halves = [*exact, "data.batch_size=16", "+trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=8"]
+    accumulated = short_run(tmp_path / "accumulated", *halves)
+    untrained = short_run(tmp_path / "untrained", *exact, "optimizer.lr=0.0")
+    for name, weight in whole.state_dict.items():
+        moved = (weight - untrained.state_dict[name]).abs().max()
+        assert (weight - accumulated.state_dict[name]).abs().max() < 1e-3 * moved
+
+
+@pytest.mark.parametrize("options", [["trainer.precision=bf16-mixed"], ["amortization.fraction=0.25"]])
+def test_other_ways_to_compute_train(tmp_path, options):
+    run = short_run(tmp_path / "run", "trainer.max_epochs=1", *options)
+    assert math.isfinite(run.rows[-1]["train_loss"])
+    assert run.rows[-1]["train_penalty"] > 0
 
 
 def test_a_resumed_run_has_the_eta_of_its_epoch(tmp_path):

@@ -1,0 +1,99 @@
+"""Whether the gradient of a Jacobian's norm through a model is what it should be: found out before a long training."""
+
+import copy
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from jacobian_robust.jacobian import frobenius_norm
+
+__all__ = ["check_model"]
+
+_DIRECTIONS = 3
+_STEP = 1e-8  # of the length of all parameters: small, so that piecewise-linear layers seldom meet a kink
+_AGREEMENT = 0.05
+
+
+def check_model(model: nn.Module, inputs: Float[Tensor, "batch *shape"]) -> None:
+    """Make sure that ``‖J_μ‖`` of each sample and its gradient are defined and right for a model, as it stands.
+
+    Three things go wrong elsewhere, two of them silently: samples of a batch that influence each other, as in batch
+    normalisation by the batch's own statistics; layers without a second derivative, as fused attention; and layers
+    whose second derivative is not that of their first, as some custom ones. The last is found by finite differences on
+    a float64 copy in evaluation mode, and left unsaid for models that do not compute in float64.
+
+    Args:
+        model: maps inputs to logits ``(batch, classes)``; in the mode, training or evaluation, that it is used in.
+        inputs: at least two samples.
+
+    Raises:
+        ValueError: if one of the three is found; the message names the cause and a remedy.
+    """
+    inputs = inputs.detach().requires_grad_()
+    logits = model(inputs)
+    (influence,) = torch.autograd.grad(logits[0].sum(), inputs, retain_graph=True)
+    if influence[1:].abs().max() > 0:
+        culprits = [
+            f"{name} ({type(module).__name__})"
+            for name, module in model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._NormBase) and module.training
+        ]
+        raise ValueError(
+            f"the samples of a batch influence each other, through {', '.join(culprits) or 'some layer'}: the Jacobian "
+            "of one sample is then not defined; normalise by fixed statistics (batch norm in eval mode) or within a "
+            "sample (GroupNorm, LayerNorm)"
+        )
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        norm = frobenius_norm(logits, inputs, probes=1, create_graph=True)
+        torch.autograd.grad(norm.sum(), parameters, allow_unused=True)
+    except (RuntimeError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"a layer has no second derivative ({reason}); for attention choose the plain kernel: "
+            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH) around it"
+        ) from error
+    _check_second_derivative(model, inputs.detach())
+
+
+def _check_second_derivative(model: nn.Module, inputs: Tensor) -> None:
+    twin = copy.deepcopy(model).double().eval()
+    parameters = [parameter for parameter in twin.parameters() if parameter.requires_grad]
+    x = inputs.double().requires_grad_()
+
+    def norm(*, create_graph: bool) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return frobenius_norm(twin(x), x, probes=3, generator=generator, create_graph=create_graph).sum()
+
+    try:
+        value = norm(create_graph=True)
+    except RuntimeError:  # something in the model insists on another precision
+        return
+    if value.dtype != torch.float64 or not parameters:
+        return
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+    generator = torch.Generator().manual_seed(0)
+    length = torch.cat([parameter.detach().flatten() for parameter in parameters]).norm()
+    for _ in range(_DIRECTIONS):
+        direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in parameters]
+        scale = length / torch.cat([d.flatten() for d in direction]).norm()
+        direction = [d * scale for d in direction]
+        said = sum((g * d).sum().item() for g, d in zip(gradients, direction, strict=True))
+        values = []
+        for step in (_STEP, -2 * _STEP):
+            with torch.no_grad():
+                for parameter, d in zip(parameters, direction, strict=True):
+                    parameter.add_(d, alpha=step)
+            values.append(norm(create_graph=False).item())
+        with torch.no_grad():
+            for parameter, d in zip(parameters, direction, strict=True):
+                parameter.add_(d, alpha=_STEP)
+        seen = (values[0] - values[1]) / (2 * _STEP)
+        # A kink between two steps spoils one direction, a wrong derivative all of them.
+        if abs(said - seen) <= _AGREEMENT * max(abs(said), abs(seen)) + 1e-6 * value.item():
+            return
+    raise ValueError(
+        f"the gradient of the Jacobian's norm is wrong in this model: along a random direction autograd says "
+        f"{said:.3g}, finite differences {seen:.3g}; look for a custom layer whose backward pass is not differentiable"
+    )
