@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -9,6 +10,8 @@ from torch import nn
 from torch.func import jacrev, vmap
 
 from jacobian_robust import geometry
+from jacobian_robust.data import MNISTDataModule
+from jacobian_robust.models import LeNet
 from jacobian_robust.regularizers import Frobenius, Spectral, capped_exp, satisfies_condition
 
 
@@ -92,3 +95,30 @@ def test_condition_compares_the_norm_with_the_distance_over_eps():
     for bound, distance in (("center", geometry.distance_to_center(p)), ("boundary", geometry.distance_to_boundary(p))):
         assert satisfies_condition(distance / 2 - 1e-4, logits, bound=bound, eps=2.0).all()
         assert not satisfies_condition(distance / 2 + 1e-4, logits, bound=bound, eps=2.0).any()
+
+
+@pytest.mark.slow
+def test_values_and_gradients_stay_finite_while_a_network_becomes_confident():
+    """2,000 steps of plain training on real images, with a learning rate that leads to one-hot predictions."""
+    datamodule = MNISTDataModule()
+    datamodule.setup("fit")
+    torch.manual_seed(0)
+    model = LeNet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    batches = itertools.chain.from_iterable(datamodule.train_dataloader() for _ in range(2))
+    penalties = [Frobenius(delta_over_eps=1e-3, probes=1), Spectral(delta_over_eps=1e-3, columns=2, tolerance=0.02)]
+    confidence = torch.zeros(())
+    for step, (images, labels) in enumerate(itertools.islice(batches, 2000)):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        if step % 100 == 99:
+            inputs = images.requires_grad_()
+            logits = model(inputs)
+            confidence = logits.softmax(-1).max(-1).values.median()
+            for penalty in penalties:
+                alpha = penalty(logits, inputs)
+                gradients = torch.autograd.grad(alpha.mean(), list(model.parameters()), retain_graph=True)
+                assert alpha.isfinite().all()
+                assert all(gradient.isfinite().all() for gradient in gradients)
+    assert confidence > 0.9999

@@ -133,14 +133,11 @@ class RobustClassifier(pl.LightningModule):
             penalised: how many of the inputs the penalty is computed of, the first ones; all by default.
         """
         inputs, labels = batch
-        if self.penalty is None:
+        if self.penalty is None or not weight:
             logits = self(inputs)
             cross_entropy = nn.functional.cross_entropy(logits, labels)
-            return LossTerms(cross_entropy, cross_entropy, None, logits)
-        if not weight:
-            logits = self(inputs)
-            cross_entropy = nn.functional.cross_entropy(logits, labels)
-            return LossTerms((1 - self.eta) * cross_entropy, cross_entropy, None, logits)
+            loss = cross_entropy if self.penalty is None else (1 - self.eta) * cross_entropy
+            return LossTerms(loss, cross_entropy, None, logits)
         with torch.enable_grad():
             watched = inputs[:penalised].detach().requires_grad_()
             with FastDoubleBackward():
