@@ -202,12 +202,12 @@ def compare(case: Case, seconds: float, peer: Path | None) -> dict[str, dict[str
 
 
 def regularised(checkpoint: str | None, steps: int) -> Case:
-    """Return a network that was trained with the penalty, and 200 held-out images."""
+    """Return a network that was trained with the penalty, and 200 images that it was not trained on."""
     datamodule = MNISTDataModule()
     if checkpoint is not None:
         stored = load_checkpoint(find_checkpoints([checkpoint])[0])
         model, datamodule = stored.model(), stored.datamodule()
-        datamodule.setup("validate")
+        datamodule.setup()
     else:
         datamodule.setup("fit")
         torch.manual_seed(0)
@@ -221,7 +221,7 @@ def regularised(checkpoint: str | None, steps: int) -> Case:
             module.backward(module.loss_terms(batch, generator=module._generator).loss)
             optimizer.step()
         model = module.model.eval()
-    images, labels = datamodule.split("validation").first(200)
+    images, labels = datamodule.split("validation" if datamodule.validation_size else "test").first(200)
     return Case(model.to(DEVICE), images.to(DEVICE), labels.to(DEVICE))
 
 

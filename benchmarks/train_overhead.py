@@ -42,39 +42,41 @@ def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.01)
 
 
-class BareLoop(pl.Callback):
-    """After each epoch of the framework, the same steps without it."""
+class AlternatingClassifier(RobustClassifier):
+    """The framework's module, which after each epoch takes the same steps without the framework."""
 
     def __init__(self, penalty: Frobenius | None, datamodule: MNISTDataModule, steps: int) -> None:
-        self.penalty, self.loader, self.steps = penalty, datamodule.train_dataloader(), steps
-        self.model = LeNet()
-        self.parameters = list(self.model.parameters())
-        self.optimizer = sgd(self.parameters)
+        super().__init__(LeNet(), sgd, penalty)
+        self.loader, self.steps = datamodule.train_dataloader(), steps
+        self.unregistered = [LeNet()]
         self.seconds: list[float] = []
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self) -> None:
+        (model,), penalty = self.unregistered, self.penalty
+        parameters = list(model.parameters())
+        optimizer = sgd(parameters)
         start = time.perf_counter()
         total, correct = 0.0, 0
         for images, labels in itertools.islice(self.loader, self.steps):
-            if self.penalty is None:
-                logits = self.model(images)
+            if penalty is None:
+                logits = model(images)
                 loss = nn.functional.cross_entropy(logits, labels)
             else:
                 inputs = images.detach().requires_grad_()
                 with FastDoubleBackward():
-                    logits = self.model(inputs)
-                penalty = self.penalty(logits, inputs).mean()
-                loss = (1 - ETA) * nn.functional.cross_entropy(logits, labels) + ETA * penalty
-            self.optimizer.zero_grad()
-            loss.backward(inputs=self.parameters)
-            self.optimizer.step()
+                    logits = model(inputs)
+                alpha = penalty(logits, inputs).mean()
+                loss = (1 - ETA) * nn.functional.cross_entropy(logits, labels) + ETA * alpha
+            optimizer.zero_grad()
+            loss.backward(inputs=parameters)
+            optimizer.step()
             total += loss.item() * len(labels)
             correct += int((logits.argmax(-1) == labels).sum())
         self.seconds.append(time.perf_counter() - start)
 
 
 def measure(penalty: Frobenius | None, datamodule: MNISTDataModule, steps: int, epochs: int) -> dict[str, float]:
-    bare = BareLoop(penalty, datamodule, steps)
+    module = AlternatingClassifier(penalty, datamodule, steps)
     with tempfile.TemporaryDirectory() as directory:
         record = EpochRecord(Path(directory) / "metrics.csv", JacobianMonitor(0, eps=1.0, bound="center"))
         trainer = pl.Trainer(
@@ -83,21 +85,21 @@ def measure(penalty: Frobenius | None, datamodule: MNISTDataModule, steps: int, 
             limit_val_batches=0,
             accelerator="cpu",
             enable_checkpointing=False,
-            **trainer_arguments([GeometricEta(min=ETA, max=ETA), record, bare, TrainingProgress()], Path(directory)),
+            **trainer_arguments([GeometricEta(min=ETA, max=ETA), record, TrainingProgress()], Path(directory)),
         )
         with rare_garbage_collection():
-            trainer.fit(RobustClassifier(LeNet(), sgd, penalty), datamodule=datamodule)
+            trainer.fit(module, datamodule=datamodule)
     start = time.perf_counter()
     for _ in itertools.islice(datamodule.train_dataloader(), steps):
         pass
     loading = time.perf_counter() - start
     framework = [row["seconds"] for row in record.rows]
-    ratios = [a / b for a, b in zip(framework[1:], bare.seconds[1:], strict=True)]
+    ratios = [a / b for a, b in zip(framework[1:], module.seconds[1:], strict=True)]
     return {
-        "bare_ms": 1e3 * statistics.median(bare.seconds[1:]) / steps,
+        "bare_ms": 1e3 * statistics.median(module.seconds[1:]) / steps,
         "framework_ms": 1e3 * statistics.median(framework[1:]) / steps,
         "ratio": statistics.median(ratios),
-        "loading_share": loading / statistics.median(bare.seconds[1:]),
+        "loading_share": loading / statistics.median(module.seconds[1:]),
     }
 
 

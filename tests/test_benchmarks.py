@@ -1,4 +1,7 @@
+import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,3 +34,17 @@ def test_the_step_cost_benchmark_runs():
     figure = benchmark["error_against_cost"]({"steps": steps, "errors": errors})
     assert len(figure.axes[0].texts) == len(benchmark["DRAWN"])
     assert benchmark["peak_memory"](benchmark["ours"](case, None)) > 0
+
+
+def test_the_same_result_benchmark_runs_what_is_missing_and_compares_seed_by_seed(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "same_result.py"), "--epochs=1", "--steps=2", "--images=20"]
+    command += ["--directory", str(tmp_path), "--json", str(tmp_path / "all.json"), "--ways", "exact", "1 projection"]
+    subprocess.run([*command, "--seeds", "0"], check=True, capture_output=True, timeout=300)
+    first = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/seed*/result.json")}
+    assert len(first) == 2
+    second = subprocess.run([*command, "--seeds", "0"], check=True, capture_output=True, timeout=300, text=True)
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    results = json.loads((tmp_path / "all.json").read_text())
+    assert set(results) == {"exact", "1 projection"}
+    assert 0 <= results["exact"]["0"]["0.1"] <= 100
+    assert "less exact, seed by seed" in second.stdout

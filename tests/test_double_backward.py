@@ -51,6 +51,14 @@ def test_convolutions_have_torchs_derivatives_to_third_order(seed, stride, paddi
     assert_same(convolve, random(seed, 2, 4, size, size), random(seed + 1, 6, 4 // groups, 3, 2), random(seed + 2, 6))
 
 
+@pytest.mark.parametrize(("channels", "stride", "padding", "dilation"), [(1, 1, 0, 1), (1, 2, 1, 1), (2, 1, 2, 2)])
+def test_convolutions_of_few_channels_have_torchs_derivatives_to_third_order(channels, stride, padding, dilation):
+    def convolve(x, weight, bias):
+        return F.conv2d(x, weight, bias, stride, padding, dilation)
+
+    assert_same(convolve, random(0, 2, channels, 7, 8), random(1, 13, channels, 3, 2), random(2, 13))
+
+
 @pytest.mark.parametrize(
     "function",
     [

@@ -47,6 +47,32 @@ class _Geometry(NamedTuple):
     groups: int
 
 
+def _input_gradient(gradient: Tensor, weight: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
+    """Return the gradient of a convolution's input, of the given shape."""
+    kernel = weight.flatten(1)
+    if geometry.groups == 1 and shape[1] <= 3 and kernel.shape[1] <= kernel.shape[0]:
+        # An image's few channels: a matrix product, no larger than the gradient, and its rows added where the kernel
+        # lay, take a third to two thirds of the time of the ordinary kernel.
+        stride, padding, dilation = map(tuple, geometry[:3])
+        patches = torch.bmm(kernel.t().expand(shape[0], -1, -1), gradient.flatten(2))
+        return F.fold(patches, shape[2:], weight.shape[2:], dilation, padding, stride)
+    return conv2d_input(shape, weight, gradient, *geometry)
+
+
+class _NoContext:
+    """Stands for the context of a function whose derivative nobody will ask for."""
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        """Keep nothing."""
+
+
+def _call(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """Apply a function, in the last derivative without the price of making a graph."""
+    if torch.is_grad_enabled():
+        return function.apply(*arguments)
+    return function.forward(_NoContext(), *arguments)
+
+
 class _Convolution(torch.autograd.Function):
     """The output of a convolution; with the two gradients below, one trilinear form seen from its three sides."""
 
@@ -63,12 +89,12 @@ class _Convolution(torch.autograd.Function):
         if not torch.is_grad_enabled():  # the last derivative: all at once is cheaper
             stride, padding, dilation, groups = ctx.geometry
             bias_sizes = [len(weight)] if asked[2] else None
-            return *torch.ops.aten.convolution_backward(
+            return *torch.ops.aten.convolution_backward.default(
                 gradient, x, weight, bias_sizes, stride, padding, dilation, False, [0, 0], groups, asked
             ), None
         return (
-            _ConvolutionInput.apply(gradient, weight, x.shape, ctx.geometry) if asked[0] else None,
-            _ConvolutionWeight.apply(gradient, x, weight.shape, ctx.geometry) if asked[1] else None,
+            _call(_ConvolutionInput, gradient, weight, x.shape, ctx.geometry) if asked[0] else None,
+            _call(_ConvolutionWeight, gradient, x, weight.shape, ctx.geometry) if asked[1] else None,
             gradient.sum((0, 2, 3)) if asked[2] else None,
             None,
         )
@@ -81,15 +107,15 @@ class _ConvolutionInput(torch.autograd.Function):
     def forward(ctx: Any, gradient: Tensor, weight: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
         ctx.save_for_backward(gradient, weight)
         ctx.geometry = geometry
-        return conv2d_input(shape, weight, gradient, *geometry)
+        return _input_gradient(gradient, weight, shape, geometry)
 
     @staticmethod
     def backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, ...]:
         gradient, weight = ctx.saved_tensors
         asked = _asked_for(ctx)
         return (
-            _Convolution.apply(x, weight, None, ctx.geometry) if asked[0] else None,
-            _ConvolutionWeight.apply(gradient, x, weight.shape, ctx.geometry) if asked[1] else None,
+            _call(_Convolution, x, weight, None, ctx.geometry) if asked[0] else None,
+            _call(_ConvolutionWeight, gradient, x, weight.shape, ctx.geometry) if asked[1] else None,
             None,
             None,
         )
@@ -109,8 +135,8 @@ class _ConvolutionWeight(torch.autograd.Function):
         gradient, x = ctx.saved_tensors
         asked = _asked_for(ctx)
         return (
-            _Convolution.apply(x, weight, None, ctx.geometry) if asked[0] else None,
-            _ConvolutionInput.apply(gradient, weight, x.shape, ctx.geometry) if asked[1] else None,
+            _call(_Convolution, x, weight, None, ctx.geometry) if asked[0] else None,
+            _call(_ConvolutionInput, gradient, weight, x.shape, ctx.geometry) if asked[1] else None,
             None,
             None,
         )
@@ -125,7 +151,7 @@ class _ReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return _Masked.apply(gradient, *ctx.saved_tensors)
+        return _call(_Masked, gradient, *ctx.saved_tensors)
 
 
 class _Masked(torch.autograd.Function):
@@ -134,11 +160,11 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, y: Tensor) -> Tensor:
         ctx.save_for_backward(y)
-        return torch.ops.aten.threshold_backward(gradient, y, 0)
+        return torch.ops.aten.threshold_backward.default(gradient, y, 0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None]:
-        return _Masked.apply(gradient, *ctx.saved_tensors), None
+        return _call(_Masked, gradient, *ctx.saved_tensors), None
 
 
 class _Window(NamedTuple):
@@ -151,14 +177,14 @@ class _Window(NamedTuple):
 class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, window: _Window) -> Tensor:
-        y, index = torch.ops.aten.max_pool2d_with_indices(x, *window.arguments)
+        y, index = torch.ops.aten.max_pool2d_with_indices.default(x, *window.arguments)
         ctx.save_for_backward(index)
         ctx.window = window
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None]:
-        return _Scattered.apply(gradient, *ctx.saved_tensors, ctx.window), None
+        return _call(_Scattered, gradient, *ctx.saved_tensors, ctx.window), None
 
 
 class _Scattered(torch.autograd.Function):
@@ -169,12 +195,12 @@ class _Scattered(torch.autograd.Function):
         ctx.save_for_backward(index)
         ctx.window = window
         shape_only = gradient.new_empty(1).expand(window.shape)
-        backward = torch.ops.aten.max_pool2d_with_indices_backward
+        backward = torch.ops.aten.max_pool2d_with_indices_backward.default
         return backward(gradient, shape_only, *window.arguments, index)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None, None]:
-        return _Gathered.apply(gradient, *ctx.saved_tensors, ctx.window), None, None
+        return _call(_Gathered, gradient, *ctx.saved_tensors, ctx.window), None, None
 
 
 class _Gathered(torch.autograd.Function):
@@ -188,7 +214,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None, None]:
-        return _Scattered.apply(gradient, *ctx.saved_tensors, ctx.window), None, None
+        return _call(_Scattered, gradient, *ctx.saved_tensors, ctx.window), None, None
 
 
 def _pair(value: int | tuple[int, ...] | list[int]) -> list[int]:

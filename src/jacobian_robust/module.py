@@ -1,5 +1,6 @@
 """The LightningModule: a classifier trained with cross-entropy and a penalty on its Jacobian."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -174,8 +175,22 @@ class RobustClassifier(pl.LightningModule):
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Differentiate the loss with respect to the parameters alone: nobody asks for the gradient of the images."""
-        kwargs.setdefault("inputs", [parameter for parameter in self.parameters() if parameter.requires_grad])
+        if self.penalty is not None:
+            kwargs.setdefault("inputs", [parameter for parameter in self.parameters() if parameter.requires_grad])
         loss.backward(**kwargs)
+
+    # Lightning asks for the signature at each step, and here it finds the answer ready.
+    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer says; where it says nothing, spare each step Lightning's search for what to do."""
+        if gradient_clip_val is not None:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure the loss of a batch, with probes of its own: validation leaves training as it would have been."""

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,32 @@ from wandb.proto.wandb_internal_pb2 import Record
 BLOCK = 32 * 1024
 
 
-def read_records(run_directory: Path) -> list[Record]:
+def read_records(run_directory: Path, patience: float = 60.0) -> list[Record]:
+    """Return all records of a finished run.
+
+    ``Run.finish`` tells W&B's background process to close the file and does not wait for it: one that lacks its exit
+    record yet is read again for up to ``patience`` seconds.
+    """
     (path,) = run_directory.glob("run-*.wandb")
-    data = path.read_bytes()
+    deadline = time.monotonic() + patience
+    while True:
+        records = _parse(path.read_bytes())
+        if any(record.HasField("exit") for record in records):
+            return records
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{path} has no exit record after {patience:g} s")
+        time.sleep(0.05)
+
+
+def _parse(data: bytes) -> list[Record]:
     position, partial, records = 7, b"", []
     while position + 7 <= len(data):
         if BLOCK - position % BLOCK < 7:
             position += BLOCK - position % BLOCK
             continue
         _, length, kind = struct.unpack_from("<IHB", data, position)
+        if position + 7 + length > len(data):  # being written
+            break
         partial += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or last part
