@@ -1,7 +1,11 @@
+import contextlib
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from torch import nn
 from torch.nn import functional as F
 
@@ -66,14 +70,44 @@ def test_convolutions_of_few_channels_have_torchs_derivatives_to_third_order(cha
         lambda x: x.relu() * x,
         lambda x: torch.relu(x).square(),
         lambda x: F.max_pool2d(x, 2).square(),
+        lambda x: F.max_pool2d(x[..., 1:, :], 2).square(),
+        lambda x: F.max_pool2d(F.relu(x[..., 1:, :]), 2).square(),
+        lambda x: F.max_pool2d(F.relu(x), 3).square(),
+        lambda x: (y := F.relu(x)).square().mean() * F.max_pool2d(y, 2).square(),
         lambda x: F.max_pool2d(x, (3, 2), stride=2, padding=(1, 0), ceil_mode=True).square(),
         lambda x: F.max_pool2d(x, 2, return_indices=True)[0].square(),
         lambda x: F.relu(x.square() - 1, inplace=True).square(),
     ],
-    ids=["F.relu", "Tensor.relu", "torch.relu", "pool", "pool with all arguments", "pool with indices", "in place"],
+    ids=[
+        "F.relu",
+        "Tensor.relu",
+        "torch.relu",
+        "pool of odd size",
+        "pool of even size",
+        "ReLU and pool",
+        "ReLU and larger pool",
+        "ReLU used twice",
+        "pool with all arguments",
+        "pool with indices",
+        "in place",
+    ],
 )
 def test_piecewise_linear_layers_have_torchs_derivatives_to_third_order(function):
     assert_same(lambda x: function(x.square() + x), random(3, 2, 3, 7, 6))
+
+
+@given(hnp.arrays(np.float32, (1, 2, 4, 6), elements=st.sampled_from([-1.0, 0.0, 0.5, 1.0])))
+@settings(deadline=None)
+def test_of_equal_maxima_the_same_one_counts(values):
+    """Gradients of whole numbers have no rounding: they are equal bit for bit."""
+
+    def gradient(fast):
+        x = torch.from_numpy(values).requires_grad_()
+        with FastDoubleBackward() if fast else contextlib.nullcontext():
+            y = torch.cat([F.max_pool2d(x, 2), F.max_pool2d(F.relu(x), 2)])
+        return torch.autograd.grad(y, x, torch.arange(float(y.numel())).view_as(y))[0]
+
+    assert torch.equal(gradient(True), gradient(False))
 
 
 def test_same_padding_and_single_images_stay_torchs():

@@ -187,6 +187,22 @@ class _MaxPool(torch.autograd.Function):
         return _call(_Scattered, gradient, *ctx.saved_tensors, ctx.window), None
 
 
+class _ReLUMaxPool(torch.autograd.Function):
+    """Max pooling of a ReLU's output, as a function of its input: masks the few maxima, not all of the image."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rectified: Tensor, window: _Window) -> Tensor:
+        y, index = torch.ops.aten.max_pool2d_with_indices.default(rectified, *window.arguments)
+        ctx.save_for_backward(y, index)
+        ctx.window = window
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, None, None]:
+        y, index = ctx.saved_tensors
+        return _call(_Scattered, _call(_Masked, gradient, y), index, ctx.window), None, None
+
+
 class _Scattered(torch.autograd.Function):
     """What is given to each maximum, put where the maximum was; the transpose of :class:`_Gathered`."""
 
@@ -236,8 +252,12 @@ def _conv2d(
     return _Convolution.apply(input, weight, bias, geometry)
 
 
-def _relu(input: Tensor, inplace: bool = False) -> Tensor:
-    return F.relu(input, inplace) if inplace else _ReLU.apply(input)
+def _relu(input: Tensor, inplace: bool = False) -> Any:
+    if inplace:
+        return F.relu(input, inplace=True)
+    y: Any = _ReLU.apply(input)
+    y._rectified = input, y._version  # for a max pooling that follows
+    return y
 
 
 def _max_pool2d(
@@ -253,7 +273,11 @@ def _max_pool2d(
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
     kernel = _pair(kernel_size)
     arguments = (kernel, _pair(stride) if stride else kernel, _pair(padding), _pair(dilation), ceil_mode)
-    return _MaxPool.apply(input, _Window(input.shape, arguments))
+    window = _Window(input.shape, arguments)
+    x, version = getattr(input, "_rectified", (None, None))
+    if version == input._version:
+        return _ReLUMaxPool.apply(x, input.detach(), window)
+    return _MaxPool.apply(input, window)
 
 
 _FAST: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -270,7 +294,7 @@ class FastDoubleBackward(TorchFunctionMode):
 
     Two-dimensional convolutions, ReLU and max pooling, in float32 and float64 on a CPU; everything else, and everything
     under autocast or :mod:`torch.func`, stays torch's own. Values and derivatives of any order are the same up to
-    rounding.
+    rounding; only the output of a ReLU that is pooled is no longer on the way from the pooled output to the input.
     """
 
     def __torch_function__(

@@ -139,8 +139,9 @@ def frobenius_norm(
     exact_columns = factor.columns if probes is None or probes >= factor.columns else probes - 1
     vectors = [factor.column(k) for k in range(exact_columns)]
     if exact_columns < factor.columns:
-        signs = random_signs(logits.shape[0], factor.columns, generator).to(logits.device, torch.float32)
-        signs[:, :exact_columns] = 0
+        signs = random_signs(logits.shape[0], factor.columns, generator).to(logits.device)
+        if exact_columns:
+            signs[:, :exact_columns] = 0
         vectors.append(factor @ signs)
     rows = [torch.linalg.vector_norm(_vjp(logits, inputs, v, create_graph=create_graph), dim=-1) for v in vectors]
     return torch.linalg.vector_norm(torch.stack(rows), dim=0) if len(rows) > 1 else rows[0]

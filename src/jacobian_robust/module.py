@@ -143,9 +143,10 @@ class RobustClassifier(pl.LightningModule):
             watched = inputs[:penalised].detach().requires_grad_()
             with FastDoubleBackward():
                 watched_logits = self(watched)
-            # Two passes cost what one does, and no derivative is taken with respect to the rest.
-            rest = inputs[len(watched) :]
-            logits = torch.cat([watched_logits, self(rest)]) if len(rest) else watched_logits
+            logits = watched_logits
+            if len(watched) < len(inputs):
+                # Two passes cost what one does, and no derivative is taken with respect to the rest.
+                logits = torch.cat([logits, self(inputs[len(watched) :])])
             cross_entropy = nn.functional.cross_entropy(logits, labels)
             penalty = self.penalty(watched_logits, watched, generator=generator, create_graph=create_graph).mean()
             loss = (1 - self.eta) * cross_entropy + self.eta * weight * penalty
