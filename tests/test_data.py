@@ -1,5 +1,6 @@
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,6 +61,16 @@ def test_order_is_a_function_of_seed_and_epoch(mnist):
     assert labels(0, 3) == labels(0, 3)
     assert labels(0, 3) != labels(0, 4)
     assert labels(0, 3) != labels(1, 3)
+
+
+def test_in_training_the_images_lie_where_the_steps_are_taken(mnist):
+    """On a device without memory or arithmetic: only its name shows where a tensor is."""
+    datamodule = MNISTDataModule()
+    datamodule.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    datamodule.setup("fit")
+    images, labels = datamodule.split("train").__getitems__([3, 1])
+    assert images.device.type == labels.device.type == "meta"
+    assert images.shape == (2, 1, 28, 28)
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(100, [33]), (16, [16, 16, 1]), (33, [33])])

@@ -9,6 +9,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from jacobian_robust import geometry
 from jacobian_robust.jacobian import FisherFactor, frobenius_norm, jacobian_norms, random_signs, spectral_norm
+from jacobian_robust.models import LeNet
 
 NORMS = {
     "frobenius": frobenius_norm,
@@ -165,6 +166,43 @@ def test_as_many_probes_as_columns_are_exact(probes):
     torch.testing.assert_close(
         measure(frobenius_norm, model, inputs, probes=probes), measure(frobenius_norm, model, inputs)
     )
+
+
+class NoBatchRule(torch.autograd.Function):
+    """The identity, as a layer that ``torch.vmap`` knows nothing about."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.clone() if gradient.numpy(force=True).size else gradient
+
+
+@pytest.mark.parametrize("probes", [None, 2])
+def test_one_batched_pass_gives_the_norm_and_gradient_of_many(probes):
+    torch.manual_seed(0)
+    model, images = LeNet(), torch.rand(6, 1, 28, 28)
+
+    def gradients(batched):
+        inputs = images.clone().requires_grad_()
+        generator = torch.Generator().manual_seed(0)
+        options = {"probes": probes, "generator": generator, "create_graph": True}
+        norm = frobenius_norm(model(inputs), inputs, batched=batched, **options)
+        return [norm, *torch.autograd.grad(norm.exp().sum(), list(model.parameters())[:-1])]
+
+    for one, many in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(one, many, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_without_a_rule_for_batches_fall_back_to_single_products_unless_batches_are_asked_for(monkeypatch):
+    model, inputs = network(4), random_inputs(5).requires_grad_()
+    logits = NoBatchRule.apply(model(inputs))
+    with pytest.raises(RuntimeError):
+        frobenius_norm(logits, inputs, batched=True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)  # as on a GPU, where batches are tried first
+    torch.testing.assert_close(frobenius_norm(logits, inputs), measure(frobenius_norm, model, inputs, batched=False))
 
 
 def test_probes_follow_the_generator_and_draw_fresh_signs():

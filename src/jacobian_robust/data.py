@@ -43,8 +43,12 @@ class ImageDataset(Dataset[Batch]):
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """Return a batch: float32 pixels in [0, 1] and labels. The DataLoader calls this once a batch."""
-        index = torch.tensor(indices)
+        index = torch.tensor(indices, device=self.images.device)
         return self.images[index].float().div_(255), self.labels[index]
+
+    def to(self, device: torch.device) -> "ImageDataset":
+        """Return the same images in a device's memory."""
+        return ImageDataset(self.images.to(device), self.labels.to(device))
 
     def first(self, limit: int | None) -> Batch:
         """Return the first ``limit`` images, or all, as one batch."""
@@ -158,6 +162,10 @@ class MNISTDataModule(pl.LightningDataModule):
         needs_test = stage in ("test", None) or self.validate_on_test
         if needs_test and "test" not in self._splits:
             self._splits["test"] = self._read(train=False)
+        if self.trainer is not None:
+            # Indexed where they are used: they are 55 MB, and a small network's step is shorter than a copy's launch.
+            device = self.trainer.strategy.root_device
+            self._splits = {name: split.to(device) for name, split in self._splits.items()}
 
     def require(self, split: Literal["train", "validation", "test"]) -> None:
         """Make sure that a split has images.

@@ -16,7 +16,7 @@ The functions need only the logits and the inputs they were computed from, so th
 The samples of a batch must not influence each other (batch normalisation in training mode couples them).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from jaxtyping import Float
@@ -106,6 +106,30 @@ def _vjp(logits: Tensor, inputs: Tensor, v: Tensor, *, create_graph: bool) -> Fl
     return product.flatten(1).to(v.dtype)
 
 
+def _vjps(
+    logits: Tensor, inputs: Tensor, vectors: list[Tensor], *, create_graph: bool, batched: bool | None
+) -> Iterable[Float[Tensor, "batch inputs"]]:
+    """Return ``vᵀ J_s`` for each vector; one at a time they need the least memory, all at once the fewest kernels."""
+    if batched or (batched is None and logits.is_cuda and len(vectors) > 1):
+        try:
+            (products,) = torch.autograd.grad(
+                logits,
+                inputs,
+                torch.stack(vectors).to(logits.dtype),
+                create_graph=create_graph,
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=True,
+            )
+        except RuntimeError:  # a layer without a rule for batches, or too little memory for them
+            if batched:
+                raise
+        else:
+            if products is not None:
+                return products.flatten(2).to(vectors[0].dtype).unbind()
+    return (_vjp(logits, inputs, v, create_graph=create_graph) for v in vectors)
+
+
 def frobenius_norm(
     logits: Float[Tensor, "batch classes"],
     inputs: Float[Tensor, "batch *shape"],
@@ -113,6 +137,7 @@ def frobenius_norm(
     probes: int | None = None,
     generator: torch.Generator | None = None,
     create_graph: bool = False,
+    batched: bool | None = None,
 ) -> Float[Tensor, "batch"]:
     """Return ``‖J_μ‖_F`` of each sample, exactly or estimated with a few Fisher-factor probes.
 
@@ -128,6 +153,8 @@ def frobenius_norm(
         probes: number of vector–Jacobian products, at least 1; ``None``, or ``classes - 1`` and more, is exact.
         generator: source of the random signs; by default torch's global one.
         create_graph: make the norm differentiable with respect to the model's parameters.
+        batched: take all products in one batched pass, by ``torch.vmap``'s rules for the model's layers; ``None`` does
+            so on a GPU, where single ones of a small batch are bound by kernel launches, if the layers allow it.
 
     Raises:
         ValueError: if ``probes`` is below 1, the shapes do not match, or the logits do not depend on the inputs.
@@ -143,7 +170,8 @@ def frobenius_norm(
         if exact_columns:
             signs[:, :exact_columns] = 0
         vectors.append(factor @ signs)
-    rows = [torch.linalg.vector_norm(_vjp(logits, inputs, v, create_graph=create_graph), dim=-1) for v in vectors]
+    products = _vjps(logits, inputs, vectors, create_graph=create_graph, batched=batched)
+    rows = [torch.linalg.vector_norm(row, dim=-1) for row in products]
     return torch.linalg.vector_norm(torch.stack(rows), dim=0) if len(rows) > 1 else rows[0]
 
 
@@ -206,7 +234,7 @@ def _top_singular(
     """Return the largest singular value of ``Lᵀ J_s`` that a subspace shows, and its left vector, without a graph."""
     factor = FisherFactor(logits.detach())
     size = factor.columns if columns is None else min(columns, factor.columns)
-    rows = torch.stack([_vjp(logits, inputs, factor.column(k), create_graph=False) for k in range(size)], dim=1)
+    rows = _top_rows(logits, inputs, factor, size)
     basis = torch.eye(factor.columns, dtype=rows.dtype, device=rows.device)[:size].expand(len(rows), -1, -1)
     jvp = None
     while True:
@@ -231,6 +259,12 @@ def _top_singular(
     return value.sqrt() + unusable, direction
 
 
+def _top_rows(logits: Tensor, inputs: Tensor, factor: FisherFactor, size: int) -> Float[Tensor, "batch size inputs"]:
+    """Return the first rows of ``Lᵀ J_s``, without a graph."""
+    columns = [factor.column(k) for k in range(size)]
+    return torch.stack(list(_vjps(logits, inputs, columns, create_graph=False, batched=None)), dim=1)
+
+
 def _jvp_of(logits: Tensor, inputs: Tensor) -> Callable[[Tensor], Float[Tensor, "batch classes"]]:
     """Return a function that maps ``g`` to ``J_s g``: the derivative of ``uᵀ J_s g`` with respect to ``u``."""
     u = torch.zeros_like(logits, requires_grad=True)
@@ -253,9 +287,8 @@ def jacobian_norms(
     """
     _check(logits, inputs)
     factor = FisherFactor(logits.detach())
-    rows = [_vjp(logits, inputs, factor.column(k), create_graph=False) for k in range(factor.columns)]
-    stacked = torch.stack(rows, dim=1)
-    gram, unusable = _finite(stacked @ stacked.mT)
+    rows = _top_rows(logits, inputs, factor, factor.columns)
+    gram, unusable = _finite(rows @ rows.mT)
     eigenvalues = torch.linalg.eigvalsh(gram).clamp_min(0)
     return eigenvalues.sum(-1).sqrt() + unusable, eigenvalues[:, -1].sqrt() + unusable
 
