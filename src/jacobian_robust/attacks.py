@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from jacobian_robust.errors import UserError
 
-__all__ = ["FGSM", "PGD", "Attack", "Norm", "check_pixels"]
+__all__ = ["FGSM", "PGD", "Attack", "Norm", "Square", "check_pixels"]
 
 Norm = Literal["linf", "l2"]
 
@@ -132,3 +132,20 @@ class FGSM(Attack):
 
     def _library_attack(self, model: nn.Module, eps: float) -> torchattacks.attack.Attack:
         return torchattacks.FGSM(model, eps=eps)
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Square(Attack):
+    """The Square attack: random search by squares of pixels, without gradients (Andriushchenko et al., 2020).
+
+    Args:
+        queries: forward passes for each image and start.
+    """
+
+    queries: PositiveInt
+
+    def _library_attack(self, model: nn.Module, eps: float) -> torchattacks.attack.Attack:
+        # The library seeds torch's global stream itself, and would give every batch and restart the same squares.
+        seed = int(torch.randint(2**31, ()))
+        norm = "Linf" if self.norm == "linf" else "L2"
+        return torchattacks.Square(model, norm=norm, eps=eps, n_queries=self.queries, seed=seed)

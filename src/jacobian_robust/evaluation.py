@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig
 from pydantic import BaseModel, Field, PositiveInt
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 from tqdm import tqdm
 
@@ -24,6 +25,7 @@ from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.plots import accuracy_curves, adversarial_examples
 from jacobian_robust.provenance import versions
 from jacobian_robust.robustness import Sweep, sweep
+from jacobian_robust.sanity import CHECKS, Check, sanity_checks, verdict
 from jacobian_robust.tracking import WandbOptions, log_evaluation, read_logger, wandb_run
 
 __all__ = ["Evaluation", "evaluate", "read_evaluation", "report"]
@@ -35,6 +37,7 @@ class _Options(BaseModel):
     seed: int = Field(ge=0, lt=2**32)
     limit: PositiveInt | None
     split: Literal["test", "validation"]
+    sanity_images: int = Field(ge=0)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Evaluation:
         seed: of the attack.
         limit: how many of the split's first images; ``None`` for all.
         split: ``test``, or ``validation`` to choose hyper-parameters by: the images held out from training.
+        sanity_images: how many images the sanity checks attack anew; 0 for no checks.
         data: the data to evaluate on, instead of what each checkpoint was trained on.
     """
 
@@ -53,6 +57,7 @@ class Evaluation:
     seed: int
     limit: int | None
     split: Literal["test", "validation"] = "test"
+    sanity_images: int = 0
     data: MNISTDataModule | None = None
 
 
@@ -63,7 +68,8 @@ def read_evaluation(cfg: DictConfig) -> Evaluation:
         UserError: if an option is at fault.
     """
     options = read_options(_Options, cfg)
-    return Evaluation(build(cfg, "attack", Attack), options.seed, options.limit, options.split)
+    attack = build(cfg, "attack", Attack)
+    return Evaluation(attack, options.seed, options.limit, options.split, options.sanity_images)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -135,7 +141,8 @@ def report(
             _sweep(network, datamodule, name, evaluation)
             for network, datamodule, name in zip(networks, datamodules, names, strict=True)
         ]
-        results = _results(checkpoints, datamodules, names, sweeps, evaluation)
+        checks = [_checks(i, networks, checkpoints, datamodules, names, sweeps, evaluation) for i in range(len(names))]
+        results = _results(checkpoints, datamodules, names, sweeps, checks, evaluation)
         rows = _rows(results)
         with write_atomically(directory / "robustness.json") as file:
             json.dump(results, file, indent=2)
@@ -155,6 +162,8 @@ def report(
         if run is not None:
             log_evaluation(run, results, rows, figures)
     console = Console()
+    for line in _verdicts(results):
+        console.print(line, soft_wrap=True)
     console.print(_table(results))
     console.print(
         f"results: {directory}/robustness.json, .csv, {', '.join(f'{name}.png' for name in figures)}", soft_wrap=True
@@ -191,15 +200,51 @@ def _sweep(network: nn.Module, datamodule: MNISTDataModule, name: str, evaluatio
     return swept
 
 
-def _results(
+def _checks(
+    i: int,
+    networks: Sequence[nn.Module],
     checkpoints: Sequence[Checkpoint],
     datamodules: Sequence[MNISTDataModule],
     names: Sequence[str],
     sweeps: Sequence[Sweep],
     evaluation: Evaluation,
+) -> list[Check]:
+    """Return the sanity checks of one of the models; the others serve to transfer examples from."""
+    if not evaluation.sanity_images:
+        return []
+    images, labels = (t.to(_device()) for t in datamodules[i].split(evaluation.split).first(evaluation.limit))
+    trained_on = checkpoints[i].datamodule()
+    trained_on.setup("fit")
+    with tqdm(total=CHECKS, desc=f"sanity checks of {names[i]}", unit="check") as bar:
+
+        def progress(name: str) -> None:
+            bar.set_postfix_str(name)
+            bar.update()
+
+        return sanity_checks(
+            networks[i],
+            images,
+            labels,
+            evaluation.attack,
+            sweeps[i],
+            sample=evaluation.sanity_images,
+            seed=evaluation.seed,
+            training_images=trained_on.split("train").images,
+            others=[network for other, network in enumerate(networks) if other != i],
+            progress=progress,
+        )
+
+
+def _results(
+    checkpoints: Sequence[Checkpoint],
+    datamodules: Sequence[MNISTDataModule],
+    names: Sequence[str],
+    sweeps: Sequence[Sweep],
+    checks: Sequence[Sequence[Check]],
+    evaluation: Evaluation,
 ) -> dict[str, Any]:
     return {
-        "format": 1,
+        "format": 2,
         "split": evaluation.split,
         "attack": asdict(evaluation.attack),
         "seed": evaluation.seed,
@@ -213,6 +258,8 @@ def _results(
                 "epochs": checkpoint.epochs,
                 "seconds_per_epoch": _mean([row["seconds"] for row in checkpoint.rows if "seconds" in row]),
                 "data": f"{datamodule.dataset_class.__name__} {evaluation.split}",
+                "verdict": verdict(checked) if checked else None,
+                "checks": [asdict(check) for check in checked],
                 "images": swept.images,
                 "clean_correct": swept.clean_correct,
                 "clean_accuracy": swept.clean_accuracy,
@@ -221,7 +268,9 @@ def _results(
                     for b in swept.budgets
                 ],
             }
-            for checkpoint, datamodule, name, swept in zip(checkpoints, datamodules, names, sweeps, strict=True)
+            for checkpoint, datamodule, name, swept, checked in zip(
+                checkpoints, datamodules, names, sweeps, checks, strict=True
+            )
         ],
     }
 
@@ -237,6 +286,7 @@ def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": model["name"],
+            "verdict": model["verdict"],
             **budget,
             "clean_correct": model["clean_correct"],
             "clean_accuracy": model["clean_accuracy"],
@@ -251,6 +301,28 @@ def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:
         for model in results["models"]
         for budget in model["budgets"]
     ]
+
+
+_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def _verdicts(results: dict[str, Any]) -> list[Text]:
+    """Return a line for each model's verdict, and one for each of its checks that did not pass."""
+    lines = []
+    for model in results["models"]:
+        if model["verdict"] is None:
+            continue
+        found = {status: [c for c in model["checks"] if c["status"] == status] for status in ("pass", "warn", "fail")}
+        counts = ", ".join(f"{len(checks)} {status}" for status, checks in found.items() if checks)
+        lines.append(
+            Text.assemble(f"{model['name']}: sanity ", (model["verdict"], _STYLES[model["verdict"]]), f" ({counts})")
+        )
+        lines += [
+            Text.assemble("  ", (status, _STYLES[status]), f" {check['name']}: {check['why']}")
+            for status in ("fail", "warn")
+            for check in found[status]
+        ]
+    return lines
 
 
 def _percent(share: float | None) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from jacobian_robust.attacks import Attack, Norm
 
-__all__ = ["BudgetResult", "Examples", "Sweep", "distances", "predictions", "sweep"]
+__all__ = ["BudgetResult", "Examples", "Sweep", "distances", "is_allowed", "predictions", "sweep"]
 
 BALL_TOLERANCE = 1e-6
 """How far rounding may carry an example outside its ball; in ℓ2, times the radius where that is above 1."""
@@ -56,11 +56,20 @@ class BudgetResult:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The result of an attack at several budgets, each attacked independently."""
+    """The result of an attack at several budgets, each attacked independently.
+
+    Attributes:
+        images: number of images.
+        clean_correct: how many of them are classified correctly.
+        budgets: the counts at each budget.
+        robust: for each budget, which images are classified correctly, clean and under attack.
+        examples: for each budget, some images that the attack broke.
+    """
 
     images: int
     clean_correct: int
     budgets: list[BudgetResult] = field(default_factory=list)
+    robust: list[Bool[Tensor, "images"]] = field(default_factory=list)
     examples: list[Examples] = field(default_factory=list)
 
     @property
@@ -82,7 +91,10 @@ def distances(
     return torch.linalg.vector_norm((adversarial - images).flatten(1), ord=2 if norm == "l2" else torch.inf, dim=-1)
 
 
-def _is_allowed(images: Tensor, adversarial: Tensor, norm: Norm, eps: float) -> Bool[Tensor, "batch"]:
+def is_allowed(
+    images: Float[Tensor, "batch *shape"], adversarial: Float[Tensor, "batch *shape"], norm: Norm, eps: float
+) -> Bool[Tensor, "batch"]:
+    """Return which attacked images are inside the ball around the clean one, up to rounding, and inside [0, 1]."""
     tolerance = BALL_TOLERANCE * (max(1.0, eps) if norm == "l2" else 1.0)
     pixels = adversarial.flatten(1)
     return (distances(images, adversarial, norm) <= eps + tolerance) & (pixels.amin(-1) >= 0) & (pixels.amax(-1) <= 1)
@@ -132,7 +144,7 @@ def sweep(
                     index = correct[chunk]
                     adversarial = attack.perturb(model, images[index], labels[index], eps)
                     adversarial_class = predictions(model, adversarial)
-                    allowed = _is_allowed(images[index], adversarial, attack.norm, eps)
+                    allowed = is_allowed(images[index], adversarial, attack.norm, eps)
                     fallen = allowed & (adversarial_class != labels[index])
                     discarded += int((~allowed).sum())
                     standing[chunk[fallen]] = False
@@ -140,6 +152,7 @@ def sweep(
                         broken.append((int(index[i]), adversarial[i], int(adversarial_class[i])))
                     progress(len(chunk))
         result.budgets.append(BudgetResult(eps, len(correct), int(standing.sum()), len(images), discarded))
+        result.robust.append(torch.zeros_like(predicted, dtype=torch.bool).index_fill_(0, correct[standing], True))
         result.examples.append(_gather(images, predicted, broken))
     return result
 

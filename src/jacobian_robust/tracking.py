@@ -128,7 +128,7 @@ def log_training(run: "wandb.Run", curves: Figure, summary: dict[str, Any]) -> N
 def log_evaluation(
     run: "wandb.Run", report: dict[str, Any], rows: list[dict[str, Any]], figures: dict[str, Figure]
 ) -> None:
-    """Log an evaluation: a table of all budgets, a line chart over the budget, the figures, and the accuracies.
+    """Log an evaluation: its budgets and sanity checks as tables, a line chart, the figures, and the accuracies.
 
     Args:
         run: the W&B run.
@@ -138,6 +138,9 @@ def log_evaluation(
     """
     table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
     run.log({"robustness/table": table})
+    checks = [[model["name"], *check.values()] for model in report["models"] for check in model["checks"]]
+    run.log({"sanity/checks": wandb.Table(columns=["model", "check", "status", "why"], data=checks)})
+    run.summary.update({f"sanity/{model['name']}": model["verdict"] for model in report["models"]})
     curves = {model["name"]: accuracy_curve(model) for model in report["models"]}
     xs = [[eps for eps, _ in curve] for curve in curves.values()]
     ys = [[accuracy for _, accuracy in curve] for curve in curves.values()]

@@ -43,7 +43,10 @@ from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wa
 
 __all__ = ["train", "trainer_arguments"]
 
-NOT_IN_CHECKPOINT = ("output_dir", "ckpt_path", "logger", "evaluate", "attack", "limit", "split", "twin", "name")
+NOT_IN_CHECKPOINT = (
+    *("output_dir", "ckpt_path", "logger", "twin", "name"),
+    *("evaluate", "attack", "limit", "split", "sanity_images"),
+)
 """Keys of the config that do not shape the trained network."""
 
 SET_HERE = (

@@ -79,6 +79,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         "twin=true",
         "evaluate=true",
         "limit=60",
+        "sanity_images=10",
         "attack.eps=[0.05,0.1]",
         "attack.steps=5",
         "attack.step_size=0.02",

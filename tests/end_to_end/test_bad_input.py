@@ -70,6 +70,7 @@ TRAIN = [
     (["evaluate=true", "split=train"], "split", "'test' or 'validation'"),
     (["evaluate=true", "split=validation", "data.validation_size=0"], "data.validation_size=0", "split=test"),
     (["evaluate=true", "limit=0"], "limit", "greater than 0"),
+    (["evaluate=true", "sanity_images=-1"], "sanity_images", "greater than or equal to 0"),
     (["evaluate=true", "~attack"], "attack is empty", "conf/attack"),
 ]
 

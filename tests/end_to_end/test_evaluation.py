@@ -13,7 +13,7 @@ from jacobian_robust.evaluation import evaluate
 from . import wandb_records
 from .conftest import composed
 
-ATTACK = ["attack.steps=5", "attack.step_size=0.02", "attack.eps=[0,0.05,0.1]", "limit=80"]
+ATTACK = ["attack.steps=5", "attack.step_size=0.02", "attack.eps=[0,0.05,0.1]", "limit=80", "sanity_images=0"]
 
 
 def run(tmp_path, *overrides):
@@ -43,6 +43,23 @@ def test_a_real_attack_is_reported_in_full(trained, tmp_path):
     assert {row["attack_steps"] for row in table} == {"5"}
     for picture in ("accuracy.png", "adversarial_examples.png"):
         assert (results / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_evaluation_is_checked_and_the_verdict_stands_above_the_figures(trained, tmp_path, capsys):
+    places = [f"{trained.directory}/{name}" for name in ("vanilla", "frobenius")]
+    report = run(tmp_path, f"checkpoint=[{','.join(places)}]", "sanity_images=20")
+    printed = capsys.readouterr().out
+    for model in report["models"]:
+        assert [check["name"] for check in model["checks"]][:3] == ["evaluation mode", "deterministic", "logits"]
+        status = {check["name"]: check["status"] for check in model["checks"]}
+        assert status["unseen images"] == status["transfer"] == status["deterministic"] == "pass"
+        assert model["verdict"] in ("pass", "warn", "fail")
+        assert printed.index(f"{model['name']}: sanity {model['verdict']}") < printed.index(
+            "accuracy on 80 test images"
+        )
+    (offline,) = (tmp_path / "results" / "wandb").glob("offline-run-*")
+    logged = {key for row in wandb_records.history(wandb_records.read_records(offline)) for key in row}
+    assert "sanity/checks/_type" in logged
 
 
 def test_wandb_run_of_an_evaluation_holds_table_curve_and_images(trained, tmp_path):

@@ -1,0 +1,146 @@
+"""Each fault that a check looks for is planted, and caught by that check; an honest model passes all."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from jacobian_robust import sanity
+from jacobian_robust.attacks import FGSM, PGD
+from jacobian_robust.robustness import sweep
+from jacobian_robust.sanity import Check, sanity_checks, verdict
+
+ATTACK = PGD(name="pgd", norm="linf", eps=[0.02, 0.05, 0.1], steps=20, step_size=0.02)
+
+
+class Honest(nn.Module):
+    """Two classes, parted by a plane through the grey image, with a random normal."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        normal = torch.randn(64, generator=torch.Generator().manual_seed(0))
+        self.normal = nn.Parameter(scale * normal)
+
+    def forward(self, images):
+        margin = (images - 0.5).flatten(1) @ self.normal
+        return torch.stack([-margin, margin], dim=1)
+
+
+class Rounding(Honest):
+    """Defended by a gradient that is zero almost everywhere."""
+
+    def forward(self, images):
+        return super().forward((images * 16).round() / 16)
+
+
+class Noisy(Honest):
+    def forward(self, images):
+        return super().forward(images) + torch.randn(len(images), 2)
+
+
+class WithDropout(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(Honest(), nn.Dropout(0.1))
+
+
+@pytest.fixture
+def images():
+    return (torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 255).round() / 255
+
+
+def checked(model, images, attack=ATTACK, **options):
+    labels = Honest()(images).argmax(-1)
+    result = sweep(model, images, labels, attack)
+    checks = sanity_checks(model, images, labels, attack, result, **options)
+    return {check.name: check for check in checks}
+
+
+def test_an_honest_model_passes_everything(images):
+    training = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    checks = checked(Honest().eval(), images, training_images=training, others=[Honest(2.0).eval()])
+    assert {name: check.status for name, check in checks.items()} == dict.fromkeys(checks, "pass")
+    assert len(checks) == sanity.CHECKS
+    assert verdict(list(checks.values())) == "pass"
+    assert all(check.why for check in checks.values())
+
+
+@pytest.mark.parametrize(
+    ("model", "caught_by"),
+    [
+        (nn.Sequential(Honest(), nn.Softmax(-1)).eval(), {"logits"}),
+        (Rounding().eval(), {"gradients", "gradient-free", "chance at a large budget"}),
+        (Honest(1e4).eval(), {"gradients", "saturation"}),
+        (Noisy().eval(), {"deterministic"}),
+        (WithDropout().train(), {"evaluation mode", "deterministic"}),
+    ],
+    ids=["softmax", "rounding", "huge logits", "noise", "dropout"],
+)
+def test_a_planted_fault_is_caught(model, caught_by, images):
+    checks = checked(model, images)
+    assert caught_by <= {name for name, check in checks.items() if check.status == "fail"}
+    assert verdict(list(checks.values())) == "fail"
+
+
+def test_training_images_are_recognised(images):
+    checks = checked(Honest().eval(), images, training_images=(images[:7] * 255).to(torch.uint8))
+    assert checks["unseen images"].status == "fail"
+    assert "7 of 60" in checks["unseen images"].why
+
+
+def test_an_attack_that_was_stopped_early_is_caught(images):
+    early = replace(ATTACK, steps=2, step_size=0.01, random_start=False)
+    assert checked(Honest().eval(), images, early)["convergence"].status == "fail"
+
+
+@pytest.mark.parametrize("attack", [ATTACK, FGSM(name="fgsm", eps=[0.02])], ids=["PGD", "FGSM"])
+def test_gradients_that_mislead_are_caught(images, attack):
+    """The sine is small and steep: it turns the gradient around, and hardly moves the boundary."""
+
+    class Wave(Honest):
+        def forward(self, images):
+            margin = super().forward(images)
+            return margin + 0.3 * torch.sin(40 * margin)
+
+    checks = checked(Wave().eval(), images, attack)
+    assert checks["gradient-free"].status == "fail"
+    assert checks["convergence"].status in ("warn", "fail")
+
+
+def test_what_breaks_another_model_and_this_one_too_is_caught(images, monkeypatch):
+    monkeypatch.setattr(sanity, "QUERIES", 1)  # so that there is something left for it
+    checks = checked(Rounding().eval(), images, others=[Honest().eval()])
+    assert checks["transfer"].status == "fail"
+    assert checked(Rounding().eval(), images)["transfer"].status == "skip"
+
+
+def test_accuracy_that_rises_with_the_budget_is_caught(images):
+    model, labels = Honest().eval(), Honest()(images).argmax(-1)
+    result = sweep(model, images, labels, ATTACK)
+    turned = replace(result, budgets=[replace(b, eps=0.12 - b.eps) for b in result.budgets])
+    (check,) = (c for c in sanity_checks(model, images, labels, ATTACK, turned) if c.name == "monotone")
+    assert check.status == "fail"
+
+
+def test_nobody_left_to_attack_is_said(images):
+    checks = checked(Honest().eval(), images, replace(ATTACK, eps=(0.5,)))
+    assert checks["convergence"].status == checks["gradient-free"].status == "skip"
+
+
+def test_checks_leave_model_images_and_random_stream_as_they_were(images):
+    model = Honest().train()
+    before, state = images.clone(), torch.get_rng_state()
+    checked(model, images)
+    assert model.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(images, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_verdict_is_the_worst_status():
+    def of(*statuses):
+        return verdict([Check("", status, "") for status in statuses])
+
+    assert of("pass", "skip") == "pass"
+    assert of("pass", "warn") == "warn"
+    assert of("fail", "warn") == "fail"
