@@ -68,6 +68,7 @@ def run(way: str, seed: int, directory: Path, *, epochs: int, steps: int, images
         f"trainer.limit_train_batches={steps}",
         "evaluate=true",
         "split=validation",
+        "independent=true",
         "sanity_images=0",
         f"limit={images}",
         "attack.eps=[0.1,0.2]",

@@ -41,6 +41,44 @@ def test_accuracy_under_attack_of_a_linear_model_is_known(attack):
     assert result.clean_correct == 6
 
 
+class Counting(Linear):
+    """Counts the images that it is shown with their gradient, the attack's own passes."""
+
+    shown = 0
+
+    def forward(self, images):
+        self.shown += len(images) * images.requires_grad
+        return super().forward(images)
+
+
+def test_what_a_smaller_budget_broke_is_not_attacked_again_unless_budgets_are_independent():
+    images, labels = grey(0.4, 0.3, 0.2, 0.6, 0.7, 0.8)
+    attack = PGD(**PGD_OPTIONS | {"eps": [0.35, 0.05, 0.25, 0.15], "steps": 40})
+    nested, independent = Counting().eval(), Counting().eval()
+    results = [
+        sweep(nested, images, labels, attack),
+        sweep(independent, images, labels, attack, independent=True),
+    ]
+    for result in results:  # in the order that was asked for
+        assert [(b.eps, b.correct) for b in result.budgets] == [(0.35, 0), (0.05, 6), (0.25, 2), (0.15, 4)]
+        assert [int(robust.sum()) for robust in result.robust] == [0, 6, 2, 4]
+        assert [len(e.clean) for e in result.examples] == [6, 0, 4, 2]
+    assert nested.shown == 40 * (6 + 6 + 4 + 2)
+    assert independent.shown == 40 * 4 * 6
+
+
+def test_a_larger_budget_never_gives_back_what_a_smaller_one_broke():
+    class LostWhenLarge(PGD):
+        def perturb(self, model, images, labels, eps):
+            return super().perturb(model, images, labels, eps) if eps < 0.2 else images
+
+    images, labels = grey(0.4, 0.3, 0.6)
+    attack = LostWhenLarge(**PGD_OPTIONS | {"eps": [0.15, 0.3], "steps": 40})
+    nested, independent = (sweep(Linear().eval(), images, labels, attack, independent=i) for i in (False, True))
+    assert [b.correct for b in nested.budgets] == [1, 1]
+    assert [b.correct for b in independent.budgets] == [1, 3]
+
+
 def test_l2_attack_of_a_linear_model_is_known_and_stays_in_its_ball():
     images, labels = grey(0.4, 0.3)  # 16 pixels: ℓ2 distance 4·|mean - 0.5| = 0.4 and 0.8
     attack = PGD(name="l2", norm="l2", eps=[0.3, 0.6, 0.9], steps=40, step_size=0.1)

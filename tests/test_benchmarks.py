@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from jacobian_robust.data import MNISTDataModule
+from jacobian_robust.models import LeNet
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -48,3 +50,12 @@ def test_the_same_result_benchmark_runs_what_is_missing_and_compares_seed_by_see
     assert set(results) == {"exact", "1 projection"}
     assert 0 <= results["exact"]["0"]["0.1"] <= 100
     assert "less exact, seed by seed" in second.stdout
+
+
+def test_the_evaluation_cost_benchmark_runs():
+    torch.manual_seed(0)
+    benchmark = runpy.run_path(str(BENCHMARKS / "evaluation_cost.py"))
+    images, labels = torch.rand(6, 1, 28, 28), torch.arange(6)
+    results = benchmark["measure"](LeNet().eval(), images, labels, 1)
+    (_, loop), (_, swept) = results["loop over torchattacks"], results["sweep"]
+    assert all(ours <= theirs for ours, theirs in zip(swept, loop, strict=True))

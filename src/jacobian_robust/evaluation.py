@@ -37,6 +37,7 @@ class _Options(BaseModel):
     seed: int = Field(ge=0, lt=2**32)
     limit: PositiveInt | None
     split: Literal["test", "validation"]
+    independent: bool
     sanity_images: int = Field(ge=0)
 
 
@@ -49,6 +50,7 @@ class Evaluation:
         seed: of the attack.
         limit: how many of the split's first images; ``None`` for all.
         split: ``test``, or ``validation`` to choose hyper-parameters by: the images held out from training.
+        independent: attack all correct images anew at each budget, as the note does.
         sanity_images: how many images the sanity checks attack anew; 0 for no checks.
         data: the data to evaluate on, instead of what each checkpoint was trained on.
     """
@@ -57,6 +59,7 @@ class Evaluation:
     seed: int
     limit: int | None
     split: Literal["test", "validation"] = "test"
+    independent: bool = False
     sanity_images: int = 0
     data: MNISTDataModule | None = None
 
@@ -68,8 +71,7 @@ def read_evaluation(cfg: DictConfig) -> Evaluation:
         UserError: if an option is at fault.
     """
     options = read_options(_Options, cfg)
-    attack = build(cfg, "attack", Attack)
-    return Evaluation(attack, options.seed, options.limit, options.split, options.sanity_images)
+    return Evaluation(build(cfg, "attack", Attack), **dict(options))
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -195,7 +197,15 @@ def _sweep(network: nn.Module, datamodule: MNISTDataModule, name: str, evaluatio
     attack = evaluation.attack
     total = len(attack.eps) * attack.restarts * len(images)
     with tqdm(total=total, desc=f"{attack.name} on {name}", unit="image") as bar:
-        swept = sweep(network.to(device), images, labels, attack, seed=evaluation.seed, progress=bar.update)
+        swept = sweep(
+            network.to(device),
+            images,
+            labels,
+            attack,
+            seed=evaluation.seed,
+            independent=evaluation.independent,
+            progress=bar.update,
+        )
         bar.update(total - bar.n)  # images that the model got wrong by itself
     return swept
 
@@ -246,6 +256,7 @@ def _results(
     return {
         "format": 2,
         "split": evaluation.split,
+        "independent": evaluation.independent,
         "attack": asdict(evaluation.attack),
         "seed": evaluation.seed,
         "device": _device().type,
@@ -291,6 +302,7 @@ def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:
             "clean_correct": model["clean_correct"],
             "clean_accuracy": model["clean_accuracy"],
             **attack,
+            "independent": results["independent"],
             "seed": results["seed"],
             "device": results["device"],
             "data": model["data"],
@@ -332,6 +344,7 @@ def _percent(share: float | None) -> str:
 def _table(results: dict[str, Any]) -> Table:
     attack, models = results["attack"], results["models"]
     settings = ", ".join(f"{key} {value}" for key, value in attack.items() if key not in ("name", "eps", "batch_size"))
+    settings += ", budgets independent" if results["independent"] else ", an image broken once stays broken"
     table = Table(
         title=f"{attack['name']} ({settings}): accuracy on {models[0]['images']} {results['split']} images",
         caption="In brackets: the note's convention, the share of the correctly classified images that stay correct.",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -56,7 +57,7 @@ class BudgetResult:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The result of an attack at several budgets, each attacked independently.
+    """The result of an attack at several budgets.
 
     Attributes:
         images: number of images.
@@ -107,21 +108,25 @@ def sweep(
     attack: Attack,
     *,
     seed: int = 0,
+    independent: bool = False,
     examples: int = 8,
     progress: Callable[[int], None] = lambda attacked: None,
 ) -> Sweep:
-    """Attack the correctly classified images at every budget, independently (the protocol of the note's Table 1).
+    """Attack the correctly classified images at every budget, from the smallest to the largest.
 
-    An example counts only if it is inside its ball and inside [0, 1] and the model, asked again, errs on it. Restarts
-    meet only the images that withstood the ones before. Torch's global random stream is left as it was.
+    An example counts only if it is inside its ball and inside [0, 1] and the model, asked again, errs on it. A ball
+    contains the smaller ones, so that an image that a smaller budget broke is not attacked again, nor is it by later
+    restarts. Torch's global random stream is left as it was.
 
     Args:
         model: returns logits, in evaluation mode, on the device of the images.
         images: pixels in [0, 1].
         labels: the true classes.
         attack: the attack and its budgets.
-        seed: seed of the attack, set anew for each budget, so that a budget's figure does not depend on the others.
-        examples: how many broken images to keep for each budget.
+        seed: seed of the attack, set anew for each budget.
+        independent: attack all correct images anew at each budget, as if it were the only one: the protocol of the
+            note's Table 1.
+        examples: how many broken images to keep for each budget, first of those that it takes that budget to break.
         progress: called with the number of images after each batch: budgets × restarts × correct images in all.
 
     Raises:
@@ -131,9 +136,13 @@ def sweep(
     correct = (predicted == labels).nonzero().squeeze(-1)
     result = Sweep(images=len(images), clean_correct=len(correct))
     devices = range(torch.cuda.device_count())  # manual_seed reseeds them all
-    for eps in attack.eps:
-        standing = torch.ones(len(correct), dtype=torch.bool, device=images.device)
-        broken: list[tuple[int, Tensor, int]] = []
+    standing = torch.ones(len(correct), dtype=torch.bool, device=images.device)
+    broken: list[_Broken] = []
+    by_budget = {}
+    for eps in sorted(attack.eps):
+        if independent:
+            standing, broken = torch.ones_like(standing), []
+        before, broken = broken, []
         discarded = 0
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
@@ -149,16 +158,32 @@ def sweep(
                     discarded += int((~allowed).sum())
                     standing[chunk[fallen]] = False
                     for i in fallen.nonzero().squeeze(-1)[: examples - len(broken)].tolist():
-                        broken.append((int(index[i]), adversarial[i], int(adversarial_class[i])))
+                        broken.append(_Broken(int(index[i]), adversarial[i], int(adversarial_class[i])))
                     progress(len(chunk))
-        result.budgets.append(BudgetResult(eps, len(correct), int(standing.sum()), len(images), discarded))
-        result.robust.append(torch.zeros_like(predicted, dtype=torch.bool).index_fill_(0, correct[standing], True))
-        result.examples.append(_gather(images, predicted, broken))
+        broken += before[: examples - len(broken)]
+        by_budget[eps] = (
+            BudgetResult(eps, len(correct), int(standing.sum()), len(images), discarded),
+            torch.zeros_like(predicted, dtype=torch.bool).index_fill_(0, correct[standing], True),
+            _gather(images, predicted, broken),
+        )
+    for eps in attack.eps:
+        counts, robust, kept = by_budget[eps]
+        result.budgets.append(counts)
+        result.robust.append(robust)
+        result.examples.append(kept)
     return result
 
 
-def _gather(images: Tensor, predicted: Tensor, broken: list[tuple[int, Tensor, int]]) -> Examples:
-    index = torch.tensor([i for i, _, _ in broken], dtype=torch.long, device=images.device)
-    adversarial = torch.stack([image for _, image, _ in broken]) if broken else images[:0]
-    adversarial_class = torch.tensor([c for _, _, c in broken], dtype=torch.long, device=images.device)
+class _Broken(NamedTuple):
+    """An image, by its number, with what broke it."""
+
+    image: int
+    adversarial: Tensor
+    adversarial_class: int
+
+
+def _gather(images: Tensor, predicted: Tensor, broken: list[_Broken]) -> Examples:
+    index = torch.tensor([b.image for b in broken], dtype=torch.long, device=images.device)
+    adversarial = torch.stack([b.adversarial for b in broken]) if broken else images[:0]
+    adversarial_class = torch.tensor([b.adversarial_class for b in broken], dtype=torch.long, device=images.device)
     return Examples(images[index], adversarial, predicted[index], adversarial_class)

@@ -45,7 +45,7 @@ __all__ = ["train", "trainer_arguments"]
 
 NOT_IN_CHECKPOINT = (
     *("output_dir", "ckpt_path", "logger", "twin", "name"),
-    *("evaluate", "attack", "limit", "split", "sanity_images"),
+    *("evaluate", "attack", "limit", "split", "independent", "sanity_images"),
 )
 """Keys of the config that do not shape the trained network."""
 

@@ -1,0 +1,82 @@
+"""What a sweep costs beside a loop over torchattacks: ``python benchmarks/evaluation_cost.py checkpoint``.
+
+PGD-40 at the note's three budgets, on the same images, in one process: the loop attacks every batch at every budget, as
+torchattacks' examples do; the sweep attacks only what is left, without gradients of the parameters. Both count by the
+same re-check. They take turns, and the ratio is of the medians.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torchattacks
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from jacobian_robust.attacks import PGD
+from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
+from jacobian_robust.memory import keep_freed_memory
+from jacobian_robust.robustness import is_allowed, predictions, sweep
+
+ATTACK = PGD(name="pgd", norm="linf", eps=(0.1, 0.2, 0.3), steps=40, step_size=0.01)
+
+
+def loop(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
+    """Return how many images are still classified correctly at each budget."""
+    standing = []
+    for eps in ATTACK.eps:
+        attack = torchattacks.PGD(model, eps=eps, alpha=ATTACK.step_size, steps=ATTACK.steps)
+        correct = 0
+        batches = zip(images.split(ATTACK.batch_size), labels.split(ATTACK.batch_size), strict=True)
+        for batch, classes in batches:
+            adversarial = attack(batch, classes)
+            fallen = is_allowed(batch, adversarial, "linf", eps) & (predictions(model, adversarial) != classes)
+            correct += int((~fallen & (predictions(model, batch) == classes)).sum())
+        standing.append(correct)
+    return standing
+
+
+def ours(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
+    return [budget.correct for budget in sweep(model, images, labels, ATTACK).budgets]
+
+
+def measure(model: nn.Module, images: Tensor, labels: Tensor, rounds: int) -> dict[str, tuple[float, list[int]]]:
+    """Return seconds, and how many images stand at each budget, for both ways."""
+    ways = {"loop over torchattacks": loop, "sweep": ours}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    standing: dict[str, list[int]] = {}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            torch.manual_seed(0)
+            start = time.perf_counter()
+            standing[name] = way(model, images, labels)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: (statistics.median(seconds[name]), standing[name]) for name in ways}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", nargs="+", type=Path, help="run directories or checkpoint files")
+    parser.add_argument("--images", type=int, help="test images; all 10,000 by default")
+    parser.add_argument("--rounds", type=int, default=1)
+    arguments = parser.parse_args()
+    keep_freed_memory()  # as evaluate.py does
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    table = Table("checkpoint", "way", "s", "/ loop", *(f"correct at {eps:g}" for eps in ATTACK.eps))
+    for path in find_checkpoints(arguments.checkpoint):
+        checkpoint = load_checkpoint(path)
+        datamodule = checkpoint.datamodule()
+        datamodule.setup("test")
+        images, labels = (tensor.to(device) for tensor in datamodule.split("test").first(arguments.images))
+        results = measure(checkpoint.model().to(device), images, labels, arguments.rounds)
+        whole = results["loop over torchattacks"][0]
+        for name, (seconds, standing) in results.items():
+            table.add_row(path.parents[1].name, name, f"{seconds:.1f}", f"{seconds / whole:.2f}", *map(str, standing))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
