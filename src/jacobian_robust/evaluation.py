@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -152,6 +152,8 @@ def report(
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
+        with write_atomically(directory / "images.csv") as file:
+            csv.writer(file).writerows(_image_rows(names, datamodules, sweeps, evaluation))
         figures = {"accuracy": accuracy_curves(results["models"], norm=evaluation.attack.norm, split=evaluation.split)}
         for name, swept in zip(names, sweeps, strict=True):
             examples = {b.eps: e for b, e in zip(swept.budgets, swept.examples, strict=True)}
@@ -168,7 +170,8 @@ def report(
         console.print(line, soft_wrap=True)
     console.print(_table(results))
     console.print(
-        f"results: {directory}/robustness.json, .csv, {', '.join(f'{name}.png' for name in figures)}", soft_wrap=True
+        f"results: {directory}/robustness.json, .csv, images.csv, {', '.join(f'{name}.png' for name in figures)}",
+        soft_wrap=True,
     )
     return results
 
@@ -313,6 +316,18 @@ def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:
         for model in results["models"]
         for budget in model["budgets"]
     ]
+
+
+def _image_rows(
+    names: Sequence[str], datamodules: Sequence[MNISTDataModule], sweeps: Sequence[Sweep], evaluation: Evaluation
+) -> Iterator[list[Any]]:
+    """Return a heading, and a row for each model and image: its classes, and whether it withstood each budget."""
+    yield ["name", "image", "label", "predicted", *(f"robust_{eps:g}" for eps in evaluation.attack.eps)]
+    for name, datamodule, swept in zip(names, datamodules, sweeps, strict=True):
+        _, labels = datamodule.split(evaluation.split).first(evaluation.limit)
+        columns = [labels, swept.predicted, *(robust.int() for robust in swept.robust)]
+        for image, values in enumerate(torch.stack([column.cpu() for column in columns], dim=1).tolist()):
+            yield [name, image, *values]
 
 
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}

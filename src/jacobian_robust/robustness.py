@@ -62,6 +62,7 @@ class Sweep:
     Attributes:
         images: number of images.
         clean_correct: how many of them are classified correctly.
+        predicted: the class predicted for each clean image.
         budgets: the counts at each budget.
         robust: for each budget, which images are classified correctly, clean and under attack.
         examples: for each budget, some images that the attack broke.
@@ -69,6 +70,7 @@ class Sweep:
 
     images: int
     clean_correct: int
+    predicted: Int[Tensor, "images"]
     budgets: list[BudgetResult] = field(default_factory=list)
     robust: list[Bool[Tensor, "images"]] = field(default_factory=list)
     examples: list[Examples] = field(default_factory=list)
@@ -134,7 +136,7 @@ def sweep(
     """
     predicted = predictions(model, images)
     correct = (predicted == labels).nonzero().squeeze(-1)
-    result = Sweep(images=len(images), clean_correct=len(correct))
+    result = Sweep(images=len(images), clean_correct=len(correct), predicted=predicted)
     devices = range(torch.cuda.device_count())  # manual_seed reseeds them all
     standing = torch.ones(len(correct), dtype=torch.bool, device=images.device)
     broken: list[_Broken] = []

@@ -41,6 +41,14 @@ def test_a_real_attack_is_reported_in_full(trained, tmp_path):
     assert [int(row["correct"]) for row in table] == [b["correct"] for b in model["budgets"]]
     assert {row["sha256"] for row in table} == {model["sha256"]}
     assert {row["attack_steps"] for row in table} == {"5"}
+    with (results / "images.csv").open() as file:
+        images = list(csv.DictReader(file))
+    assert [int(row["image"]) for row in images] == list(range(80))
+    assert sum(row["label"] == row["predicted"] for row in images) == model["clean_correct"]
+    for budget in model["budgets"]:
+        withstood = [row for row in images if row[f"robust_{budget['eps']:g}"] == "1"]
+        assert len(withstood) == budget["correct"]
+        assert all(row["label"] == row["predicted"] for row in withstood)
     for picture in ("accuracy.png", "adversarial_examples.png"):
         assert (results / picture).read_bytes().startswith(b"\x89PNG")
 
