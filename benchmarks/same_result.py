@@ -52,15 +52,15 @@ class ProjectedFrobenius(Frobenius):
     def norm(self, logits: Tensor, inputs: Tensor, *, generator: torch.Generator | None, create_graph: bool) -> Tensor:
         """Return an estimate of ``‖J_μ‖_F`` whose square has the right mean."""
         v = nn.functional.normalize(torch.randn(logits.shape, generator=generator), dim=-1).to(logits.device)
-        theta = logits.softmax(-1)
-        rooted = theta.sqrt() * v
-        back = rooted - theta * rooted.sum(-1, keepdim=True)
+        log_theta = logits.log_softmax(-1)  # the root of a softmax has no gradient where it underflows
+        rooted = (log_theta / 2).exp() * v
+        back = rooted - log_theta.exp() * rooted.sum(-1, keepdim=True)
         (row,) = torch.autograd.grad(logits, inputs, back, create_graph=create_graph, retain_graph=True)
         return logits.shape[-1] ** 0.5 * row.flatten(1).norm(dim=-1)
 
 
 def run(way: str, seed: int, directory: Path, *, epochs: int, steps: int, images: int) -> None:
-    """Train and attack one network."""
+    """Train and attack one network; that the training diverged is a result too."""
     overrides = [
         *WAYS[way],
         f"seed={seed}",
@@ -77,7 +77,13 @@ def run(way: str, seed: int, directory: Path, *, epochs: int, steps: int, images
     ]
     with initialize_config_dir(str(Path(__file__).parents[1].resolve() / "conf"), version_base="1.3"):
         cfg = compose("train", overrides)
-    metrics = train(cfg)
+    try:
+        metrics = train(cfg)
+    except UserError as error:
+        if "diverged" not in str(error):
+            raise
+        (directory / RESULT).write_text(json.dumps({"diverged": str(error)}, indent=2))
+        return
     (evaluated,) = json.loads((directory / "evaluation" / "robustness.json").read_text())["models"]
     measures = {f"{budget['eps']:g}": 100 * budget["robust_accuracy"] for budget in evaluated["budgets"]}
     measures |= {
@@ -101,18 +107,25 @@ def gather(directory: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def summarise(values: list[float]) -> str:
+    if not values:
+        return "–"
     return f"{statistics.mean(values):.3g}" + (f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else "")
 
 
 def tables(results: dict[str, dict[str, dict[str, float]]]) -> tuple[Table, Table]:
     """Return mean ± standard deviation over the seeds for each way; and the same of the differences from exact."""
-    measured = Table(*("", "seeds", *MEASURES.values()), box=box.MARKDOWN)
+    measured = Table(*("", "seeds", "diverged", *MEASURES.values()), box=box.MARKDOWN)
     differences = Table(*("less exact, seed by seed", "seeds", *MEASURES.values()), box=box.MARKDOWN)
-    exact = results.get("exact", {})
-    for way, by_seed in results.items():
+    finished = {
+        way: {seed: measures for seed, measures in by_seed.items() if "diverged" not in measures}
+        for way, by_seed in results.items()
+    }
+    exact = finished.get("exact", {})
+    for way, by_seed in finished.items():
         cells = [summarise([measures[name] for measures in by_seed.values()]) for name in MEASURES]
-        measured.add_row(way, str(len(by_seed)), *cells)
-        if paired := [seed for seed in by_seed if seed in exact and way != "exact"]:
+        measured.add_row(way, str(len(results[way])), str(len(results[way]) - len(by_seed)), *cells)
+        if way != "exact":
+            paired = [seed for seed in by_seed if seed in exact]
             cells = [summarise([by_seed[seed][name] - exact[seed][name] for seed in paired]) for name in MEASURES]
             differences.add_row(way, str(len(paired)), *cells)
     return measured, differences

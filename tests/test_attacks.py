@@ -3,7 +3,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from jacobian_robust.attacks import FGSM, PGD
+from jacobian_robust.attacks import FGSM, PGD, AutoAttack, Square
 from jacobian_robust.errors import UserError
 from jacobian_robust.robustness import distances, sweep
 
@@ -77,6 +77,27 @@ def test_a_larger_budget_never_gives_back_what_a_smaller_one_broke():
     nested, independent = (sweep(Linear().eval(), images, labels, attack, independent=i) for i in (False, True))
     assert [b.correct for b in nested.budgets] == [1, 1]
     assert [b.correct for b in independent.budgets] == [1, 3]
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.6)])
+@pytest.mark.parametrize("name", ["autoattack", "square"])
+def test_attacks_of_other_kinds_break_what_they_say_and_repeat(name, norm, eps):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    images = torch.rand(12, 1, 8, 8)
+    labels = model(images).argmax(-1)
+    options = {"name": name, "norm": norm, "eps": [eps]}
+    attack = (
+        AutoAttack(**options, parts=["apgd-ce", "square"]) if name == "autoattack" else Square(**options, queries=100)
+    )
+    (first, again) = (sweep(model, images, labels, attack, seed=1) for _ in range(2))
+    assert first.budgets == again.budgets
+    assert torch.equal(first.examples[0].adversarial, again.examples[0].adversarial)
+    assert first.budgets[0].discarded == 0
+    assert 0 < first.budgets[0].correct < 12
+    if name == "autoattack":
+        (pgd,) = sweep(model, images, labels, PGD(**options, steps=40, step_size=eps / 4)).budgets
+        assert first.budgets[0].correct <= pgd.correct
 
 
 def test_l2_attack_of_a_linear_model_is_known_and_stays_in_its_ball():

@@ -1,15 +1,16 @@
-"""The door to torchattacks: everything that is specific to the attack library stops here.
+"""The door to torchattacks and AutoAttack: everything that is specific to an attack library stops here.
 
 An attack is a frozen set of parameters with one method, ``perturb``. Images are pixels in [0, 1]; budgets ``eps`` and
 step sizes are in the same units. torchattacks: H. Kim, "Torchattacks: a PyTorch repository for adversarial attacks",
-2020.
+2020. AutoAttack: its authors' reference, packaged as pyautoattack; torchattacks' class of that name is another thing.
 """
 
 import abc
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Literal
 
+import pyautoattack
 import torch
 import torchattacks
 from jaxtyping import Float, Int
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 
 from jacobian_robust.errors import UserError
 
-__all__ = ["FGSM", "PGD", "Attack", "Norm", "Square", "check_pixels"]
+__all__ = ["FGSM", "PGD", "Attack", "AutoAttack", "Norm", "Square", "check_pixels"]
 
 Norm = Literal["linf", "l2"]
+Part = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -40,6 +42,14 @@ def check_pixels(images: Float[Tensor, "batch *shape"]) -> None:
             f"an attack was given pixels in [{images.min():.3g}, {images.max():.3g}]; it needs [0, 1]: "
             "let the data hand out pixels in [0, 1] and the model normalise them itself"
         )
+
+
+_LIBRARY_NORM: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
+
+
+def _drawn_seed() -> int:
+    """Return a seed from torch's global stream, for libraries that else start every batch and restart alike."""
+    return int(torch.randint(2**31, ()))
 
 
 @contextlib.contextmanager
@@ -78,8 +88,8 @@ class Attack(abc.ABC):
     batch_size: PositiveInt = 50
 
     @abc.abstractmethod
-    def _library_attack(self, model: nn.Module, eps: float) -> torchattacks.attack.Attack:
-        """Return the library's attack; the model has been placed on its device, which is captured here."""
+    def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the library's attack of images and labels; the model has been placed on its device, captured here."""
 
     def perturb(
         self,
@@ -119,7 +129,7 @@ class PGD(Attack):
     step_size: PositiveFloat
     random_start: bool = True
 
-    def _library_attack(self, model: nn.Module, eps: float) -> torchattacks.attack.Attack:
+    def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         library = torchattacks.PGD if self.norm == "linf" else torchattacks.PGDL2
         return library(model, eps=eps, alpha=self.step_size, steps=self.steps, random_start=self.random_start)
 
@@ -130,7 +140,7 @@ class FGSM(Attack):
 
     norm: Literal["linf"] = "linf"
 
-    def _library_attack(self, model: nn.Module, eps: float) -> torchattacks.attack.Attack:
+    def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         return torchattacks.FGSM(model, eps=eps)
 
 
@@ -144,8 +154,39 @@ class Square(Attack):
 
     queries: PositiveInt
 
-    def _library_attack(self, model: nn.Module, eps: float) -> torchattacks.attack.Attack:
-        # The library seeds torch's global stream itself, and would give every batch and restart the same squares.
-        seed = int(torch.randint(2**31, ()))
-        norm = "Linf" if self.norm == "linf" else "L2"
-        return torchattacks.Square(model, norm=norm, eps=eps, n_queries=self.queries, seed=seed)
+    def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
+        return torchattacks.Square(
+            model, norm=_LIBRARY_NORM[self.norm], eps=eps, n_queries=self.queries, seed=_drawn_seed()
+        )
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class AutoAttack(Attack):
+    """The reference AutoAttack (Croce & Hein, 2020): parts without parameters, each meeting what withstood the last.
+
+    Args:
+        parts: which of its attacks; the standard version's four by default, with the library's numbers of steps.
+    """
+
+    parts: Annotated[tuple[Part, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (
+        "apgd-ce",
+        "apgd-t",
+        "fab-t",
+        "square",
+    )
+
+    def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
+        def attack(images: Tensor, labels: Tensor) -> Tensor:
+            library = pyautoattack.AutoAttack(
+                model,
+                attacks=list(self.parts),
+                device=images.device,
+                eps=eps,
+                norm=_LIBRARY_NORM[self.norm],
+                seed=_drawn_seed(),
+                version="custom",
+            )
+            adversarial, *_ = library.run_standard_evaluation(images, labels, batch_size=len(images))
+            return adversarial
+
+        return attack

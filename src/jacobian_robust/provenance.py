@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 __all__ = ["versions"]
 
-_PACKAGES = ("jacobian-robust", "torch", "torchvision", "pytorch-lightning", "torchattacks")
+_PACKAGES = ("jacobian-robust", "torch", "torchvision", "pytorch-lightning", "torchattacks", "pyautoattack")
 
 
 def versions() -> dict[str, str]:
