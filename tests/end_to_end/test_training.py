@@ -152,6 +152,13 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, e
     assert ours == theirs
 
 
+def test_clipped_gradients_move_the_weights_no_further_than_they_may(tmp_path):
+    clipped = short_run(tmp_path / "run", "trainer.max_epochs=1", "trainer.gradient_clip_val=0.01")
+    start = short_run(tmp_path / "start", "trainer.max_epochs=1", "optimizer.lr=1e-30")
+    moved = sum((clipped.state_dict[name] - weight).square().sum() for name, weight in start.state_dict.items()) ** 0.5
+    assert 0 < moved <= 4 * 0.01 * 0.01 * 1.01  # four steps of a learning rate of 0.01
+
+
 def test_accumulated_gradients_are_those_of_a_larger_batch(tmp_path):
     """With the exact norm, whose mean over a batch is the mean over its halves."""
     exact = ["regularizer.probes=null", "trainer.max_epochs=1", "eta=constant", "eta.value=0.2", "optimizer.lr=0.1"]
