@@ -1,5 +1,6 @@
 """From checkpoints to a report of what withstands an attack."""
 
+import contextlib
 import csv
 import json
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from jacobian_robust.attacks import Attack
 from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_checkpoint
 from jacobian_robust.config import build, plain, read_options
 from jacobian_robust.data import MNISTDataModule
+from jacobian_robust.errors import UserError
 from jacobian_robust.files import claim, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.plots import accuracy_curves, adversarial_examples
@@ -226,8 +228,11 @@ def _checks(
     if not evaluation.sanity_images:
         return []
     images, labels = (t.to(_device()) for t in datamodules[i].split(evaluation.split).first(evaluation.limit))
-    trained_on = checkpoints[i].datamodule()
-    trained_on.setup("fit")
+    training_images = None
+    with contextlib.suppress(UserError):  # its files need not be on this machine
+        trained_on = checkpoints[i].datamodule()
+        trained_on.setup("fit")
+        training_images = trained_on.split("train").images
     with tqdm(total=CHECKS, desc=f"sanity checks of {names[i]}", unit="check") as bar:
 
         def progress(name: str) -> None:
@@ -242,7 +247,7 @@ def _checks(
             sweeps[i],
             sample=evaluation.sanity_images,
             seed=evaluation.seed,
-            training_images=trained_on.split("train").images,
+            training_images=training_images,
             others=[network for other, network in enumerate(networks) if other != i],
             progress=progress,
         )

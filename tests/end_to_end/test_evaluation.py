@@ -70,6 +70,15 @@ def test_every_evaluation_is_checked_and_the_verdict_stands_above_the_figures(tr
     assert "sanity/checks/_type" in logged
 
 
+def test_training_images_that_are_not_on_this_machine_stop_no_evaluation(trained, tmp_path):
+    stored = torch.load(trained.directory / "vanilla" / "checkpoints" / "last.ckpt", weights_only=True)
+    stored["jacobian_robust"]["config"]["data"]["root"] = str(tmp_path / "elsewhere")
+    torch.save(stored, tmp_path / "moved.ckpt")
+    report = run(tmp_path, f"checkpoint={tmp_path}/moved.ckpt", "data=mnist", "limit=5", "sanity_images=5")
+    (check,) = (check for check in report["models"][0]["checks"] if check["name"] == "unseen images")
+    assert check["status"] == "skip"
+
+
 def test_wandb_run_of_an_evaluation_holds_table_curve_and_images(trained, tmp_path):
     report = run(tmp_path, f"checkpoint={trained.directory}/vanilla")
     (offline,) = (tmp_path / "results" / "wandb").glob("offline-run-*")
