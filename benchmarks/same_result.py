@@ -26,7 +26,7 @@ from jacobian_robust.regularizers import Frobenius
 from jacobian_robust.training import train
 
 WAYS = {
-    "exact": [],
+    "exact": ["regularizer.probes=null"],
     "2 probes": ["regularizer.probes=2"],
     "1 probe": ["regularizer.probes=1"],
     "1 probe, every 2nd step": ["regularizer.probes=1", "amortization.every=2"],

@@ -347,15 +347,25 @@ def error_against_cost(results: dict[str, Any]) -> Figure:
         size = error["mean_error"] if spectral else error["relative_variance"] ** 0.5 / 2
         cost = results["steps"][way]["ratio"]
         axes.plot(cost, max(size, 1e-5), "s" if spectral else "o", color="#D55E00" if spectral else "#0072B2")
-        axes.annotate(way, (cost, max(size, 1e-5)), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        place: dict[str, Any] = {"xytext": (8, -4)} if spectral else {"xytext": (2, 5), "rotation": 45}
+        axes.annotate(
+            way,
+            (cost, max(size, 1e-5)),
+            textcoords="offset points",
+            rotation_mode="anchor",
+            fontsize=8,
+            **place,
+        )
     for way, color in (("exact Frobenius", "#0072B2"), ("exact spectral", "#D55E00")):
         axes.axvline(results["steps"][way]["ratio"], color=color, linestyle=":", label=way)
     axes.plot([], [], "o", color="#0072B2", label="Frobenius norm: standard deviation")
     axes.plot([], [], "s", color="#D55E00", label="spectral norm: mean shortfall")
-    axes.set(yscale="log", xlabel="training step / plain step", ylabel="relative error of a sample's norm")
+    axes.set(
+        yscale="log", ylim=(5e-6, 30), xlabel="training step / plain step", ylabel="relative error of a sample's norm"
+    )
     axes.set_title("Error against cost, LeNet trained with the penalty")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center right", framealpha=1)
     return figure
 
 
@@ -373,7 +383,7 @@ def growth_of_cost(results: dict[str, Any]) -> Figure:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("training step, ms")
-    panels[0].legend()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
