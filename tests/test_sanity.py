@@ -127,6 +127,20 @@ def test_nobody_left_to_attack_is_said(images):
     assert checks["convergence"].status == checks["gradient-free"].status == "skip"
 
 
+def test_what_withstood_is_attacked_at_a_budget_where_enough_did(images):
+    labels = Honest()(images).argmax(-1)
+    few = sanity_checks(Honest().eval(), images, labels, ATTACK, of(images, labels, 5, 50, 3))
+    assert "of the 50 images that stood at ε 0.05" in next(c.why for c in few if c.name == "convergence")
+    fewer = sanity_checks(Honest().eval(), images, labels, ATTACK, of(images, labels, 5, 4, 3))
+    assert "of the 5 images that stood at ε 0.02" in next(c.why for c in fewer if c.name == "convergence")
+
+
+def of(images, labels, *standing):
+    """A result in which so many of the first images withstood each of the attack's budgets."""
+    result = sweep(Honest().eval(), images, labels, ATTACK)
+    return replace(result, robust=[torch.arange(len(images)) < number for number in standing])
+
+
 def test_checks_leave_model_images_and_random_stream_as_they_were(images):
     model = Honest().train()
     before, state = images.clone(), torch.get_rng_state()
@@ -138,9 +152,9 @@ def test_checks_leave_model_images_and_random_stream_as_they_were(images):
 
 
 def test_the_verdict_is_the_worst_status():
-    def of(*statuses):
+    def worst(*statuses):
         return verdict([Check("", status, "") for status in statuses])
 
-    assert of("pass", "skip") == "pass"
-    assert of("pass", "warn") == "warn"
-    assert of("fail", "warn") == "fail"
+    assert worst("pass", "skip") == "pass"
+    assert worst("pass", "warn") == "warn"
+    assert worst("fail", "warn") == "fail"

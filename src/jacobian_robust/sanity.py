@@ -272,12 +272,16 @@ class _Survivors:
 
 
 def _survivors(subject: _Subject, result: Sweep) -> _Survivors:
-    """Return who withstood the largest budget that anybody of the sample withstood."""
-    by_budget = [
-        (budget.eps, robust[: len(subject)]) for budget, robust in zip(result.budgets, result.robust, strict=True)
-    ]
-    withstood = [(eps, robust) for eps, robust in by_budget if eps > 0 and robust.any()]
-    eps, standing = max(withstood, key=lambda pair: pair[0]) if withstood else (0.0, by_budget[0][1] & False)
+    """Return who withstood the largest budget that a tenth of the sample withstood, or else the most of them did."""
+    sample = len(subject)
+    by_budget = [(b.eps, r[:sample]) for b, r in zip(result.budgets, result.robust, strict=True) if b.eps > 0]
+    if not by_budget:
+        return _Survivors(subject, 0.0, result.robust[0][:sample] & False)
+    enough = [(eps, robust) for eps, robust in by_budget if int(robust.sum()) >= sample / 10]
+    if enough:
+        eps, standing = max(enough, key=lambda pair: pair[0])
+    else:
+        eps, standing = max(by_budget, key=lambda pair: int(pair[1].sum()))
     return _Survivors(subject, eps, standing.clone())
 
 
