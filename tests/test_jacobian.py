@@ -219,16 +219,25 @@ def test_probes_follow_the_generator_and_draw_fresh_signs():
 
 @given(classes=st.integers(2, 30), seed=st.integers(0, 2**20), columns=st.integers(1, 5))
 @settings(max_examples=25, deadline=None)
-def test_a_subspace_gives_the_spectral_norm_from_below_and_to_the_tolerance(classes, seed, columns):
+def test_a_subspace_gives_the_spectral_norm_from_below(classes, seed, columns):
     model, inputs = network(classes, seed), random_inputs(seed)
     exact = measure(spectral_norm, model, inputs)
     below = measure(spectral_norm, model, inputs, columns=columns)
     assert (below <= exact * (1 + 1e-12)).all()
-    for tolerance in (0.02, 1e-4):
+    found = measure(spectral_norm, model, inputs, columns=columns, tolerance=0.02)
+    assert (found <= exact * (1 + 1e-12)).all()
+    assert (found >= below * (1 - 1e-12)).all()
+
+
+@pytest.mark.parametrize("tolerance", [0.02, 1e-4])
+def test_a_subspace_grows_to_the_tolerance(tolerance):
+    """A residual does not prove that a singular value is the top one: so no property, but many fixed cases."""
+    once_missed = [(28, 187, 5), (13, 853226, 3), (18, 169218, 1), (22, 439959, 1)]
+    for classes, seed, columns in [*once_missed, *((2 + seed % 29, seed, 1 + seed % 5) for seed in range(100))]:
+        model, inputs = network(classes, seed), random_inputs(seed)
+        exact = measure(spectral_norm, model, inputs)
         found = measure(spectral_norm, model, inputs, columns=columns, tolerance=tolerance)
-        assert (found <= exact * (1 + 1e-12)).all()
-        assert (found >= below * (1 - 1e-12)).all()
-        assert (found >= exact * (1 - tolerance)).all()
+        assert (found >= exact * (1 - tolerance)).all(), (classes, seed, columns)
 
 
 def test_transposed_factor_is_the_transpose():

@@ -26,6 +26,9 @@ __all__ = ["FisherFactor", "frobenius_norm", "jacobian_norms", "random_signs", "
 
 
 _TINY = 1e-30  # positive in every floating-point format
+_CONFIRMATIONS = (
+    2  # with none, 0.7% of random batches of five had a sample whose norm was too small; with 2, none of 3,394
+)
 _NOTHING = -1e30  # the logarithm of nothing, finite so that its gradient is
 
 
@@ -195,8 +198,9 @@ def spectral_norm(
 
     The top left singular vector is sought among the combinations of the first ``columns`` columns of the Fisher factor,
     those of the likeliest classes (Rayleigh–Ritz: the largest singular value of these rows of ``Lᵀ J_s``). With a
-    ``tolerance`` the subspace then grows by the residual, one direction at a time, until the residual says that the
-    singular value is known to that relative accuracy for every sample (Davidson's method, "The iterative calculation of
+    ``tolerance`` the subspace then grows by the residual, one direction at a time, until the residual says that a
+    singular value is known to that relative accuracy for every sample, and two more directions show no larger one
+    (Davidson's method, "The iterative calculation of
     a few of the lowest eigenvalues and corresponding eigenvectors of large real-symmetric matrices", J. Comput. Phys.
     17, 1975). The estimate is never above the exact norm but by rounding.
 
@@ -236,7 +240,18 @@ def _top_singular(
     size = factor.columns if columns is None else min(columns, factor.columns)
     rows = _top_rows(logits, inputs, factor, size)
     basis = torch.eye(factor.columns, dtype=rows.dtype, device=rows.device)[:size].expand(len(rows), -1, -1)
-    jvp = None
+
+    def grown(basis: Tensor, rows: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        row = _vjp(logits, inputs, factor @ direction, create_graph=False)
+        return torch.cat([basis, direction[:, None]], dim=1), torch.cat([rows, row[:, None]], dim=1)
+
+    if tolerance is not None and size < factor.columns:
+        # A little of everything else: where the top direction has no part in the subspace, no residual leads to it, and
+        # another singular value would be taken for the top one. Always the same signs: the norm is a function.
+        signs = random_signs(1, factor.columns, torch.Generator().manual_seed(0)).to(rows)
+        signs[:, :size] = 0
+        basis, rows = grown(basis, rows, torch.nn.functional.normalize(signs, dim=-1).expand(len(rows), -1))
+    jvp, accepted, rank = None, None, 1
     while True:
         gram, unusable = _finite(rows @ rows.mT)
         eigenvalues, eigenvectors = torch.linalg.eigh(gram)
@@ -245,18 +260,27 @@ def _top_singular(
         if tolerance is None or basis.shape[1] == factor.columns:
             break
         jvp = jvp or _jvp_of(logits, inputs)
-        residual = factor.transposed(jvp((combination @ rows)[:, 0])) - value[:, None] * direction
-        for _ in range(2):  # once is not orthogonal enough in float32
-            residual = residual - ((residual[:, None] @ basis.mT) @ basis)[:, 0]
+        residual = _outside(basis, factor.transposed(jvp((combination @ rows)[:, 0])))
+        # An eigenvalue lies within this length of `value`; the norm is its root. Samples that are not finite stay so.
+        if not (torch.linalg.vector_norm(residual, dim=-1) > 2 * tolerance * value).any():
+            # It need not be the top one: it must outlast what the next Ritz vectors lead to.
+            held = accepted is not None and not (value > accepted * (1 + tolerance)).any()
+            rank = rank + 1 if held else 2
+            if rank > min(1 + _CONFIRMATIONS, basis.shape[1]):
+                break
+            accepted = value
+            following = (eigenvectors[:, None, :, -rank] @ rows)[:, 0]
+            residual = _outside(basis, factor.transposed(jvp(following)))
         length = torch.linalg.vector_norm(residual, dim=-1, keepdim=True)
-        # An eigenvalue lies within `length` of `value`; the norm is its root. Samples that are not finite stay so.
-        if not (length[:, 0] > 2 * tolerance * value).any():
-            break
-        residual = residual / length.clamp_min(torch.finfo(length.dtype).tiny)
-        basis = torch.cat([basis, residual[:, None]], dim=1)
-        row = _vjp(logits, inputs, factor @ residual, create_graph=False)
-        rows = torch.cat([rows, row[:, None]], dim=1)
+        basis, rows = grown(basis, rows, residual / length.clamp_min(torch.finfo(length.dtype).tiny))
     return value.sqrt() + unusable, direction
+
+
+def _outside(basis: Tensor, vector: Tensor) -> Tensor:
+    """Return the part of a vector that is orthogonal to an orthonormal basis, one of each a sample."""
+    for _ in range(2):  # once is not orthogonal enough in float32
+        vector = vector - ((vector[:, None] @ basis.mT) @ basis)[:, 0]
+    return vector
 
 
 def _top_rows(logits: Tensor, inputs: Tensor, factor: FisherFactor, size: int) -> Float[Tensor, "batch size inputs"]:

@@ -1,5 +1,6 @@
 """A mistake ends in one clear line that names it, with a non-zero status, before any work, and nothing is lost."""
 
+import functools
 import gzip
 import shutil
 import signal
@@ -199,7 +200,15 @@ def test_a_sweep_runs_its_other_jobs_and_fails_in_the_end(door, tmp_path):
 def test_an_interrupted_run_keeps_its_last_checkpoint_and_says_how_to_go_on(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), *SHORT, "logger=csv", "regularizer=none", "hydra.run.dir=run"]
     command += ["trainer.limit_train_batches=3", "trainer.max_epochs=100000"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that a script runs in the background are deaf to an interruption, and so would be their children.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+    )
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
     try:
         for _ in range(600):
