@@ -19,7 +19,8 @@ from pydantic.dataclasses import dataclass
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from step_cost import projected
+from torch import Tensor
 
 from jacobian_robust.errors import UserError
 from jacobian_robust.regularizers import Frobenius
@@ -51,12 +52,7 @@ class ProjectedFrobenius(Frobenius):
 
     def norm(self, logits: Tensor, inputs: Tensor, *, generator: torch.Generator | None, create_graph: bool) -> Tensor:
         """Return an estimate of ``‖J_μ‖_F`` whose square has the right mean."""
-        v = nn.functional.normalize(torch.randn(logits.shape, generator=generator), dim=-1).to(logits.device)
-        log_theta = logits.log_softmax(-1)  # the root of a softmax has no gradient where it underflows
-        rooted = (log_theta / 2).exp() * v
-        back = rooted - log_theta.exp() * rooted.sum(-1, keepdim=True)
-        (row,) = torch.autograd.grad(logits, inputs, back, create_graph=create_graph, retain_graph=True)
-        return logits.shape[-1] ** 0.5 * row.flatten(1).norm(dim=-1)
+        return logits.shape[-1] ** 0.5 * projected(logits, inputs, create_graph=create_graph, generator=generator)
 
 
 def run(way: str, seed: int, directory: Path, *, epochs: int, steps: int, images: int) -> None:

@@ -120,11 +120,14 @@ def classic_projection(model: nn.Module, images: Tensor, logits: Tensor) -> Tens
     return (logits.shape[-1] ** 0.5 * projected(logits, images, create_graph=True)).exp().mean()
 
 
-def projected(logits: Tensor, images: Tensor, *, create_graph: bool) -> Tensor:
-    v = nn.functional.normalize(torch.randn(logits.shape, device=logits.device), dim=-1)
-    theta = logits.softmax(-1)
-    rooted = theta.sqrt() * v
-    back = rooted - theta * rooted.sum(-1, keepdim=True)
+def projected(
+    logits: Tensor, images: Tensor, *, create_graph: bool, generator: torch.Generator | None = None
+) -> Tensor:
+    """The length of one direction, uniform on the sphere, pulled back through the rows of J_μ."""
+    v = nn.functional.normalize(torch.randn(logits.shape, generator=generator), dim=-1).to(logits.device)
+    log_theta = logits.log_softmax(-1)  # the root of a softmax has no gradient where it underflows
+    rooted = (log_theta / 2).exp() * v
+    back = rooted - log_theta.exp() * rooted.sum(-1, keepdim=True)
     (row,) = torch.autograd.grad(logits, images, back, create_graph=create_graph, retain_graph=True)
     return row.flatten(1).norm(dim=-1)
 

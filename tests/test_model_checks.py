@@ -47,6 +47,9 @@ class Layer(nn.Module):
         return self.function(x)
 
 
+COUPLING = Layer(lambda x: x - x.mean(0))
+
+
 def perceptron(*middle):
     return nn.Sequential(nn.Linear(6, 8), *middle, nn.Linear(8, 5))
 
@@ -69,14 +72,18 @@ def inputs(*shape):
     ],
     ids=lambda layer: type(layer).__name__,
 )
-def test_models_that_work_pass(layer):
+def test_models_that_work_pass_and_with_a_coupling_behind_them_do_not(layer):
     torch.manual_seed(0)
-    check_model(perceptron(layer), inputs(4, 6))
+    check_model(perceptron(layer), inputs(4, 6))  # raises no error
+    with pytest.raises(ValueError, match="influence each other"):
+        check_model(perceptron(layer, COUPLING), inputs(4, 6))
 
 
-def test_the_lenet_passes():
+def test_the_lenet_passes_and_behind_a_coupling_does_not():
     torch.manual_seed(0)
-    check_model(LeNet(), inputs(4, 1, 28, 28))
+    check_model(LeNet(), inputs(4, 1, 28, 28))  # raises no error
+    with pytest.raises(ValueError, match="influence each other"):
+        check_model(nn.Sequential(COUPLING, LeNet()), inputs(4, 1, 28, 28))
 
 
 def test_the_check_leaves_the_model_as_it_was():
@@ -95,7 +102,7 @@ def test_batch_statistics_are_named():
 
 def test_coupling_by_any_layer_is_found():
     with pytest.raises(ValueError, match="some layer"):
-        check_model(perceptron(Layer(lambda x: x - x.mean(0))), inputs(4, 6))
+        check_model(perceptron(COUPLING), inputs(4, 6))
 
 
 def test_fused_attention_is_refused_and_the_plain_one_passes():

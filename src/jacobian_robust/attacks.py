@@ -71,7 +71,7 @@ def _attackable(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class Attack(abc.ABC):
-    """A white-box attack within a ball around each image.
+    """An attack within a ball around each image.
 
     Args:
         name: how the attack is called in results.

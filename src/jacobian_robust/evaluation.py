@@ -233,7 +233,7 @@ def _checks(
         trained_on = checkpoints[i].datamodule()
         trained_on.setup("fit")
         training_images = trained_on.split("train").images
-    with tqdm(total=CHECKS, desc=f"sanity checks of {names[i]}", unit="check") as bar:
+    with tqdm(total=len(CHECKS), desc=f"sanity checks of {names[i]}", unit="check") as bar:
 
         def progress(name: str) -> None:
             bar.set_postfix_str(name)

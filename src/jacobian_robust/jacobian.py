@@ -200,9 +200,9 @@ def spectral_norm(
     those of the likeliest classes (Rayleigh–Ritz: the largest singular value of these rows of ``Lᵀ J_s``). With a
     ``tolerance`` the subspace then grows by the residual, one direction at a time, until the residual says that a
     singular value is known to that relative accuracy for every sample, and two more directions show no larger one
-    (Davidson's method, "The iterative calculation of
-    a few of the lowest eigenvalues and corresponding eigenvectors of large real-symmetric matrices", J. Comput. Phys.
-    17, 1975). The estimate is never above the exact norm but by rounding.
+    (Davidson's method, "The iterative calculation of a few of the lowest eigenvalues and corresponding eigenvectors of
+    large real-symmetric matrices", J. Comput. Phys. 17, 1975). That it is the top one is then very likely, not proven.
+    The estimate is never above the exact norm but by rounding.
 
     It takes one vector–Jacobian product for each column; each further direction takes another and a Jacobian–vector
     product. For the gradient the singular vector is a constant (envelope theorem), so that only one more

@@ -1,6 +1,7 @@
 """Sweeps of an attack over budgets, with an accounting that believes only what it has checked."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -10,7 +11,18 @@ from torch import Tensor, nn
 
 from jacobian_robust.attacks import Attack, Norm
 
-__all__ = ["BudgetResult", "Examples", "Sweep", "distances", "is_allowed", "predictions", "sweep"]
+__all__ = [
+    "Attacked",
+    "BudgetResult",
+    "Examples",
+    "Sweep",
+    "attack_standing",
+    "distances",
+    "is_allowed",
+    "predictions",
+    "seeded",
+    "sweep",
+]
 
 BALL_TOLERANCE = 1e-6
 """How far rounding may carry an example outside its ball; in ℓ2, times the radius where that is above 1."""
@@ -135,37 +147,29 @@ def sweep(
         UserError: if a pixel is outside [0, 1].
     """
     predicted = predictions(model, images)
-    correct = (predicted == labels).nonzero().squeeze(-1)
-    result = Sweep(images=len(images), clean_correct=len(correct), predicted=predicted)
-    devices = range(torch.cuda.device_count())  # manual_seed reseeds them all
-    standing = torch.ones(len(correct), dtype=torch.bool, device=images.device)
+    correct = predicted == labels
+    result = Sweep(images=len(images), clean_correct=int(correct.sum()), predicted=predicted)
+    standing = correct.clone()
     broken: list[_Broken] = []
     by_budget = {}
     for eps in sorted(attack.eps):
         if independent:
-            standing, broken = torch.ones_like(standing), []
+            standing, broken = correct.clone(), []
         before, broken = broken, []
         discarded = 0
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            for _ in range(attack.restarts):
-                survivors = standing.nonzero().squeeze(-1)
-                progress(int(len(correct) - len(survivors)))
-                for chunk in survivors.split(attack.batch_size) if len(survivors) else ():
-                    index = correct[chunk]
-                    adversarial = attack.perturb(model, images[index], labels[index], eps)
-                    adversarial_class = predictions(model, adversarial)
-                    allowed = is_allowed(images[index], adversarial, attack.norm, eps)
-                    fallen = allowed & (adversarial_class != labels[index])
-                    discarded += int((~allowed).sum())
-                    standing[chunk[fallen]] = False
-                    for i in fallen.nonzero().squeeze(-1)[: examples - len(broken)].tolist():
-                        broken.append(_Broken(int(index[i]), adversarial[i], int(adversarial_class[i])))
-                    progress(len(chunk))
+        spared = result.clean_correct * attack.restarts  # less those that a restart meets
+        with seeded(seed):
+            for batch in attack_standing(model, images, labels, standing, attack, eps):
+                discarded += int((~batch.allowed).sum())
+                for i in batch.fallen.nonzero().squeeze(-1)[: examples - len(broken)].tolist():
+                    broken.append(_Broken(int(batch.indices[i]), batch.adversarial[i], int(batch.adversarial_class[i])))
+                spared -= len(batch.indices)
+                progress(len(batch.indices))
+        progress(spared)
         broken += before[: examples - len(broken)]
         by_budget[eps] = (
-            BudgetResult(eps, len(correct), int(standing.sum()), len(images), discarded),
-            torch.zeros_like(predicted, dtype=torch.bool).index_fill_(0, correct[standing], True),
+            BudgetResult(eps, result.clean_correct, int(standing.sum()), len(images), discarded),
+            standing.clone(),
             _gather(images, predicted, broken),
         )
     for eps in attack.eps:
@@ -174,6 +178,67 @@ def sweep(
         result.robust.append(robust)
         result.examples.append(kept)
     return result
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Start torch's global random stream anew from a seed, and go on with the old one afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed reseeds them all
+        torch.manual_seed(seed)
+        yield
+
+
+class Attacked(NamedTuple):
+    """A batch that was attacked.
+
+    Attributes:
+        indices: which images they are.
+        adversarial: what the attack made of them.
+        adversarial_class: the classes predicted for that.
+        allowed: whether it is inside the ball and inside [0, 1].
+        fallen: whether it is, and the prediction is wrong.
+    """
+
+    indices: Int[Tensor, "batch"]
+    adversarial: Float[Tensor, "batch *shape"]
+    adversarial_class: Int[Tensor, "batch"]
+    allowed: Bool[Tensor, "batch"]
+    fallen: Bool[Tensor, "batch"]
+
+
+def attack_standing(
+    model: nn.Module,
+    images: Float[Tensor, "images *shape"],
+    labels: Int[Tensor, "images"],
+    standing: Bool[Tensor, "images"],
+    attack: Attack,
+    eps: float,
+    *,
+    surrogate: nn.Module | None = None,
+) -> Iterator[Attacked]:
+    """Attack the images that stand, start after start, and take those that fall out of ``standing``.
+
+    Args:
+        model: whose predictions count.
+        images: pixels in [0, 1].
+        labels: the true classes.
+        standing: which images to attack; changed as they fall.
+        attack: the attack.
+        eps: radius of the ball, instead of the attack's own budgets.
+        surrogate: the model whose answers the attack follows; by default the model itself.
+
+    Raises:
+        UserError: if a pixel is outside [0, 1].
+    """
+    for _ in range(attack.restarts):
+        survivors = standing.nonzero().squeeze(-1)
+        for index in survivors.split(attack.batch_size) if len(survivors) else ():
+            adversarial = attack.perturb(surrogate or model, images[index], labels[index], eps)
+            adversarial_class = predictions(model, adversarial)
+            allowed = is_allowed(images[index], adversarial, attack.norm, eps)
+            fallen = allowed & (adversarial_class != labels[index])
+            standing[index[fallen]] = False
+            yield Attacked(index, adversarial, adversarial_class, allowed, fallen)
 
 
 class _Broken(NamedTuple):

@@ -17,16 +17,13 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from jacobian_robust.attacks import PGD, Attack, Square
-from jacobian_robust.robustness import Sweep, is_allowed, predictions, sweep
+from jacobian_robust.robustness import Sweep, attack_standing, seeded, sweep
 
 __all__ = ["CHECKS", "Check", "Status", "sanity_checks", "verdict"]
 
-CHECKS = 12
-"""How many there are."""
-
 Status = Literal["pass", "warn", "fail", "skip"]
 
-FEW = 0.01
+TOLERATED = 0.01
 """Share of the images up to which what a check finds is a warning, above which the check fails."""
 
 UNCONVERGED = 0.05
@@ -56,24 +53,50 @@ class Check:
     why: str
 
 
+Outcome = tuple[Status, str]
+"""Status and sentence."""
+
+
 @dataclass(frozen=True)
 class _Subject:
-    """What is checked: the model, a sample of the evaluated images, and the attack."""
+    """What is checked.
+
+    Attributes:
+        model: the model.
+        evaluated: all images of the evaluation.
+        images: the first of them, for the checks that attack anew.
+        labels: their true classes.
+        attack: the attack of the evaluation.
+        result: its result.
+        seed: of further attacks.
+        training_images: what the model was trained on, where it is known.
+        others: other models of the same task.
+        eps: the budget at which further attacks try to break what withstood the evaluation's.
+        standing: which images of the sample did; fewer after each check that breaks some, so that an image is held
+            against one cause only.
+    """
 
     model: nn.Module
+    evaluated: Float[Tensor, "images *shape"]
     images: Float[Tensor, "sample *shape"]
     labels: Int[Tensor, "sample"]
     attack: Attack
+    result: Sweep
     seed: int
+    training_images: UInt8[Tensor, "training *shape"] | None
+    others: Sequence[nn.Module]
+    eps: float
+    standing: Bool[Tensor, "sample"]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def attacked(self, attack: Attack, images: Tensor, labels: Tensor) -> Sweep:
-        return sweep(self.model, images, labels, attack, seed=self.seed, examples=0)
+    def outputs(self) -> Float[Tensor, "sample classes"]:
+        with torch.no_grad():
+            return torch.cat([self.model(chunk) for chunk in self.images.split(100)])
 
     def white_box(self, eps: float, *, steps: int) -> PGD:
-        """A strong attack of the ball, whatever the evaluation's own."""
+        """Return a strong attack of the ball, whatever the evaluation's own."""
         return PGD(
             name="pgd",
             norm=self.attack.norm,
@@ -82,6 +105,23 @@ class _Subject:
             step_size=max(2.5 * eps / steps, 1e-6),
             batch_size=self.attack.batch_size,
         )
+
+    def attacked_again(
+        self, attack: Attack, what: str, *, surrogates: Sequence[nn.Module] = (), tolerated: float = TOLERATED
+    ) -> Outcome:
+        """Attack what stands, following the surrogates or else the model itself, and say how many fell to ``what``."""
+        before = int(self.standing.sum())
+        if not before:
+            return "skip", "no image of the sample is left to break"
+        for surrogate in surrogates or [self.model]:
+            with seeded(self.seed):
+                for _ in attack_standing(
+                    self.model, self.images, self.labels, self.standing, attack, self.eps, surrogate=surrogate
+                ):
+                    pass
+        broken = before - int(self.standing.sum())
+        stood = f"of the {before} images that stood at ε {self.eps:g}"
+        return _share(broken, len(self), tolerated), f"{what} breaks {broken or 'none'} {stood}"
 
 
 def verdict(checks: Sequence[Check]) -> Status:
@@ -103,7 +143,7 @@ def sanity_checks(
     others: Sequence[nn.Module] = (),
     progress: Callable[[str], None] = lambda name: None,
 ) -> list[Check]:
-    """Return the outcome of all checks of an evaluation. The model and torch's random stream are left as they were.
+    """Return the outcome of all :data:`CHECKS` of an evaluation. Model and random stream are left as they were.
 
     Args:
         model: returns logits; on the device of the images.
@@ -117,49 +157,55 @@ def sanity_checks(
         others: other models of the same task, from which examples are transferred.
         progress: called with the name of each check before it begins.
     """
-    subject = _Subject(model, images[:sample], labels[:sample], attack, seed)
-    checks: list[Check] = []
-
-    def run(name: str, check: Callable[[], tuple[Status, str]]) -> None:
+    eps, standing = _hardest_budget(result, len(labels[:sample]))
+    subject = _Subject(
+        model=model,
+        evaluated=images,
+        images=images[:sample],
+        labels=labels[:sample],
+        attack=attack,
+        result=result,
+        seed=seed,
+        training_images=training_images,
+        others=others,
+        eps=eps,
+        standing=standing,
+    )
+    checks = []
+    for name, check in CHECKS.items():
         progress(name)
-        checks.append(Check(name, *check()))
-
-    run("evaluation mode", lambda: _evaluation_mode(model))
-    run("deterministic", lambda: _deterministic(subject))
-    run("logits", lambda: _logits(subject))
-    run("unseen images", lambda: _unseen(images, training_images))
-    run("budget zero", lambda: _budget_zero(subject))
-    run("monotone", lambda: _monotone(result))
-    run("gradients", lambda: _gradients(subject))
-    run("chance at a large budget", lambda: _chance(subject))
-    survivors = _survivors(subject, result)
-    # Each goes on with what withstood the ones before, so that an image is held against one cause only.
-    run("convergence", lambda: _convergence(survivors))
-    run("saturation", lambda: _saturation(survivors))
-    run("gradient-free", lambda: _gradient_free(survivors))
-    run("transfer", lambda: _transfer(survivors, others))
+        checks.append(Check(name, *check(subject)))
     return checks
 
 
-def _share(count: int, of: int, few: float = FEW) -> Status:
-    return "pass" if not count else "warn" if count <= few * of else "fail"
+def _hardest_budget(result: Sweep, sample: int) -> tuple[float, Bool[Tensor, "sample"]]:
+    """Return the largest budget that a tenth of the sample withstood, or else the most of it, and which images did."""
+    by_budget = [(b.eps, r[:sample]) for b, r in zip(result.budgets, result.robust, strict=True) if b.eps > 0]
+    if not by_budget:
+        return 0.0, torch.zeros_like(result.robust[0][:sample])
+    enough = [(eps, robust) for eps, robust in by_budget if int(robust.sum()) >= sample / 10]
+    if enough:
+        eps, standing = max(enough, key=lambda pair: pair[0])
+    else:
+        eps, standing = max(by_budget, key=lambda pair: int(pair[1].sum()))
+    return eps, standing.clone()
 
 
-def _evaluation_mode(model: nn.Module) -> tuple[Status, str]:
-    training = [name for name, module in model.named_modules() if module.training and isinstance(module, STOCHASTIC)]
+def _share(count: int, of: int, tolerated: float = TOLERATED) -> Status:
+    return "pass" if not count else "warn" if count <= tolerated * of else "fail"
+
+
+def _evaluation_mode(subject: _Subject) -> Outcome:
+    modules = subject.model.named_modules()
+    training = [name for name, module in modules if module.training and isinstance(module, STOCHASTIC)]
     if training:
         return "fail", f"{training[0]} is in training mode: call model.eval() before the evaluation"
     return "pass", "no dropout or batch normalisation is in training mode"
 
 
-def _outputs(subject: _Subject) -> Float[Tensor, "sample classes"]:
-    with torch.no_grad():
-        return torch.cat([subject.model(chunk) for chunk in subject.images.split(100)])
-
-
-def _deterministic(subject: _Subject) -> tuple[Status, str]:
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        first, second = _outputs(subject), _outputs(subject)
+def _deterministic(subject: _Subject) -> Outcome:
+    with seeded(subject.seed):
+        first, second = subject.outputs(), subject.outputs()
     changed = int((first.argmax(-1) != second.argmax(-1)).sum())
     difference = (first - second).abs().max() / first.abs().max().clamp_min(torch.finfo(first.dtype).tiny)
     if changed or difference > 1e-3:
@@ -170,8 +216,8 @@ def _deterministic(subject: _Subject) -> tuple[Status, str]:
     return "pass", "asked twice, the model gives the same answer"
 
 
-def _logits(subject: _Subject) -> tuple[Status, str]:
-    outputs = _outputs(subject).double()
+def _logits(subject: _Subject) -> Outcome:
+    outputs = subject.outputs().double()
     if (outputs >= 0).all() and ((outputs.sum(-1) - 1).abs() < 1e-4).all():
         return "fail", (
             "the outputs are probabilities (no row has a negative entry, all rows sum to 1): the attack's own softmax "
@@ -180,38 +226,37 @@ def _logits(subject: _Subject) -> tuple[Status, str]:
     return "pass", "the outputs are not probabilities"
 
 
-def _unseen(images: Tensor, training_images: Tensor | None) -> tuple[Status, str]:
-    if training_images is None:
+def _unseen(subject: _Subject) -> Outcome:
+    if subject.training_images is None:
         return "skip", "the training images are not known"
-    seen = {image.tobytes() for image in training_images.numpy(force=True)}
-    known = sum(image.tobytes() in seen for image in (images * 255).round().to(torch.uint8).numpy(force=True))
-    if known > FEW * len(images):
-        return "fail", f"{known} of {len(images)} images are training images"
-    return ("warn" if known else "pass"), f"{known or 'none'} of {len(images)} images are training images"
+    seen = {image.tobytes() for image in subject.training_images.numpy(force=True)}
+    evaluated = (subject.evaluated * 255).round().to(torch.uint8).numpy(force=True)
+    known = sum(image.tobytes() in seen for image in evaluated)
+    return _share(known, len(evaluated)), f"{known or 'none'} of {len(evaluated)} images are training images"
 
 
-def _budget_zero(subject: _Subject) -> tuple[Status, str]:
-    few = subject.images[:20], subject.labels[:20]
-    result = subject.attacked(replace(subject.attack, eps=(0.0,), restarts=1), *few)
+def _budget_zero(subject: _Subject) -> Outcome:
+    nothing = replace(subject.attack, eps=(0.0,), restarts=1)
+    result = sweep(subject.model, subject.images[:20], subject.labels[:20], nothing, seed=subject.seed, examples=0)
     changed = result.clean_correct - result.budgets[0].correct
     if changed:
         return "fail", f"with a budget of 0 the attack changes {changed} of {result.clean_correct} predictions"
     return "pass", "with a budget of 0 the accuracy is the clean one"
 
 
-def _monotone(result: Sweep) -> tuple[Status, str]:
-    ordered = sorted(result.budgets, key=lambda budget: budget.eps)
+def _monotone(subject: _Subject) -> Outcome:
+    ordered = sorted(subject.result.budgets, key=lambda budget: budget.eps)
     for smaller, larger in itertools.pairwise(ordered):
         gained = larger.correct - smaller.correct
         if gained > 0:
-            return _share(gained, result.images), (
+            return _share(gained, subject.result.images), (
                 f"at ε {larger.eps:g} {gained} more images stay correct than at {smaller.eps:g}: a larger ball "
                 "contains the smaller one's examples, so the attack is not converged"
             )
     return "pass", "accuracy never rises with the budget"
 
 
-def _gradients(subject: _Subject) -> tuple[Status, str]:
+def _gradients(subject: _Subject) -> Outcome:
     zero = 0
     with torch.enable_grad(), torch.inference_mode(False):
         for images, labels in zip(subject.images.split(100), subject.labels.split(100), strict=True):
@@ -227,11 +272,12 @@ def _gradients(subject: _Subject) -> tuple[Status, str]:
     return "pass", "the loss has a gradient at every image"
 
 
-def _chance(subject: _Subject) -> tuple[Status, str]:
+def _chance(subject: _Subject) -> Outcome:
     """At an ℓ∞ budget of 0.5 every image can become the same grey one, and none can tell their classes apart."""
     pixels = subject.images[0].numel()
     eps = 0.5 if subject.attack.norm == "linf" else 0.5 * math.sqrt(pixels)
-    result = subject.attacked(subject.white_box(eps, steps=50), subject.images, subject.labels)
+    attack = subject.white_box(eps, steps=50)
+    result = sweep(subject.model, subject.images, subject.labels, attack, seed=subject.seed, examples=0)
     most = int(subject.labels.bincount().max())  # what a constant answer gets right
     left = result.budgets[0].correct
     sentence = f"at ε {eps:g}, where all images can become one, {left} of {len(subject)} stay correct"
@@ -240,58 +286,12 @@ def _chance(subject: _Subject) -> tuple[Status, str]:
     return "pass", sentence
 
 
-@dataclass(frozen=True)
-class _Survivors:
-    """The images of the sample that withstood the attack at a budget; fewer after each check that breaks some."""
-
-    subject: _Subject
-    eps: float
-    standing: Bool[Tensor, "sample"]
-
-    def attacked_again(
-        self, attacks: Sequence[tuple[Attack, nn.Module]], what: str, few: float = FEW
-    ) -> tuple[Status, str]:
-        """Attack them, each time along the gradients of the model that is named, and say how many fell to ``what``."""
-        subject, before = self.subject, int(self.standing.sum())
-        if not before:
-            return "skip", "no image of the sample is left to break"
-        for attack, model in attacks:
-            with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-                torch.manual_seed(subject.seed)
-                for _ in range(attack.restarts):
-                    left = self.standing.nonzero().squeeze(-1)
-                    for chunk in left.split(attack.batch_size) if len(left) else ():
-                        images, labels = subject.images[chunk], subject.labels[chunk]
-                        adversarial = attack.perturb(model, images, labels, self.eps)
-                        fallen = is_allowed(images, adversarial, attack.norm, self.eps)
-                        fallen &= predictions(subject.model, adversarial) != labels
-                        self.standing[chunk[fallen]] = False
-        broken = before - int(self.standing.sum())
-        stood = f"of the {before} images that stood at ε {self.eps:g}"
-        return _share(broken, len(subject), few), f"{what} breaks {broken or 'none'} {stood}"
-
-
-def _survivors(subject: _Subject, result: Sweep) -> _Survivors:
-    """Return who withstood the largest budget that a tenth of the sample withstood, or else the most of them did."""
-    sample = len(subject)
-    by_budget = [(b.eps, r[:sample]) for b, r in zip(result.budgets, result.robust, strict=True) if b.eps > 0]
-    if not by_budget:
-        return _Survivors(subject, 0.0, result.robust[0][:sample] & False)
-    enough = [(eps, robust) for eps, robust in by_budget if int(robust.sum()) >= sample / 10]
-    if enough:
-        eps, standing = max(enough, key=lambda pair: pair[0])
-    else:
-        eps, standing = max(by_budget, key=lambda pair: int(pair[1].sum()))
-    return _Survivors(subject, eps, standing.clone())
-
-
-def _convergence(survivors: _Survivors) -> tuple[Status, str]:
-    subject, attack = survivors.subject, survivors.subject.attack
-    harder, what = subject.white_box(survivors.eps, steps=100), "PGD of 100 steps"
-    if isinstance(attack, PGD):
-        harder = replace(attack, steps=2 * attack.steps, restarts=attack.restarts + 1)
+def _convergence(subject: _Subject) -> Outcome:
+    harder, what = subject.white_box(subject.eps, steps=100), "PGD of 100 steps"
+    if isinstance(subject.attack, PGD):
+        harder = replace(subject.attack, steps=2 * subject.attack.steps, restarts=subject.attack.restarts + 1)
         what = "twice the steps and one more start"
-    return survivors.attacked_again([(harder, subject.model)], what, UNCONVERGED)
+    return subject.attacked_again(harder, what, tolerated=UNCONVERGED)
 
 
 class _Rescaled(nn.Module):
@@ -308,25 +308,40 @@ class _Rescaled(nn.Module):
         return logits
 
 
-def _saturation(survivors: _Survivors) -> tuple[Status, str]:
-    subject = survivors.subject
-    top = _outputs(subject).double().topk(2, dim=-1).values
+def _saturation(subject: _Subject) -> Outcome:
+    top = subject.outputs().double().topk(2, dim=-1).values
     lead = (top[:, 0] - top[:, 1]).median().item()
     if lead <= SATURATED:
         return "pass", f"the largest logit leads by {lead:.1f} in the median: the loss has its digits in float32"
-    rescaled = (subject.white_box(survivors.eps, steps=50), _Rescaled(subject.model, lead))
-    status, why = survivors.attacked_again([rescaled], "PGD on rescaled logits in float64")
+    attack, rescaled = subject.white_box(subject.eps, steps=50), _Rescaled(subject.model, lead)
+    status, why = subject.attacked_again(attack, "PGD on rescaled logits in float64", surrogates=[rescaled])
     return status, f"the largest logit leads by {lead:.0f} in the median, where float32 loses the loss's digits; {why}"
 
 
-def _gradient_free(survivors: _Survivors) -> tuple[Status, str]:
-    attack = survivors.subject.attack
-    square = Square(name="square", norm=attack.norm, eps=(survivors.eps,), queries=QUERIES)
-    return survivors.attacked_again([(square, survivors.subject.model)], f"Square ({QUERIES} queries, no gradients)")
+def _gradient_free(subject: _Subject) -> Outcome:
+    square = Square(name="square", norm=subject.attack.norm, eps=(subject.eps,), queries=QUERIES)
+    return subject.attacked_again(square, f"Square ({QUERIES} queries, no gradients)")
 
 
-def _transfer(survivors: _Survivors, others: Sequence[nn.Module]) -> tuple[Status, str]:
-    if not others:
+def _transfer(subject: _Subject) -> Outcome:
+    if not subject.others:
         return "skip", "there is no other model to transfer examples from: evaluate two checkpoints together"
-    attack = survivors.subject.white_box(survivors.eps, steps=50)
-    return survivors.attacked_again([(attack, other) for other in others], "what breaks another model")
+    attack = subject.white_box(subject.eps, steps=50)
+    return subject.attacked_again(attack, "what breaks another model", surrogates=subject.others)
+
+
+CHECKS: dict[str, Callable[[_Subject], Outcome]] = {
+    "evaluation mode": _evaluation_mode,
+    "deterministic": _deterministic,
+    "logits": _logits,
+    "unseen images": _unseen,
+    "budget zero": _budget_zero,
+    "monotone": _monotone,
+    "gradients": _gradients,
+    "chance at a large budget": _chance,
+    "convergence": _convergence,
+    "saturation": _saturation,
+    "gradient-free": _gradient_free,
+    "transfer": _transfer,
+}
+"""The checks by name, in the order in which they run."""
