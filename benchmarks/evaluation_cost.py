@@ -1,27 +1,33 @@
-"""What a sweep costs beside a loop over torchattacks: ``python benchmarks/evaluation_cost.py checkpoint``.
+"""What an evaluation costs beside the libraries alone: ``python benchmarks/evaluation_cost.py checkpoint``.
 
 PGD-40 at the note's three budgets, on the same images, in one process: the loop attacks every batch at every budget, as
-torchattacks' examples do; the sweep attacks only what is left, without gradients of the parameters. Both count by the
-same re-check. They take turns, and the ratio is of the medians.
+torchattacks' examples do; the sweep attacks only what is left, without gradients of the parameters, and ends a batch
+when all of it is broken. The reference AutoAttack: called directly, and through the sweep. All count by the same
+re-check. The ways take turns, and the ratio is of the medians.
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pyautoattack
 import torch
 import torchattacks
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from jacobian_robust.attacks import PGD
+from jacobian_robust.attacks import PGD, AutoAttack
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.robustness import is_allowed, predictions, sweep
 
 ATTACK = PGD(name="pgd", norm="linf", eps=(0.1, 0.2, 0.3), steps=40, step_size=0.01)
+
+
+Way = Callable[[nn.Module, Tensor, Tensor], list[int]]
 
 
 def loop(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
@@ -30,7 +36,8 @@ def loop(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
     for eps in ATTACK.eps:
         attack = torchattacks.PGD(model, eps=eps, alpha=ATTACK.step_size, steps=ATTACK.steps)
         correct = 0
-        batches = zip(images.split(ATTACK.batch_size), labels.split(ATTACK.batch_size), strict=True)
+        size = ATTACK.images_at_once(images.device)
+        batches = zip(images.split(size), labels.split(size), strict=True)
         for batch, classes in batches:
             adversarial = attack(batch, classes)
             fallen = is_allowed(batch, adversarial, "linf", eps) & (predictions(model, adversarial) != classes)
@@ -40,12 +47,26 @@ def loop(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
 
 
 def ours(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
-    return [budget.correct for budget in sweep(model, images, labels, ATTACK).budgets]
+    return [budget.correct for budget in sweep(model, images, labels, [ATTACK]).budgets]
 
 
-def measure(model: nn.Module, images: Tensor, labels: Tensor, rounds: int) -> dict[str, tuple[float, list[int]]]:
-    """Return seconds, and how many images stand at each budget, for both ways."""
-    ways = {"loop over torchattacks": loop, "sweep": ours}
+def reference(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
+    """Return how many images the reference AutoAttack leaves, called as its documentation says."""
+    attack = pyautoattack.AutoAttack(model, device=images.device, eps=0.1, norm="Linf", seed=0, version="standard")
+    adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=100)
+    fallen = is_allowed(images, adversarial, "linf", 0.1) & (predictions(model, adversarial) != labels)
+    return [int((~fallen & (predictions(model, images) == labels)).sum())]
+
+
+def our_reference(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
+    attack = AutoAttack(name="autoattack", norm="linf", eps=(0.1,), batch_size=100)
+    return [budget.correct for budget in sweep(model, images, labels, [attack]).budgets]
+
+
+def measure(
+    ways: dict[str, Way], model: nn.Module, images: Tensor, labels: Tensor, rounds: int
+) -> dict[str, tuple[float, list[int]]]:
+    """Return seconds, and how many images stand at each budget, for each way."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     standing: dict[str, list[int]] = {}
     for _ in range(rounds):
@@ -61,20 +82,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="+", type=Path, help="run directories or checkpoint files")
     parser.add_argument("--images", type=int, help="test images; all 10,000 by default")
+    parser.add_argument("--autoattack-images", type=int, default=100, help="for AutoAttack at 0.1; 0 for none")
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     keep_freed_memory()  # as evaluate.py does
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    table = Table("checkpoint", "way", "s", "/ loop", *(f"correct at {eps:g}" for eps in ATTACK.eps))
+    table = Table("checkpoint", "images", "way", "s", "ratio", *(f"correct at {eps:g}" for eps in ATTACK.eps))
     for path in find_checkpoints(arguments.checkpoint):
         checkpoint = load_checkpoint(path)
         datamodule = checkpoint.datamodule()
         datamodule.setup("test")
-        images, labels = (tensor.to(device) for tensor in datamodule.split("test").first(arguments.images))
-        results = measure(checkpoint.model().to(device), images, labels, arguments.rounds)
-        whole = results["loop over torchattacks"][0]
-        for name, (seconds, standing) in results.items():
-            table.add_row(path.parents[1].name, name, f"{seconds:.1f}", f"{seconds / whole:.2f}", *map(str, standing))
+        model = checkpoint.model().to(device)
+        pgd: dict[str, Way] = {"loop over torchattacks": loop, "sweep": ours}
+        autoattack: dict[str, Way] = {"AutoAttack, directly": reference, "AutoAttack, sweep": our_reference}
+        for ways, limit in ((pgd, arguments.images), (autoattack, arguments.autoattack_images)):
+            if limit == 0:
+                continue
+            images, labels = (tensor.to(device) for tensor in datamodule.split("test").first(limit))
+            results = measure(ways, model, images, labels, arguments.rounds)
+            whole = next(iter(results.values()))[0]
+            for name, (seconds, standing) in results.items():
+                cells = [f"{seconds:.1f}", f"{seconds / whole:.2f}", *map(str, standing)]
+                table.add_row(path.parents[1].name, str(len(images)), name, *cells)
     Console().print(table)
 
 

@@ -66,8 +66,10 @@ def run(way: str, seed: int, directory: Path, *, epochs: int, steps: int, images
         "split=validation",
         "independent=true",
         "sanity_images=0",
+        "geometry_images=0",
+        "reliability=false",
         f"limit={images}",
-        "attack.eps=[0.1,0.2]",
+        "attack.pgd_linf.eps=[0.1,0.2]",
         "logger=csv",
         f"output_dir={directory.resolve()}",
     ]
@@ -80,8 +82,7 @@ def run(way: str, seed: int, directory: Path, *, epochs: int, steps: int, images
             raise
         (directory / RESULT).write_text(json.dumps({"diverged": str(error)}, indent=2))
         return
-    (evaluated,) = json.loads((directory / "evaluation" / "robustness.json").read_text())["models"]
-    measures = {f"{budget['eps']:g}": 100 * budget["robust_accuracy"] for budget in evaluated["budgets"]}
+    measures = {eps: 100 * metrics[f"robust_accuracy_linf_{eps}"] for eps in ("0.1", "0.2")}
     measures |= {
         "accuracy": 100 * metrics["validation_accuracy"],
         "jacobian_norm": metrics["validation_jacobian_norm"],

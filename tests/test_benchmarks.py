@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.models import LeNet
@@ -56,6 +57,10 @@ def test_the_evaluation_cost_benchmark_runs():
     torch.manual_seed(0)
     benchmark = runpy.run_path(str(BENCHMARKS / "evaluation_cost.py"))
     images, labels = torch.rand(6, 1, 28, 28), torch.arange(6)
-    results = benchmark["measure"](LeNet().eval(), images, labels, 1)
-    (_, loop), (_, swept) = results["loop over torchattacks"], results["sweep"]
+    ways = {"loop": benchmark["loop"], "sweep": benchmark["ours"]}
+    results = benchmark["measure"](ways, LeNet().eval(), images, labels, 1)
+    (_, loop), (_, swept) = results["loop"], results["sweep"]
     assert all(ours <= theirs for ours, theirs in zip(swept, loop, strict=True))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
+    labels = model(images).argmax(-1)
+    assert benchmark["reference"](model, images, labels) == benchmark["our_reference"](model, images, labels)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from jacobian_robust import sanity
-from jacobian_robust.attacks import FGSM, PGD
+from jacobian_robust.attacks import FGSM, PGD, GaussianNoise
 from jacobian_robust.robustness import sweep
-from jacobian_robust.sanity import Check, sanity_checks, verdict
+from jacobian_robust.sanity import Check, checks_of, sanity_checks, verdict
 
 ATTACK = PGD(name="pgd", norm="linf", eps=[0.02, 0.05, 0.1], steps=20, step_size=0.02)
 
@@ -51,8 +51,8 @@ def images():
 
 def checked(model, images, attack=ATTACK, **options):
     labels = Honest()(images).argmax(-1)
-    result = sweep(model, images, labels, attack)
-    checks = sanity_checks(model, images, labels, attack, result, **options)
+    result = sweep(model, images, labels, [attack])
+    checks = sanity_checks(model, images, labels, [attack], [result], **options)
     return {check.name: check for check in checks}
 
 
@@ -60,7 +60,7 @@ def test_an_honest_model_passes_everything(images):
     training = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
     checks = checked(Honest().eval(), images, training_images=training, others=[Honest(2.0).eval()])
     assert {name: check.status for name, check in checks.items()} == dict.fromkeys(checks, "pass")
-    assert list(checks) == list(sanity.CHECKS)
+    assert list(checks) == [*sanity.MODEL_CHECKS, *sanity.BALL_CHECKS]
     assert verdict(list(checks.values())) == "pass"
     assert all(check.why for check in checks.values())
 
@@ -116,10 +116,25 @@ def test_what_breaks_another_model_and_this_one_too_is_caught(images, monkeypatc
 
 def test_accuracy_that_rises_with_the_budget_is_caught(images):
     model, labels = Honest().eval(), Honest()(images).argmax(-1)
-    result = sweep(model, images, labels, ATTACK)
+    result = sweep(model, images, labels, [ATTACK])
     turned = replace(result, budgets=[replace(b, eps=0.12 - b.eps) for b in result.budgets])
-    (check,) = (c for c in sanity_checks(model, images, labels, ATTACK, turned) if c.name == "monotone")
+    (check,) = (c for c in sanity_checks(model, images, labels, [ATTACK], [turned]) if c.name == "monotone")
     assert check.status == "fail"
+
+
+def test_each_ball_has_its_own_checks(images):
+    model, labels = Honest().eval(), Honest()(images).argmax(-1)
+    attacks = [
+        ATTACK,
+        PGD(name="l2", norm="l2", eps=[0.1, 0.3], steps=20, step_size=0.05),
+        GaussianNoise(name="g", eps=0.1),
+    ]
+    sweeps = [sweep(model, images, labels, [attack]) for attack in attacks]
+    names = [check.name for check in sanity_checks(model, images, labels, attacks, sweeps)]
+    assert names == [name for name, *_ in checks_of(["linf", "l2", "gaussian"])]
+    assert names.count("gradients") == 1
+    assert {"convergence, ℓ∞", "convergence, ℓ2"} <= set(names)
+    assert not any("gaussian" in name.lower() for name in names)
 
 
 def test_nobody_left_to_attack_is_said(images):
@@ -129,15 +144,15 @@ def test_nobody_left_to_attack_is_said(images):
 
 def test_what_withstood_is_attacked_at_a_budget_where_enough_did(images):
     labels = Honest()(images).argmax(-1)
-    few = sanity_checks(Honest().eval(), images, labels, ATTACK, of(images, labels, 5, 50, 3))
+    few = sanity_checks(Honest().eval(), images, labels, [ATTACK], [of(images, labels, 5, 50, 3)])
     assert "of the 50 images that stood at ε 0.05" in next(c.why for c in few if c.name == "convergence")
-    fewer = sanity_checks(Honest().eval(), images, labels, ATTACK, of(images, labels, 5, 4, 3))
+    fewer = sanity_checks(Honest().eval(), images, labels, [ATTACK], [of(images, labels, 5, 4, 3)])
     assert "of the 5 images that stood at ε 0.02" in next(c.why for c in fewer if c.name == "convergence")
 
 
 def of(images, labels, *standing):
     """A result in which so many of the first images withstood each of the attack's budgets."""
-    result = sweep(Honest().eval(), images, labels, ATTACK)
+    result = sweep(Honest().eval(), images, labels, [ATTACK])
     return replace(result, robust=[torch.arange(len(images)) < number for number in standing])
 
 

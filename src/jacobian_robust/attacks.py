@@ -20,9 +20,28 @@ from torch import Tensor, nn
 
 from jacobian_robust.errors import UserError
 
-__all__ = ["FGSM", "PGD", "Attack", "AutoAttack", "Norm", "Square", "check_pixels"]
+__all__ = [
+    "FAB",
+    "FGSM",
+    "PGD",
+    "Attack",
+    "AutoAttack",
+    "Ball",
+    "GaussianNoise",
+    "Norm",
+    "Square",
+    "Transfer",
+    "UniformNoise",
+    "check_pixels",
+]
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "gaussian"]
+"""What a budget bounds: the largest change of a pixel, its Euclidean length; or, of noise, its standard deviation."""
+
+Ball = Literal["linf", "l2"]
+"""Those of them that bound what an adversary may do."""
+
+Loss = Literal["cross_entropy", "margin", "dlr"]
 Part = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -45,6 +64,9 @@ def check_pixels(images: Float[Tensor, "batch *shape"]) -> None:
 
 
 _LIBRARY_NORM: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
+
+_BATCHES = {"cpu": 50, "cuda": 1000}
+"""On a CPU small batches, which fit its cache, are fastest; a GPU wants to be filled."""
 
 
 def _drawn_seed() -> int:
@@ -78,14 +100,18 @@ class Attack(abc.ABC):
         eps: the budgets to try, radii of the ball.
         norm: norm of the ball.
         restarts: independent starts; an image is broken if one of them breaks it.
-        batch_size: images attacked at once. On a CPU small batches, which fit its cache, are fastest.
+        batch_size: images attacked at once; ``None`` for what suits the device.
     """
 
     name: str
     eps: Budgets
     norm: Norm
     restarts: PositiveInt = 1
-    batch_size: PositiveInt = 50
+    batch_size: PositiveInt | None = None
+
+    def images_at_once(self, device: torch.device) -> int:
+        """Return the number of images in a batch."""
+        return self.batch_size or _BATCHES.get(device.type, _BATCHES["cpu"])
 
     @abc.abstractmethod
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -115,23 +141,127 @@ class Attack(abc.ABC):
         return adversarial.detach()
 
 
+class _Broken(Exception):
+    """All images of a batch are broken."""
+
+
+class _Watched(nn.Module):
+    """A model as an iterating attack sees it, which remembers for each image the first iterate that broke it.
+
+    Later iterates can change nothing about an image that is broken, so that the attack is ended, by an exception, once
+    all are.
+
+    Args:
+        model: returns logits.
+        labels: the true classes of the attacked batch.
+        loss: what the attack is to climb with the cross-entropy that is built into it.
+        early_stop: whether to remember, and to end the attack; otherwise its last iterate counts.
+    """
+
+    def __init__(self, model: nn.Module, labels: Int[Tensor, "batch"], loss: Loss, early_stop: bool) -> None:
+        super().__init__()
+        self.model, self.labels, self.loss, self.early_stop = model, labels, loss, early_stop
+        self.broken = torch.zeros_like(labels, dtype=torch.bool)
+        self.first: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        if self.early_stop:
+            self._look(images.detach(), logits.detach())
+        return _climbed(logits, self.labels, self.loss)
+
+    def _look(self, images: Tensor, logits: Tensor) -> None:
+        own = logits.gather(1, self.labels[:, None]).squeeze(1)
+        # by more than what rounding makes of the same image in another batch
+        erring = logits.amax(-1) - own > 1e-5 * logits.abs().amax(-1)
+        new = erring & ~self.broken
+        self.first = images.clone() if self.first is None else self.first
+        self.first[new] = images[new]
+        self.broken |= new
+        if self.broken.all():
+            raise _Broken
+
+    def result(self, last: Tensor | None) -> Tensor:
+        """Return the iterates that broke an image, and the last ones of the others."""
+        if self.first is None:
+            assert last is not None  # nothing was looked at, so nothing was ended
+            return last
+        if last is None:
+            return self.first
+        return torch.where(self.broken.reshape(-1, *[1] * (last.ndim - 1)), self.first, last)
+
+
+def _climbed(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"], loss: Loss) -> Tensor:
+    """Return logits whose cross-entropy has a gradient along that of another loss of the given ones.
+
+    The libraries' PGD looks at the direction of each image's gradient alone, and climbs the cross-entropy. Two classes
+    at equal logits, one of them carrying the loss's gradient, have a cross-entropy with half that gradient; no
+    softmax of the model's own logits is left in it, which could saturate.
+    """
+    if loss == "cross_entropy":
+        return logits
+    ordered = logits.sort(dim=-1, descending=True)
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    leads = ordered.indices[:, 0] == labels
+    other = torch.where(leads, ordered.values[:, 1], ordered.values[:, 0])
+    value = other - own
+    if loss == "dlr":  # Croce and Hein (2020), eq. 4
+        if logits.shape[-1] < 3:
+            raise UserError("loss=dlr needs at least 3 classes: choose loss=margin")
+        value = value / (ordered.values[:, 0] - ordered.values[:, 2]).clamp_min(torch.finfo(logits.dtype).tiny ** 0.5)
+    climbed = torch.full_like(logits, -torch.inf)
+    rows = torch.arange(len(labels), device=labels.device)
+    climbed[rows, labels] = 0.0
+    climbed[rows, labels - 1] = value - value.detach()  # any other class; -1 is the last
+    return climbed
+
+
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class PGD(Attack):
-    """Projected gradient descent on the cross-entropy (Madry et al., 2018); returns the last iterate.
+    """Projected gradient ascent on a loss (Madry et al., 2018); an image is broken if one of the iterates breaks it.
 
     Args:
         steps: iterations.
         step_size: length of a step, in units of pixels and in the norm of the ball.
         random_start: start at a random point of the ball instead of at the image.
+        loss: ``cross_entropy``; ``margin``, the lead of the best other class's logit over the true one's; or ``dlr``,
+            that lead over the distance of the first to the third logit (Croce & Hein, 2020), free of the logits' scale.
+        early_stop: take the first iterate that breaks an image, and end with the batch's last; otherwise the last
+            iterate alone counts, as in the library.
     """
 
+    norm: Ball
     steps: PositiveInt
     step_size: PositiveFloat
     random_start: bool = True
+    loss: Loss = "cross_entropy"
+    early_stop: bool = True
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         library = torchattacks.PGD if self.norm == "linf" else torchattacks.PGDL2
-        return library(model, eps=eps, alpha=self.step_size, steps=self.steps, random_start=self.random_start)
+
+        def attack(images: Tensor, labels: Tensor) -> Tensor:
+            watched = _Watched(model, labels, self.loss, self.early_stop).eval()
+            last = None
+            with contextlib.suppress(_Broken):
+                last = library(
+                    watched, eps=eps, alpha=self.step_size, steps=self.steps, random_start=self.random_start
+                )(images, labels)
+            return watched.result(last)
+
+        return attack
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Transfer(PGD):
+    """PGD along the gradients of other models: what breaks them is tried on the attacked one (Papernot et al., 2017).
+
+    Args:
+        source: the checkpoint of the other model; ``None`` for the other models of the same evaluation.
+    """
+
+    source: str | None = None
+    early_stop: Literal[False] = False  # the other model's first mistake is too small a step for this one
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -145,6 +275,57 @@ class FGSM(Attack):
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
+class FAB(Attack):
+    """The fast adaptive boundary attack, which looks for the nearest adversarial example (Croce & Hein, 2020).
+
+    Args:
+        steps: iterations.
+        targets: how many of the likeliest other classes are tried, one after the other; more than there are means all.
+    """
+
+    norm: Ball
+    steps: PositiveInt
+    targets: PositiveInt = 9
+
+    def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
+        def attack(images: Tensor, labels: Tensor) -> Tensor:
+            with torch.no_grad():
+                classes = model(images[:1]).shape[-1]
+            library: torchattacks.FAB = torchattacks.FAB(
+                model,
+                norm=_LIBRARY_NORM[self.norm],
+                eps=eps,
+                steps=self.steps,
+                seed=_drawn_seed(),
+                multi_targeted=True,
+                n_classes=min(self.targets + 1, classes),
+            )
+            return library(images, labels)
+
+        return attack
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class UniformNoise(Attack):
+    """A point of the ℓ∞ ball drawn uniformly, clipped to [0, 1]."""
+
+    norm: Literal["linf"] = "linf"
+
+    def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda images, labels: (images + eps * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class GaussianNoise(Attack):
+    """Normal noise of standard deviation ``eps`` in each pixel, clipped to [0, 1]; no ball bounds it."""
+
+    norm: Literal["gaussian"] = "gaussian"
+
+    def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
+        return torchattacks.GN(model, std=eps)
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
 class Square(Attack):
     """The Square attack: random search by squares of pixels, without gradients (Andriushchenko et al., 2020).
 
@@ -152,6 +333,7 @@ class Square(Attack):
         queries: forward passes for each image and start.
     """
 
+    norm: Ball
     queries: PositiveInt
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -165,26 +347,23 @@ class AutoAttack(Attack):
     """The reference AutoAttack (Croce & Hein, 2020): parts without parameters, each meeting what withstood the last.
 
     Args:
-        parts: which of its attacks; the standard version's four by default, with the library's numbers of steps.
+        parts: which of its attacks, with the library's settings of its custom version; ``None`` for the standard
+            version, which is the one to quote: apgd-ce, apgd-t, fab-t and square.
     """
 
-    parts: Annotated[tuple[Part, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (
-        "apgd-ce",
-        "apgd-t",
-        "fab-t",
-        "square",
-    )
+    norm: Ball
+    parts: Annotated[tuple[Part, ...], BeforeValidator(_as_tuple), Field(min_length=1)] | None = None
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         def attack(images: Tensor, labels: Tensor) -> Tensor:
             library = pyautoattack.AutoAttack(
                 model,
-                attacks=list(self.parts),
+                attacks=list(self.parts) if self.parts else None,
                 device=images.device,
                 eps=eps,
                 norm=_LIBRARY_NORM[self.norm],
                 seed=_drawn_seed(),
-                version="custom",
+                version="custom" if self.parts else "standard",
             )
             adversarial, *_ = library.run_standard_evaluation(images, labels, batch_size=len(images))
             return adversarial

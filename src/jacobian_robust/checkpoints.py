@@ -1,15 +1,19 @@
-"""Reading checkpoints without running anything that is in them."""
+"""Reading checkpoints, this project's and others', without running anything that is in them."""
 
 import copy
 import hashlib
 import inspect
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -18,42 +22,60 @@ from jacobian_robust.config import describe
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.errors import UserError
 
-__all__ = ["Checkpoint", "find_checkpoints", "load_checkpoint"]
+__all__ = ["SUFFIXES", "Checkpoint", "export", "find_checkpoints", "load_checkpoint"]
 
 _PREFIX = "model."
+_METADATA = "jacobian_robust"
+
+SUFFIXES = (".ckpt", ".safetensors")
+"""Of this project's checkpoints and exports: what is looked for in a directory."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint of this project says.
+    """What a file says of a classifier.
 
     Attributes:
-        path: the file.
+        path: the file; ``None`` for a model that was named without one.
         sha256: its hash, in hexadecimal.
-        config: the configuration it was trained with.
+        config: the configuration it was trained with; empty for a file that is not of this project.
         state_dict: the classifier's parameters and buffers.
-        epochs: finished epochs.
+        epochs: finished epochs, where known.
         rows: the rows of ``metrics.csv`` so far.
+        wandb: the W&B run that trained it, ``project/id``, where known.
+        program: the classifier itself, of a file that holds it whole.
     """
 
-    path: Path
-    sha256: str
-    config: dict[str, Any]
-    state_dict: dict[str, Tensor]
-    epochs: int
-    rows: list[dict[str, float | int]]
+    path: Path | None
+    sha256: str | None
+    config: dict[str, Any] = field(default_factory=dict)
+    state_dict: dict[str, Tensor] = field(default_factory=dict)
+    epochs: int | None = None
+    rows: list[dict[str, float | int]] = field(default_factory=list)
+    wandb: str | None = None
+    program: nn.Module | None = None
 
     def model(self, model: nn.Module | None = None) -> nn.Module:
         """Return the classifier with the checkpoint's weights, in evaluation mode.
 
         Args:
-            model: a classifier to load the weights into a copy of, instead of the one that the checkpoint names.
+            model: a classifier to load the weights into a copy of, instead of the one that the checkpoint names; as
+                it is where there is no file.
 
         Raises:
             UserError: if the checkpoint names a class outside :mod:`jacobian_robust.models`, which a file must not
-                choose, or its weights do not fit.
+                choose, if it names none, or if its weights do not fit.
         """
+        if self.program is not None:
+            return self.program
+        if model is None and not self.config:
+            raise UserError(
+                f"checkpoint {self.path} holds weights alone: name the classifier they belong to, as model=NAME or "
+                "+model._target_=PACKAGE.CLASS"
+            )
         model = _make(self, "model", models, nn.Module) if model is None else copy.deepcopy(model)
+        if self.path is None:
+            return model.eval()
         try:
             model.load_state_dict(self.state_dict)
         except RuntimeError as error:
@@ -66,8 +88,10 @@ class Checkpoint:
         """Return the data that the model was trained on.
 
         Raises:
-            UserError: if the checkpoint names a class outside :mod:`jacobian_robust.data`.
+            UserError: if the checkpoint names none, or a class outside :mod:`jacobian_robust.data`.
         """
+        if not self.config:
+            raise UserError("data=NAME is missing: the model does not say what to evaluate it on; choose data=mnist")
         datamodule: MNISTDataModule = _make(self, "data", data, MNISTDataModule)
         return datamodule
 
@@ -89,25 +113,100 @@ def _make(checkpoint: Checkpoint, group: str, module: ModuleType, base: type) ->
         raise UserError(f"checkpoint {checkpoint.path}: {describe(error, group)}") from error
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Return a checkpoint; only tensors and plain containers are read, no code.
+def load_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
+    """Return what a file says of a classifier; only tensors and plain containers are read, no Python code.
+
+    It is a checkpoint or an export of this project; or somebody else's: tensors by name (torch.save, safetensors), a
+    TorchScript program; or, with ``trust``, a program of ``torch.export`` or a pickled module.
+
+    Args:
+        path: the file.
+        trust: also read files whose reading can run any code that is in them.
 
     Raises:
-        UserError: if the file is missing, damaged, or was not written by this project.
+        UserError: if the file is missing, damaged, of none of these kinds, or needs trust.
     """
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {path} does not exist") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, content, sha256)
+    members = _members(content)
+    if any(name.endswith("/archive_format") for name in members):
+        _needs_trust(path, "a program of torch.export", trust)
+        return _program(path, sha256, lambda: _Exported(torch.export.load(io.BytesIO(content)).module()))
+    if any(name.endswith("/constants.pkl") for name in members):
+        return _program(path, sha256, lambda: torch.jit.load(io.BytesIO(content), map_location="cpu").eval())
     try:
         stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the reader fail in any way
+        if trust:
+            return _program(path, sha256, lambda: _unpickled(content))
         raise UserError(
-            f"checkpoint {path} cannot be read as tensors and plain values: it is damaged, or not a checkpoint of "
-            f"jacobian_robust ({type(error).__name__})"
+            f"checkpoint {path} cannot be read as tensors and plain values: it is damaged, not a checkpoint, or a "
+            f"pickle that could run code ({type(error).__name__}); trust=true reads it all the same, only do that if "
+            "you know where it is from"
         ) from error
+    return _read_stored(path, sha256, stored)
+
+
+def _members(content: bytes) -> list[str]:
     try:
-        config = stored["jacobian_robust"]["config"]
+        return zipfile.ZipFile(io.BytesIO(content)).namelist()
+    except zipfile.BadZipFile:
+        return []
+
+
+def _needs_trust(path: Path, what: str, trust: bool) -> None:
+    if not trust:
+        raise UserError(
+            f"checkpoint {path} is {what}, which could run code when it is read: trust=true if you know where it is "
+            "from"
+        )
+
+
+def _program(path: Path, sha256: str, read: Callable[[], nn.Module]) -> Checkpoint:
+    try:
+        program = read()
+    except UserError:
+        raise
+    except Exception as error:  # its reader can fail in any way
+        raise UserError(f"checkpoint {path} cannot be read: {describe(error)}") from error
+    return Checkpoint(path, sha256, program=program)
+
+
+def _unpickled(content: bytes) -> nn.Module:
+    stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+    if not isinstance(stored, nn.Module):
+        raise UserError(f"the pickle holds a {type(stored).__name__}, not a classifier")
+    return stored.eval()
+
+
+class _Exported(nn.Module):
+    """A program of ``torch.export``, which cannot change its mode."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program = program
+        self.training = False
+
+    def train(self, mode: bool = True) -> "_Exported":
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.program(images)
+        return logits
+
+
+def _read_stored(path: Path, sha256: str, stored: Any) -> Checkpoint:
+    if isinstance(stored, dict) and _METADATA not in stored:
+        found = next((stored[key] for key in ("state_dict", "model") if isinstance(stored.get(key), dict)), stored)
+        if found and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()):
+            return Checkpoint(path, sha256, state_dict=dict(found))
+    try:
+        config = stored[_METADATA]["config"]
         weights = stored["state_dict"]
         rows = stored["callbacks"]["EpochRecord"]["rows"]
         epochs = stored["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
@@ -115,15 +214,44 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if not isinstance(config, dict) or not isinstance(epochs, int):
             raise TypeError("a configuration")
     except (AttributeError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"checkpoint {path} was not written by jacobian_robust's train.py: it lacks {error}") from error
-    return Checkpoint(path, hashlib.sha256(content).hexdigest(), config, state_dict, epochs, rows)
+        raise UserError(
+            f"checkpoint {path} was not written by jacobian_robust's train.py, and is no dictionary of tensors: it "
+            f"lacks {error}"
+        ) from error
+    return Checkpoint(path, sha256, config, state_dict, epochs, rows, stored[_METADATA].get("wandb"))
+
+
+def _read_safetensors(path: Path, content: bytes, sha256: str) -> Checkpoint:
+    try:
+        state_dict = safetensors.torch.load(content)
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = (file.metadata() or {}).get(_METADATA)
+        stored = json.loads(metadata) if metadata else {}
+        known = {key: stored[key] for key in ("config", "epochs", "rows", "wandb")} if metadata else {}
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"checkpoint {path} is damaged, or no safetensors file: {describe(error)}") from error
+    return Checkpoint(path, sha256, state_dict=state_dict, **known)
+
+
+def export(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the classifier of one of this project's checkpoints alone, as safetensors: enough to evaluate it.
+
+    Args:
+        checkpoint: as read from a file.
+        path: the new file; it takes the place of an old one at once.
+    """
+    known = {key: getattr(checkpoint, key) for key in ("config", "epochs", "rows", "wandb")}
+    weights = {name: value.contiguous() for name, value in checkpoint.state_dict.items()}
+    scratch = path.with_name(f".{path.name}.part")
+    safetensors.torch.save_file(weights, scratch, {_METADATA: json.dumps(known)})
+    scratch.replace(path)
 
 
 def find_checkpoints(places: Sequence[str | Path]) -> list[Path]:
     """Return the checkpoint files that files, run directories or directories of runs stand for.
 
     A run directory stands for its ``checkpoints/last.ckpt``; any other directory for every ``last.ckpt`` below it, and
-    where there is none, for every ``.ckpt`` file.
+    where there is none, for every ``.ckpt`` and ``.safetensors`` file.
 
     Raises:
         UserError: if nothing was named, or one of the places does not exist or holds no checkpoint.
@@ -137,9 +265,11 @@ def find_checkpoints(places: Sequence[str | Path]) -> list[Path]:
         elif (place / "checkpoints" / "last.ckpt").is_file():
             candidates = [place / "checkpoints" / "last.ckpt"]
         else:
-            candidates = sorted(place.rglob("last.ckpt")) or sorted(place.rglob("*.ckpt"))
+            candidates = sorted(place.rglob("last.ckpt")) or sorted(
+                path for suffix in SUFFIXES for path in place.rglob(f"*{suffix}")
+            )
         if not candidates:
-            raise UserError(f"checkpoint={place}: no .ckpt file in this directory or below it")
+            raise UserError(f"checkpoint={place}: no .ckpt or .safetensors file in this directory or below it")
         found += candidates
     if not found:
         raise UserError("checkpoint=RUN_OR_FILE is missing: name a run directory, a .ckpt file, or a list of them")

@@ -13,7 +13,7 @@ from jacobian_robust.errors import UserError
 
 Options = TypeVar("Options", bound=BaseModel)
 
-__all__ = ["build", "describe", "plain", "read_options"]
+__all__ = ["build", "build_each", "describe", "plain", "read_options"]
 
 
 def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -46,15 +46,41 @@ def build(cfg: DictConfig, group: str, kind: type = object, *, optional: bool = 
         if optional:
             return None
         raise UserError(f"{group} is empty: choose one, {group}=NAME, of those in conf/{group}")
+    return _make(cfg[group], group, kind, **arguments)
+
+
+def build_each(cfg: DictConfig, group: str, kind: type = object) -> list[Any]:
+    """Return the objects that the entries of a config group describe; each is given its key as ``name``.
+
+    Args:
+        cfg: the whole config.
+        group: one of its top-level keys, a mapping.
+        kind: what the objects have to be.
+
+    Raises:
+        UserError: if there is none, or one cannot be made; the message names the option.
+    """
+    if not cfg.get(group):
+        raise UserError(f"{group} is empty: choose some, {group}=[NAME,NAME], of those in conf/{group}")
+    for name, entry in cfg[group].items():
+        if not isinstance(entry, DictConfig):
+            raise UserError(
+                f"{group}.{name}: an option belongs to one of {', '.join(map(str, cfg[group]))}, as in "
+                f"{group}.{next(iter(cfg[group]))}.{name}={entry}"
+            )
+    return [_make(entry, f"{group}.{name}", kind, name=name) for name, entry in cfg[group].items()]
+
+
+def _make(described: DictConfig, group: str, kind: type, **arguments: Any) -> Any:
     try:
-        made = instantiate(cfg[group], _convert_="all", **arguments)
+        made = instantiate(described, _convert_="all", **arguments)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
         raise UserError(describe(cause or error, group)) from error
     if not isinstance(made, kind):
-        raise UserError(f"{group}._target_={cfg[group].get('_target_')} makes no {kind.__name__}")
+        raise UserError(f"{group}._target_={described.get('_target_')} makes no {kind.__name__}")
     return made
 
 

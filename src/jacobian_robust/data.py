@@ -132,6 +132,11 @@ class MNISTDataModule(pl.LightningDataModule):
                     f"for the shipped files with: git checkout -- {archive.parent}"
                 )
 
+    def present(self) -> bool:
+        """Return whether the files are there, without a download."""
+        raw = self.root / self.dataset_class.__name__ / "raw"
+        return all((raw / name).is_file() for name, _ in self.dataset_class.resources)
+
     def _read(self, *, train: bool) -> ImageDataset:
         """Return a split, extracted into a temporary folder: the shipped one is never written to, by no process."""
         raw = self.root / self.dataset_class.__name__ / "raw"

@@ -1,36 +1,58 @@
-"""From checkpoints to a report of what withstands an attack."""
+"""From checkpoints to a report of what withstands attacks."""
 
 import contextlib
 import csv
+import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from matplotlib.figure import Figure
 from omegaconf import DictConfig, ListConfig
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, model_validator
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from jacobian_robust.attacks import Attack
+from jacobian_robust import first_order, plots, reliability
+from jacobian_robust.attacks import Attack, Norm, Transfer
 from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_checkpoint
-from jacobian_robust.config import build, plain, read_options
-from jacobian_robust.data import MNISTDataModule
+from jacobian_robust.config import build, build_each, describe, plain, read_options
+from jacobian_robust.data import FashionMNISTDataModule, MNISTDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import claim, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory
-from jacobian_robust.plots import accuracy_curves, adversarial_examples
+from jacobian_robust.models import PixelInput
 from jacobian_robust.provenance import versions
+from jacobian_robust.report import write_report
+from jacobian_robust.results import (
+    AttackOutcome,
+    Budget,
+    ClassAccuracy,
+    Group,
+    Model,
+    Results,
+    SanityCheck,
+    Threat,
+    groups,
+    settings_hash,
+)
 from jacobian_robust.robustness import Sweep, sweep
-from jacobian_robust.sanity import CHECKS, Check, sanity_checks, verdict
+from jacobian_robust.sanity import checks_of, sanity_checks, verdict
 from jacobian_robust.tracking import WandbOptions, log_evaluation, read_logger, wandb_run
 
-__all__ = ["Evaluation", "evaluate", "read_evaluation", "report"]
+__all__ = ["Evaluation", "Subject", "evaluate", "read_evaluation", "report", "subjects"]
+
+L2_RADII = (0.5, 1.0, 1.5, 2.0)
+"""Where the note's condition is looked at if no ℓ2 budget was attacked."""
 
 
 class _Options(BaseModel):
@@ -41,29 +63,76 @@ class _Options(BaseModel):
     split: Literal["test", "validation"]
     independent: bool
     sanity_images: int = Field(ge=0)
+    geometry_images: int = Field(ge=0)
+    reliability: bool
+
+
+class _Input(BaseModel):
+    """What a model takes for a pixel, if not a number in [0, 1]."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    low: float = 0.0
+    high: float = 1.0
+    mean: float | list[float] = 0.0
+    std: float | list[float] = 1.0
+
+    @model_validator(mode="after")
+    def _invertible(self) -> "_Input":
+        if self.high <= self.low:
+            raise ValueError(f"high must be above low, {self.low:g}")
+        if not all(value > 0 for value in ([self.std] if isinstance(self.std, float) else self.std)):
+            raise ValueError("std must be positive")
+        return self
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How checkpoints are evaluated.
+    """How classifiers are evaluated.
 
     Attributes:
-        attack: the attack and its budgets.
-        seed: of the attack.
+        attacks: in the order in which they meet the images, cheap ones first; each has another name.
+        seed: of the attacks.
         limit: how many of the split's first images; ``None`` for all.
         split: ``test``, or ``validation`` to choose hyper-parameters by: the images held out from training.
         independent: attack all correct images anew at each budget, as the note does.
         sanity_images: how many images the sanity checks attack anew; 0 for no checks.
+        geometry_images: for how many images the geometry's prediction is compared with the smallest perturbation found.
+        reliability: whether to look at noise, calibration and images of another kind.
         data: the data to evaluate on, instead of what each checkpoint was trained on.
     """
 
-    attack: Attack
-    seed: int
-    limit: int | None
+    attacks: tuple[Attack, ...]
+    seed: int = 0
+    limit: int | None = None
     split: Literal["test", "validation"] = "test"
     independent: bool = False
     sanity_images: int = 0
+    geometry_images: int = 0
+    reliability: bool = False
     data: MNISTDataModule | None = None
+
+    @property
+    def norms(self) -> list[Norm]:
+        """The norms of the attacks, in their order."""
+        return list(dict.fromkeys(attack.norm for attack in self.attacks))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A classifier to evaluate.
+
+    Attributes:
+        name: the shortest distinct name of where it was found.
+        checkpoint: what its file says.
+        network: returns logits for pixels in [0, 1]; on the device, in evaluation mode.
+        datamodule: what to evaluate it on.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    network: nn.Module
+    datamodule: MNISTDataModule
 
 
 def read_evaluation(cfg: DictConfig) -> Evaluation:
@@ -73,10 +142,11 @@ def read_evaluation(cfg: DictConfig) -> Evaluation:
         UserError: if an option is at fault.
     """
     options = read_options(_Options, cfg)
-    return Evaluation(build(cfg, "attack", Attack), **dict(options))
+    attacks = build_each(cfg, "attack", Attack)
+    return Evaluation(tuple(attacks), **dict(options))
 
 
-def evaluate(cfg: DictConfig) -> dict[str, Any]:
+def evaluate(cfg: DictConfig) -> Results:
     """Evaluate as ``conf/evaluate.yaml`` describes, and return what ``robustness.json`` holds.
 
     Raises:
@@ -86,103 +156,172 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     evaluation = read_evaluation(cfg)
     if cfg.get("data"):
         evaluation = replace(evaluation, data=build(cfg, "data", MNISTDataModule))
+    resume, trust = (_flag(cfg, name) for name in ("resume", "trust"))
+    network = build(cfg, "model", nn.Module, optional=True)
     places = cfg.checkpoint if isinstance(cfg.checkpoint, list | ListConfig) else [cfg.checkpoint]
-    checkpoints = find_checkpoints([str(place) for place in places if place is not None])
+    named = [str(place) for place in places if place is not None]
+    if named or network is None:
+        checkpoints = [load_checkpoint(path, trust=trust) for path in find_checkpoints(named)]
+    else:
+        checkpoints = [Checkpoint(None, None)]
     directory = from_here(cfg.output_dir)
     return report(
-        checkpoints,
+        subjects(checkpoints, evaluation, network=network, pixels=_pixels(cfg)),
         evaluation,
         directory=directory,
         group=directory.name,
         logger=read_logger(cfg),
-        config=plain(cfg),
-        model=build(cfg, "model", nn.Module, optional=True),
+        config=plain(cfg, without=("resume",)),
+        resume=resume,
     )
 
 
+def _flag(cfg: DictConfig, name: str) -> bool:
+    try:
+        return TypeAdapter(bool).validate_python(cfg.get(name, False), strict=True)
+    except ValidationError as error:
+        raise UserError(f"{name}: give true or false (got {cfg.get(name)!r})") from error
+
+
+def _pixels(cfg: DictConfig) -> dict[str, Any]:
+    """Return the arguments of :class:`PixelInput`, or none if the models take pixels in [0, 1]."""
+    try:
+        options = _Input.model_validate(plain(cfg).get("input") or {})
+    except ValidationError as error:
+        raise UserError(describe(error, "input")) from error
+    return {} if options == _Input() else options.model_dump()
+
+
+def subjects(
+    checkpoints: Sequence[Checkpoint],
+    evaluation: Evaluation,
+    *,
+    network: nn.Module | None = None,
+    pixels: dict[str, Any] | None = None,
+) -> list[Subject]:
+    """Return the classifiers of checkpoints, ready to be evaluated.
+
+    Args:
+        checkpoints: as read from files.
+        evaluation: how they are evaluated.
+        network: a classifier to load the weights into, instead of the one that each checkpoint names.
+        pixels: arguments of :class:`PixelInput`, for classifiers that want other numbers than pixels in [0, 1].
+
+    Raises:
+        UserError: if one cannot be made, does not return logits for the data's classes, or its data are at fault.
+    """
+    found = []
+    for checkpoint, name in zip(checkpoints, _names(checkpoints), strict=True):
+        classifier = checkpoint.model(network)
+        if pixels:
+            classifier = PixelInput(classifier, **pixels).eval()
+        datamodule = evaluation.data or checkpoint.datamodule()
+        datamodule.require(evaluation.split)
+        datamodule.prepare_data()
+        classifier = classifier.to(_device())
+        _check_logits(classifier, datamodule, checkpoint)
+        found.append(Subject(name, checkpoint, classifier, datamodule))
+    return found
+
+
+def _check_logits(network: nn.Module, datamodule: MNISTDataModule, checkpoint: Checkpoint) -> None:
+    what = f"checkpoint {checkpoint.path}" if checkpoint.path else "model"
+    try:
+        with torch.no_grad():
+            logits = network(torch.zeros(3, *datamodule.image_shape, device=_device()))
+    except Exception as error:  # a foreign model can fail in any way
+        raise UserError(
+            f"{what}: takes no batch of 3 images of shape {datamodule.image_shape}: {describe(error)}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (3, datamodule.classes):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(f"{what}: must return (batch, {datamodule.classes}) logits, not {shape} for a batch of 3")
+
+
 def report(
-    paths: Sequence[Path],
+    models: Sequence[Subject],
     evaluation: Evaluation,
     *,
     directory: Path,
     logger: WandbOptions | None,
     group: str,
     config: dict[str, Any],
-    model: nn.Module | None = None,
-) -> dict[str, Any]:
-    """Attack checkpoints, write the report into ``directory`` and print it; return what ``robustness.json`` holds.
+    resume: bool = False,
+) -> Results:
+    """Attack classifiers, write the report into ``directory`` and print it; return what ``robustness.json`` holds.
 
     Args:
-        paths: checkpoint files.
+        models: the classifiers.
         evaluation: how to evaluate them.
         directory: for the results; it holds none yet.
         logger: where else to log.
         group: what the W&B run is shown under.
         config: plain containers, for the logger and ``config.yaml``.
-        model: a classifier to load the weights into, instead of the one that each checkpoint names.
+        resume: go on with an interrupted evaluation of the same configuration in ``directory``.
 
     Raises:
-        UserError: if a checkpoint or the directory is at fault, before anything is attacked.
+        UserError: if the directory is at fault, before anything is attacked.
     """
-    checkpoints = [load_checkpoint(path) for path in paths]
-    networks = [checkpoint.model(model) for checkpoint in checkpoints]
-    datamodules = [evaluation.data or checkpoint.datamodule() for checkpoint in checkpoints]
-    for datamodule in datamodules:
-        datamodule.require(evaluation.split)
-        datamodule.prepare_data()
-    names = _names(paths)
-    claim(directory, config)
+    claim(directory, config, resume=resume)
+    names = "+".join(attack.name for attack in evaluation.attacks)
+    trained = {subject.name: subject.checkpoint.wandb for subject in models if subject.checkpoint.wandb}
     with wandb_run(
         logger,
         directory=directory,
         group=group,
-        name=f"{evaluation.attack.name}-{directory.resolve().name}",
+        name=f"{names}-{directory.resolve().name}"[:128],
         job_type="evaluation",
-        tags=[evaluation.attack.name],
-        config=config,
+        tags=[attack.name for attack in evaluation.attacks],
+        config=config | {"training_runs": trained},
     ) as run:
-        sweeps = [
-            _sweep(network, datamodule, name, evaluation)
-            for network, datamodule, name in zip(networks, datamodules, names, strict=True)
-        ]
-        checks = [_checks(i, networks, checkpoints, datamodules, names, sweeps, evaluation) for i in range(len(names))]
-        results = _results(checkpoints, datamodules, names, sweeps, checks, evaluation)
-        rows = _rows(results)
-        with write_atomically(directory / "robustness.json") as file:
-            json.dump(results, file, indent=2)
+        try:
+            measured = [_measure(models, i, evaluation, directory) for i in range(len(models))]
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"go on with the same options, hydra.run.dir={directory} and resume=true") from None
+        results = Results(
+            split=evaluation.split,
+            independent=evaluation.independent,
+            seed=evaluation.seed,
+            device=_device().type,
+            versions=versions(),
+            attacks={attack.name: _parameters(attack) for attack in evaluation.attacks},
+            models=[model for model, _ in measured],
+        )
+        alike = groups(results.models)
+        figures = _figures(results, alike, [details for _, details in measured])
+        for name, figure in figures.items():
+            figure.savefig(directory / f"{name}.png", dpi=120)
         with write_atomically(directory / "robustness.csv") as file:
+            rows = _rows(results)
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
         with write_atomically(directory / "images.csv") as file:
-            csv.writer(file).writerows(_image_rows(names, datamodules, sweeps, evaluation))
-        figures = {"accuracy": accuracy_curves(results["models"], norm=evaluation.attack.norm, split=evaluation.split)}
-        for name, swept in zip(names, sweeps, strict=True):
-            examples = {b.eps: e for b, e in zip(swept.budgets, swept.examples, strict=True)}
-            suffix = f"_{name.replace('/', '_')}" if len(names) > 1 else ""
-            figures[f"adversarial_examples{suffix}"] = adversarial_examples(
-                examples, title=f"{name}: images that {evaluation.attack.name} broke"
-            )
-        for figure_name, figure in figures.items():
-            figure.savefig(directory / f"{figure_name}.png", dpi=120)
+            csv.writer(file).writerows(_image_rows(results, [details for _, details in measured]))
+        write_report(directory / "report.html", results, alike, figures, config)
         if run is not None:
-            log_evaluation(run, results, rows, figures)
-    console = Console()
-    for line in _verdicts(results):
-        console.print(line, soft_wrap=True)
-    console.print(_table(results))
-    console.print(
-        f"results: {directory}/robustness.json, .csv, images.csv, {', '.join(f'{name}.png' for name in figures)}",
-        soft_wrap=True,
-    )
+            log_evaluation(run, results, rows, figures, directory / "report.html")
+        with write_atomically(directory / "robustness.json") as file:  # last: it says that the evaluation is whole
+            file.write(results.model_dump_json(indent=2))
+    shutil.rmtree(directory / PROGRESS, ignore_errors=True)
+    _print(results, alike, directory)
     return results
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
+def _parameters(attack: Attack) -> dict[str, Any]:
+    """Return an attack's class and parameters, as JSON has them."""
+    parameters = {key: value for key, value in asdict(attack).items() if key != "name"}
+    plain_parameters: dict[str, Any] = json.loads(json.dumps({"attack": type(attack).__name__} | parameters))
+    return plain_parameters
+
+
+def _names(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Return the shortest distinct names: the run directories, less what they share from the left."""
-    files = [path.resolve() for path in paths]
+    files = [checkpoint.path.resolve() if checkpoint.path else Path("model") for checkpoint in checkpoints]
     in_run = ("checkpoints", "last.ckpt")
-    runs = [file.parents[1] if file.parts[-2:] == in_run else file for file in files]
+    runs = [file.parents[1] if file.parts[-2:] == in_run else file.with_suffix("") for file in files]
+    if len(set(runs)) < len(runs):  # files that differ in their suffix alone
+        runs = files
     if len(runs) == 1:
         return [runs[0].name]
     shared = 0
@@ -195,162 +334,392 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _sweep(network: nn.Module, datamodule: MNISTDataModule, name: str, evaluation: Evaluation) -> Sweep:
-    datamodule.setup("test" if evaluation.split == "test" else "validate")
-    device = _device()
-    images, labels = (tensor.to(device) for tensor in datamodule.split(evaluation.split).first(evaluation.limit))
-    attack = evaluation.attack
-    total = len(attack.eps) * attack.restarts * len(images)
-    with tqdm(total=total, desc=f"{attack.name} on {name}", unit="image") as bar:
-        swept = sweep(
-            network.to(device),
+PROGRESS = "progress"
+"""Directory of an unfinished evaluation's state, within its own."""
+
+
+class _FileJournal:
+    """Keeps a sweep's state in a file, replaced at most every few seconds.
+
+    Args:
+        path: the file.
+        identity: of what is attacked and how; the state of anything else is not resumed.
+    """
+
+    SECONDS = 5.0
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path = path
+        self.identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self._saved = time.monotonic()
+        path.parent.mkdir(exist_ok=True)
+
+    def load(self) -> dict[str, Any] | None:
+        try:
+            stored = torch.load(self.path, weights_only=True)
+        except FileNotFoundError:
+            return None
+        if stored["identity"] != self.identity:
+            raise UserError(
+                f"{self.path} is the progress of another evaluation (other weights, options or versions): finish it "
+                "with those, or choose another hydra.run.dir"
+            )
+        state: dict[str, Any] = stored["state"]
+        return state
+
+    def save(self, state: Callable[[], dict[str, Any]]) -> None:
+        if time.monotonic() - self._saved < self.SECONDS:
+            return
+        scratch = self.path.with_suffix(".part")
+        torch.save({"identity": self.identity, "state": state()}, scratch)
+        scratch.replace(self.path)
+        self._saved = time.monotonic()
+
+
+class _Bars:
+    """A progress bar for each attack at each budget, with how many images stand so far."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._of: tuple[str, float] | None = None
+        self._bar: tqdm | None = None
+
+    def __call__(self, attack: str, eps: float, met: int, of: int, standing: int) -> None:
+        if self._of != (attack, eps):
+            self.close()
+            self._of = (attack, eps)
+            self._bar = tqdm(total=of, desc=f"{attack} ε={eps:g} on {self.name}", unit="image")
+        assert self._bar is not None
+        self._bar.set_postfix(standing=standing, refresh=False)
+        self._bar.update(met - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.total = self._bar.n  # later starts met fewer images than the first
+            self._bar.refresh()
+            self._bar.close()
+
+
+@dataclass(frozen=True)
+class _Details:
+    """What is known of each image, for the figures and ``images.csv``."""
+
+    name: str
+    labels: Tensor
+    confidence: Tensor
+    sweeps: list[Sweep]
+    radii: first_order.Radii | None
+    smallest: Tensor | None
+
+
+def _measure(models: Sequence[Subject], i: int, evaluation: Evaluation, directory: Path) -> tuple[Model, _Details]:
+    """Evaluate one of the models; the others serve to transfer examples from."""
+    subject = models[i]
+    others = [model.network for number, model in enumerate(models) if number != i]
+    subject.datamodule.setup("test" if evaluation.split == "test" else "validate")
+    split = subject.datamodule.split(evaluation.split)
+    images, labels = (tensor.to(_device()) for tensor in split.first(evaluation.limit))
+    sweeps = [_sweep(subject, images, labels, norm, others, evaluation, directory, i) for norm in evaluation.norms]
+    checks = _checks(subject, images, labels, sweeps, others, evaluation)
+    log_p = reliability.log_probabilities(subject.network, images)
+    predicted, smallest, compared = _first_order(subject, images, labels, sweeps, evaluation)
+    checkpoint = subject.checkpoint
+    model = Model(
+        name=subject.name,
+        checkpoint=str(checkpoint.path) if checkpoint.path else None,
+        sha256=checkpoint.sha256,
+        training_seed=checkpoint.config.get("seed"),
+        settings=settings_hash(checkpoint.config) if checkpoint.config else None,
+        epochs=checkpoint.epochs,
+        seconds_per_epoch=_mean([row["seconds"] for row in checkpoint.rows if "seconds" in row]),
+        wandb=checkpoint.wandb,
+        data=f"{subject.datamodule.dataset_class.__name__} {evaluation.split}",
+        verdict=verdict(checks) if checks else None,
+        checks=[SanityCheck(**asdict(check)) for check in checks],
+        images=len(images),
+        clean_correct=sweeps[0].clean_correct,
+        clean_accuracy=sweeps[0].clean_accuracy,
+        threats=[_threat(swept) for swept in sweeps],
+        classes=_classes(labels, sweeps, subject.datamodule.classes),
+        first_order=compared,
+        calibration=reliability.calibration(log_p, labels) if evaluation.reliability else None,
+        noise=reliability.noise_accuracy(subject.network, images, labels, seed=evaluation.seed)
+        if evaluation.reliability
+        else [],
+        out_of_distribution=reliability.out_of_distribution(
+            subject.network, log_p, _other_images(subject.datamodule, images, evaluation)
+        )
+        if evaluation.reliability
+        else [],
+    )
+    return model, _Details(subject.name, labels, log_p.exp().amax(-1), sweeps, predicted, smallest)
+
+
+def _sweep(
+    subject: Subject,
+    images: Tensor,
+    labels: Tensor,
+    norm: Norm,
+    others: Sequence[nn.Module],
+    evaluation: Evaluation,
+    directory: Path,
+    number: int,
+) -> Sweep:
+    """Attack one of the models in one norm."""
+    attacks = [attack for attack in evaluation.attacks if attack.norm == norm]
+    surrogates: dict[str, list[nn.Module]] = {}
+    for attack in attacks:
+        if isinstance(attack, Transfer):
+            surrogates[attack.name] = (
+                [load_checkpoint(Path(attack.source)).model().to(_device())] if attack.source else list(others)
+            )
+    identity = {
+        "sha256": subject.checkpoint.sha256,
+        "attacks": {attack.name: _parameters(attack) for attack in attacks},
+        "seed": evaluation.seed,
+        "independent": evaluation.independent,
+        "images": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest(),
+        "versions": versions(),
+    }
+    bars = _Bars(subject.name)
+    try:
+        return sweep(
+            subject.network,
             images,
             labels,
-            attack,
+            attacks,
             seed=evaluation.seed,
             independent=evaluation.independent,
-            progress=bar.update,
+            surrogates=surrogates,
+            progress=bars,
+            journal=_FileJournal(directory / PROGRESS / f"{number}_{norm}.pt", identity),
         )
-        bar.update(total - bar.n)  # images that the model got wrong by itself
-    return swept
+    finally:
+        bars.close()
 
 
 def _checks(
-    i: int,
-    networks: Sequence[nn.Module],
-    checkpoints: Sequence[Checkpoint],
-    datamodules: Sequence[MNISTDataModule],
-    names: Sequence[str],
+    subject: Subject,
+    images: Tensor,
+    labels: Tensor,
     sweeps: Sequence[Sweep],
+    others: Sequence[nn.Module],
     evaluation: Evaluation,
-) -> list[Check]:
-    """Return the sanity checks of one of the models; the others serve to transfer examples from."""
+) -> list[Any]:
+    """Return the sanity checks of the evaluation of a model."""
     if not evaluation.sanity_images:
         return []
-    images, labels = (t.to(_device()) for t in datamodules[i].split(evaluation.split).first(evaluation.limit))
     training_images = None
-    with contextlib.suppress(UserError):  # its files need not be on this machine
-        trained_on = checkpoints[i].datamodule()
+    with contextlib.suppress(UserError):  # its files need not be on this machine, or be named
+        trained_on = subject.checkpoint.datamodule()
         trained_on.setup("fit")
         training_images = trained_on.split("train").images
-    with tqdm(total=len(CHECKS), desc=f"sanity checks of {names[i]}", unit="check") as bar:
+    of = len(checks_of([swept.norm for swept in sweeps]))
+    with tqdm(total=of, desc=f"sanity checks of {subject.name}", unit="check") as bar:
 
         def progress(name: str) -> None:
             bar.set_postfix_str(name)
             bar.update()
 
         return sanity_checks(
-            networks[i],
+            subject.network,
             images,
             labels,
-            evaluation.attack,
-            sweeps[i],
+            evaluation.attacks,
+            sweeps,
             sample=evaluation.sanity_images,
             seed=evaluation.seed,
             training_images=training_images,
-            others=[network for other, network in enumerate(networks) if other != i],
+            others=others,
             progress=progress,
         )
 
 
-def _results(
-    checkpoints: Sequence[Checkpoint],
-    datamodules: Sequence[MNISTDataModule],
-    names: Sequence[str],
-    sweeps: Sequence[Sweep],
-    checks: Sequence[Sequence[Check]],
-    evaluation: Evaluation,
-) -> dict[str, Any]:
-    return {
-        "format": 2,
-        "split": evaluation.split,
-        "independent": evaluation.independent,
-        "attack": asdict(evaluation.attack),
-        "seed": evaluation.seed,
-        "device": _device().type,
-        "versions": versions(),
-        "models": [
-            {
-                "name": name,
-                "checkpoint": str(checkpoint.path),
-                "sha256": checkpoint.sha256,
-                "epochs": checkpoint.epochs,
-                "seconds_per_epoch": _mean([row["seconds"] for row in checkpoint.rows if "seconds" in row]),
-                "data": f"{datamodule.dataset_class.__name__} {evaluation.split}",
-                "verdict": verdict(checked) if checked else None,
-                "checks": [asdict(check) for check in checked],
-                "images": swept.images,
-                "clean_correct": swept.clean_correct,
-                "clean_accuracy": swept.clean_accuracy,
-                "budgets": [
-                    asdict(b) | {"share_of_attacked": b.share_of_attacked, "robust_accuracy": b.robust_accuracy}
-                    for b in swept.budgets
-                ],
-            }
-            for checkpoint, datamodule, name, swept, checked in zip(
-                checkpoints, datamodules, names, sweeps, checks, strict=True
+def _first_order(
+    subject: Subject, images: Tensor, labels: Tensor, sweeps: Sequence[Sweep], evaluation: Evaluation
+) -> tuple[first_order.Radii | None, Tensor | None, Any]:
+    """Return the radii at the first images, the smallest ℓ2 perturbations known there, and the comparison."""
+    sample = evaluation.geometry_images
+    if not sample:
+        return None, None, None
+    images, labels = images[:sample], labels[:sample]
+    correct = sweeps[0].predicted[:sample] == labels
+    with tqdm(total=len(images) + int(correct.sum()), desc=f"geometry of {subject.name}", unit="image") as bar:
+        predicted = first_order.radii(subject.network, images, progress=bar.update)
+        smallest = first_order.smallest_perturbations(
+            subject.network, images, labels, correct, seed=evaluation.seed, progress=bar.update
+        )
+    budgets = [eps for attack in evaluation.attacks if attack.norm == "l2" for eps in attack.eps if eps > 0]
+    for swept in sweeps:
+        if swept.norm == "l2":
+            smallest = torch.minimum(smallest, swept.smallest[:sample])
+    compared = first_order.compare(predicted, smallest, correct, sorted(set(budgets)) or L2_RADII)
+    return predicted, smallest, compared
+
+
+def _other_images(datamodule: MNISTDataModule, images: Tensor, evaluation: Evaluation) -> dict[str, Tensor]:
+    """Return images of another kind: made from the evaluated ones, and the other data set where its files are."""
+    found = reliability.transformed(images, seed=evaluation.seed)
+    other = MNISTDataModule if isinstance(datamodule, FashionMNISTDataModule) else FashionMNISTDataModule
+    elsewhere = other(root=str(datamodule.root), validation_size=0)
+    if elsewhere.present():
+        elsewhere.setup("test")
+        found[other.dataset_class.__name__] = elsewhere.split("test").first(len(images))[0].to(images)
+    return found
+
+
+def _threat(swept: Sweep) -> Threat:
+    return Threat(
+        norm=swept.norm,
+        budgets=[
+            Budget(
+                eps=budget.eps,
+                attacked=budget.attacked,
+                correct=budget.correct,
+                images=budget.images,
+                share_of_attacked=budget.share_of_attacked,
+                robust_accuracy=budget.robust_accuracy,
+                attacks=[AttackOutcome(**asdict(attack)) for attack in budget.attacks],
             )
+            for budget in swept.budgets
         ],
-    }
+    )
+
+
+def _classes(labels: Tensor, sweeps: Sequence[Sweep], classes: int) -> list[ClassAccuracy]:
+    return [
+        ClassAccuracy(
+            label=label,
+            images=int((labels == label).sum()),
+            clean_correct=int((sweeps[0].predicted[labels == label] == label).sum()),
+            robust_correct={
+                swept.norm: [int(robust[labels == label].sum()) for robust in swept.robust] for swept in sweeps
+            },
+        )
+        for label in range(classes)
+    ]
 
 
 def _mean(values: Sequence[float | int]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return one row for each model and budget, with everything that the figure depends on."""
-    attack = {f"attack_{key}": value for key, value in results["attack"].items() if key != "eps"}
-    packages = {f"version_{name}": number for name, number in results["versions"].items()}
+def _figures(results: Results, alike: Sequence[Group], details: Sequence[_Details]) -> dict[str, Figure]:
+    """Return the figures by name, in the order in which a report shows them."""
+    figures = {}
+    for norm in results.norms:
+        figures[f"accuracy_{norm}"] = plots.accuracy_curves(results.models, norm=norm, split=results.split)
+        if alike:
+            figures[f"seeds_{norm}"] = plots.group_curves(alike, norm=norm)
+    points = {d.name: (d.radii.predicted, d.smallest) for d in details if d.radii and d.smallest is not None}
+    if points:
+        figures["first_order"] = plots.predicted_against_found(points)
+    if results.models[0].calibration:
+        figures["calibration"] = plots.reliability_diagram(results.models)
+        figures["noise"] = plots.noise_curves(results.models)
+    for model, detail in zip(results.models, details, strict=True):
+        suffix = f"_{model.name.replace('/', '_')}" if len(details) > 1 else ""
+        figures[f"classes{suffix}"] = plots.class_accuracy(model)
+        for swept in detail.sweeps:
+            examples = {b.eps: e for b, e in zip(swept.budgets, swept.examples, strict=True)}
+            figures[f"examples_{swept.norm}{suffix}"] = plots.adversarial_examples(
+                examples, title=f"{model.name}: images broken in {plots.NORMS[swept.norm]}"
+            )
+    return figures
+
+
+def _rows(results: Results) -> list[dict[str, Any]]:
+    """Return one row for each model, norm, budget and attack, with everything that the figure depends on."""
+    packages = {f"version_{name}": number for name, number in results.versions.items()}
     return [
         {
-            "name": model["name"],
-            "verdict": model["verdict"],
-            **budget,
-            "clean_correct": model["clean_correct"],
-            "clean_accuracy": model["clean_accuracy"],
-            **attack,
-            "independent": results["independent"],
-            "seed": results["seed"],
-            "device": results["device"],
-            "data": model["data"],
-            "checkpoint": model["checkpoint"],
-            "sha256": model["sha256"],
+            "name": model.name,
+            "verdict": model.verdict,
+            "norm": threat.norm,
+            **budget.model_dump(exclude={"attacks"}),
+            "clean_correct": model.clean_correct,
+            "clean_accuracy": model.clean_accuracy,
+            **outcome.model_dump(),
+            "parameters": json.dumps(results.attacks[outcome.attack]),
+            "independent": results.independent,
+            "seed": results.seed,
+            "device": results.device,
+            "data": model.data,
+            "checkpoint": model.checkpoint,
+            "sha256": model.sha256,
+            "training_seed": model.training_seed,
             **packages,
         }
-        for model in results["models"]
-        for budget in model["budgets"]
+        for model in results.models
+        for threat in model.threats
+        for budget in threat.budgets
+        for outcome in budget.attacks
     ]
 
 
-def _image_rows(
-    names: Sequence[str], datamodules: Sequence[MNISTDataModule], sweeps: Sequence[Sweep], evaluation: Evaluation
-) -> Iterator[list[Any]]:
-    """Return a heading, and a row for each model and image: its classes, and whether it withstood each budget."""
-    yield ["name", "image", "label", "predicted", *(f"robust_{eps:g}" for eps in evaluation.attack.eps)]
-    for name, datamodule, swept in zip(names, datamodules, sweeps, strict=True):
-        _, labels = datamodule.split(evaluation.split).first(evaluation.limit)
-        columns = [labels, swept.predicted, *(robust.int() for robust in swept.robust)]
-        for image, values in enumerate(torch.stack([column.cpu() for column in columns], dim=1).tolist()):
-            yield [name, image, *values]
+def _image_rows(results: Results, details: Sequence[_Details]) -> Iterator[list[Any]]:
+    """Return a heading, and a row for each model and image: its classes, and what it withstood."""
+    columns = ["name", "image", "label", "predicted", "confidence"]
+    for swept in details[0].sweeps:
+        columns += [f"robust_{swept.norm}_{budget.eps:g}" for budget in swept.budgets] + [f"smallest_{swept.norm}"]
+    geometry = ["delta", "boundary", "jacobian_frobenius", "jacobian_spectral", "predicted_l2", "smallest_known_l2"]
+    yield columns + (geometry if details[0].radii else [])
+    for detail in details:
+        values: list[list[Any]] = [detail.labels.tolist(), detail.sweeps[0].predicted.tolist()]
+        values.append([f"{confidence:.6g}" for confidence in detail.confidence.tolist()])
+        for swept in detail.sweeps:
+            values += [robust.int().tolist() for robust in swept.robust] + [_lengths(swept.smallest)]
+        if detail.radii is not None and detail.smallest is not None:
+            radii = detail.radii
+            known = [radii.center, radii.boundary, radii.frobenius, radii.spectral, radii.predicted, detail.smallest]
+            rest = [""] * (len(detail.labels) - len(detail.smallest))
+            values += [_lengths(value) + rest for value in known]
+        for image, row in enumerate(zip(*values, strict=True)):
+            yield [detail.name, image, *row]
+
+
+def _lengths(values: Tensor) -> list[str]:
+    """Return numbers as text, and nothing for what is not known."""
+    return [f"{value:.6g}" if math.isfinite(value) else "" for value in values.tolist()]
 
 
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
 
-def _verdicts(results: dict[str, Any]) -> list[Text]:
+def _print(results: Results, alike: Sequence[Group], directory: Path) -> None:
+    console = Console()
+    for line in _verdicts(results):
+        console.print(line, soft_wrap=True)
+    for norm in results.norms:
+        console.print(_table(results, norm))
+    for group in alike:
+        console.print(
+            f"{group.name}, {len(group.seeds)} seeds: clean {_spread(*group.clean)}; "
+            + "; ".join(
+                f"{plots.NORMS[norm]} {eps:g} {_spread(mean, spread)}"
+                for norm in results.norms
+                for eps, mean, spread in group.robust[norm]
+            ),
+            soft_wrap=True,
+        )
+    console.print(f"results: {directory}/report.html, robustness.json, .csv, images.csv, *.png", soft_wrap=True)
+
+
+def _spread(mean: float, spread: float) -> str:
+    return f"{100 * mean:.1f} ± {100 * spread:.1f}%"
+
+
+def _verdicts(results: Results) -> list[Text]:
     """Return a line for each model's verdict, and one for each of its checks that did not pass."""
     lines = []
-    for model in results["models"]:
-        if model["verdict"] is None:
+    for model in results.models:
+        if model.verdict is None:
             continue
-        found = {status: [c for c in model["checks"] if c["status"] == status] for status in ("pass", "warn", "fail")}
+        found = {status: [c for c in model.checks if c.status == status] for status in ("pass", "warn", "fail")}
         counts = ", ".join(f"{len(checks)} {status}" for status, checks in found.items() if checks)
-        lines.append(
-            Text.assemble(f"{model['name']}: sanity ", (model["verdict"], _STYLES[model["verdict"]]), f" ({counts})")
-        )
+        lines.append(Text.assemble(f"{model.name}: sanity ", (model.verdict, _STYLES[model.verdict]), f" ({counts})"))
         lines += [
-            Text.assemble("  ", (status, _STYLES[status]), f" {check['name']}: {check['why']}")
+            Text.assemble("  ", (status, _STYLES[status]), f" {check.name}: {check.why}")
             for status in ("fail", "warn")
             for check in found[status]
         ]
@@ -361,29 +730,28 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
 
 
-def _table(results: dict[str, Any]) -> Table:
-    attack, models = results["attack"], results["models"]
-    settings = ", ".join(f"{key} {value}" for key, value in attack.items() if key not in ("name", "eps", "batch_size"))
-    settings += ", budgets independent" if results["independent"] else ", an image broken once stays broken"
+def _table(results: Results, norm: Norm) -> Table:
+    attacks = [name for name, attack in results.attacks.items() if attack["norm"] == norm]
+    models = results.models
+    budgets = "each budget on its own" if results.independent else "an image broken once stays broken"
     table = Table(
-        title=f"{attack['name']} ({settings}): accuracy on {models[0]['images']} {results['split']} images",
+        title=f"{plots.NORMS[norm]}, worst case over {', '.join(attacks)} ({budgets}): accuracy on {models[0].images} "
+        f"{results.split} images",
         caption="In brackets: the note's convention, the share of the correctly classified images that stay correct.",
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("model")
     table.add_column("clean", justify="right")
-    for eps in attack["eps"]:
-        table.add_column(f"ε = {eps:g}", justify="right")
-    timed = [model["seconds_per_epoch"] for model in models]
-    if all(timed):
+    threats = [next(threat for threat in model.threats if threat.norm == norm) for model in models]
+    for budget in threats[0].budgets:
+        table.add_column(f"{'σ' if norm == 'gaussian' else 'ε'} = {budget.eps:g}", justify="right")
+    timed = [model.seconds_per_epoch for model in models if model.seconds_per_epoch]
+    if len(timed) == len(models):
         table.add_column("training s/epoch", justify="right")
-    for model in models:
-        cells = [f"{b['robust_accuracy']:.1%} ({_percent(b['share_of_attacked'])})" for b in model["budgets"]]
-        if all(timed):
-            cost = model["seconds_per_epoch"] / timed[0]
-            cells.append(
-                f"{model['seconds_per_epoch']:.0f} (×{cost:.2f})" if model is not models[0] else f"{timed[0]:.0f}"
-            )
-        table.add_row(model["name"], f"{model['clean_accuracy']:.1%}", *cells)
+    for i, (model, threat) in enumerate(zip(models, threats, strict=True)):
+        cells = [f"{b.robust_accuracy:.1%} ({_percent(b.share_of_attacked)})" for b in threat.budgets]
+        if len(timed) == len(models):
+            cells.append(f"{timed[i]:.0f} (×{timed[i] / timed[0]:.2f})" if i else f"{timed[0]:.0f}")
+        table.add_row(model.name, f"{model.clean_accuracy:.1%}", *cells)
     return table

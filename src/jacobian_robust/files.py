@@ -31,12 +31,13 @@ RESULTS = (
 )
 
 
-def claim(directory: Path, config: dict[str, Any]) -> None:
+def claim(directory: Path, config: dict[str, Any], *, resume: bool = False) -> None:
     """Write the ``config.yaml`` that makes a directory a result's own; of two processes, one succeeds.
 
     Args:
         directory: made if need be.
         config: plain containers.
+        resume: take a directory, too, that holds an unfinished evaluation of the same configuration.
 
     Raises:
         UserError: if the directory holds a result already; nothing is changed.
@@ -44,6 +45,10 @@ def claim(directory: Path, config: dict[str, Any]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     text = OmegaConf.to_yaml(OmegaConf.create(config))
     held = [name for name in RESULTS if (directory / name).exists()]
+    if resume and "config.yaml" in held and "robustness.json" not in held:
+        if (directory / "config.yaml").read_text(encoding="utf-8") == text:
+            return
+        raise UserError(f"{directory} holds an evaluation with other options, in its config.yaml: resume with those")
     with contextlib.suppress(FileExistsError):
         if not held:
             with (directory / "config.yaml").open("x", encoding="utf-8") as file:

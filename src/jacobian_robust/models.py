@@ -1,10 +1,13 @@
 """Classifiers: pixels in [0, 1] in, logits out. A model that wants normalised pixels normalises them itself."""
 
+from collections.abc import Sequence
+
+import torch
 from jaxtyping import Float
 from pydantic import Field, PositiveInt, validate_call
 from torch import Tensor, nn
 
-__all__ = ["LeNet"]
+__all__ = ["LeNet", "PixelInput"]
 
 
 class LeNet(nn.Module):
@@ -37,4 +40,35 @@ class LeNet(nn.Module):
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Return the logits of images with pixels in [0, 1]."""
         logits: Tensor = self.layers(images)
+        return logits
+
+
+class PixelInput(nn.Module):
+    """A classifier of pixels in [0, 1] around one of other numbers, ``(low + (high − low)·pixel − mean) / std``.
+
+    Args:
+        model: returns logits.
+        low: what it was given for a pixel of 0.
+        high: and for a pixel of 1, before the normalisation.
+        mean: subtracted then, of each channel or of all.
+        std: divided by then, of each channel or of all.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        low: float = 0.0,
+        high: float = 1.0,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.low, self.high = low, high
+        self.mean, self.std = (nn.Buffer(torch.as_tensor(value).float().reshape(-1, 1, 1)) for value in (mean, std))
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Return the logits of images with pixels in [0, 1]."""
+        logits: Tensor = self.model((self.low + (self.high - self.low) * images - self.mean) / self.std)
         return logits

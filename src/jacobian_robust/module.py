@@ -100,6 +100,7 @@ class RobustClassifier(pl.LightningModule):
         self.eta = 0.0
         self._optimizer = optimizer
         self._config = config or {}
+        self.wandb: str | None = None
         self._generator = torch.Generator().manual_seed(seed)
         self._means: dict[Stage, _RunningMeans] = {"train": _RunningMeans(), "validation": _RunningMeans()}
 
@@ -205,7 +206,11 @@ class RobustClassifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the configuration, and the state of the probes' generator, so that a resumed run draws on."""
-        checkpoint["jacobian_robust"] = {"config": self._config, "generator": self._generator.get_state()}
+        checkpoint["jacobian_robust"] = {
+            "config": self._config,
+            "generator": self._generator.get_state(),
+            "wandb": self.wandb,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the generator of the probes."""

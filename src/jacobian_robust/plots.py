@@ -3,13 +3,28 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
+from jacobian_robust.attacks import Norm
+from jacobian_robust.results import Group, Model
 from jacobian_robust.robustness import Examples
 
-__all__ = ["accuracy_curve", "accuracy_curves", "adversarial_examples", "training_curves"]
+__all__ = [
+    "NORMS",
+    "accuracy_curves",
+    "adversarial_examples",
+    "class_accuracy",
+    "group_curves",
+    "noise_curves",
+    "predicted_against_found",
+    "reliability_diagram",
+    "training_curves",
+]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -60,36 +75,62 @@ def training_curves(rows: Rows, *, twin: Rows | None = None, penalised: bool, va
     return figure
 
 
-def accuracy_curve(model: Mapping[str, Any]) -> list[tuple[float, float]]:
-    """Return the points ``(budget, accuracy on all images)`` of one model of ``robustness.json``, from budget 0 on."""
-    points = {0.0: model["clean_accuracy"]} | {b["eps"]: b["robust_accuracy"] for b in model["budgets"]}
-    return sorted(points.items())
+NORMS: dict[Norm, str] = {"linf": "ℓ∞", "l2": "ℓ2", "gaussian": "Gaussian noise"}
+"""As they are written for a reader."""
+
+_BUDGETS: dict[Norm, str] = {
+    "linf": "budget ε (ℓ∞, pixels in [0, 1])",
+    "l2": "budget ε (ℓ2, pixels in [0, 1])",
+    "gaussian": "standard deviation σ (pixels in [0, 1])",
+}
+_MARKERS = "osD^vPX"
 
 
-def accuracy_curves(models: Sequence[Mapping[str, Any]], *, norm: str, split: str) -> Figure:
+def _style(i: int) -> dict[str, Any]:
+    """Return how the line of the i-th model looks: told apart by colour, marker and stroke."""
+    return {
+        "color": PALETTE[i % len(PALETTE)],
+        "marker": _MARKERS[i % len(_MARKERS)],
+        "linestyle": ("-", "--", ":")[i // len(PALETTE) % 3],
+    }
+
+
+def accuracy_curves(models: Sequence[Model], *, norm: Norm, split: str) -> Figure:
     """Return accuracy against budget, one line a model.
 
     Args:
-        models: the ``models`` of ``robustness.json``.
-        norm: of the ball, for the axis.
+        models: the models of an evaluation.
+        norm: of the budgets.
         split: whose images were attacked, for the title.
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    markers = "osD^vPX"
     for i, model in enumerate(models):
-        axes.plot(
-            *zip(*accuracy_curve(model), strict=True),
-            color=PALETTE[i % len(PALETTE)],
-            marker=markers[i % len(markers)],
-            linestyle=("-", "--", ":")[i // len(PALETTE) % 3],
-            label=model["name"],
-        )
+        axes.plot(*zip(*model.accuracy(norm), strict=True), **_style(i), label=model.name)
     axes.set(
-        xlabel=f"budget ε ({'ℓ∞' if norm == 'linf' else 'ℓ2'}, pixels in [0, 1])",
+        xlabel=_BUDGETS[norm],
         ylabel="accuracy on all images",
         ylim=(-0.02, 1.02),
-        title=f"Accuracy under attack, {models[0]['images']} {split} images",
+        title=f"Accuracy under attack, {models[0].images} {split} images",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def group_curves(found: Sequence[Group], *, norm: Norm) -> Figure:
+    """Return the mean accuracy against budget of models trained with several seeds, with their standard deviation."""
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for i, group in enumerate(found):
+        eps, means, spreads = zip(*sorted({(0.0, *group.clean), *group.robust[norm]}), strict=True)
+        label = f"{group.name} ({len(group.seeds)} seeds)"
+        axes.errorbar(eps, means, spreads, **_style(i), capsize=3, label=label)
+    axes.set(
+        xlabel=_BUDGETS[norm],
+        ylabel="accuracy on all images",
+        ylim=(-0.02, 1.02),
+        title="Mean and standard deviation over the seeds",
     )
     axes.grid(alpha=0.3)
     axes.legend()
@@ -97,7 +138,7 @@ def accuracy_curves(models: Sequence[Mapping[str, Any]], *, norm: str, split: st
 
 
 def adversarial_examples(examples: Mapping[float, Examples], *, title: str) -> Figure:
-    """Return a sheet of broken images: for each budget a row of clean images above a row of attacked ones.
+    """Return a sheet of broken images: for each budget rows of clean images, of attacked ones and of the difference.
 
     Args:
         examples: by budget; images ``(n, channels, height, width)`` with pixels in [0, 1].
@@ -105,21 +146,116 @@ def adversarial_examples(examples: Mapping[float, Examples], *, title: str) -> F
     """
     shown = {eps: e for eps, e in examples.items() if len(e.adversarial)}
     columns = max((len(e.adversarial) for e in shown.values()), default=1)
-    figure = Figure(figsize=(1.15 * columns + 1.2, 2.6 * max(len(shown), 1) + 0.5), layout="constrained")
+    figure = Figure(figsize=(1.25 * columns + 1.2, 3.9 * max(len(shown), 1) + 0.5), layout="constrained")
     figure.suptitle(title)
     if not shown:
         figure.text(0.5, 0.4, "no image was broken", ha="center")
         return figure
-    grid = figure.subplots(2 * len(shown), columns, squeeze=False)
+    grid = figure.subplots(3 * len(shown), columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for pair, (eps, e) in enumerate(shown.items()):
-        rows = (("clean", e.clean, e.clean_class), (f"ε = {eps:g}", e.adversarial, e.adversarial_class))
-        for offset, (label, images, classes) in enumerate(rows):
-            line = grid[2 * pair + offset]
+    for number, (eps, e) in enumerate(shown.items()):
+        clean = [f"{c}: {p:.0%}" for c, p in zip(e.clean_class.tolist(), e.clean_confidence.tolist(), strict=True)]
+        found = [
+            f"{c}: {p:.0%}"
+            for c, p in zip(e.adversarial_class.tolist(), e.adversarial_confidence.tolist(), strict=True)
+        ]
+        rows = (
+            ("clean", e.clean, clean, {"cmap": "gray", "vmin": 0, "vmax": 1}),
+            (f"ε = {eps:g}", e.adversarial, found, {"cmap": "gray", "vmin": 0, "vmax": 1}),
+            ("difference", e.adversarial - e.clean, [""] * len(found), {"cmap": "PuOr_r", "vmin": -1, "vmax": 1}),
+        )
+        scale = max(float((e.adversarial - e.clean).abs().max()), 1e-9)
+        for offset, (label, images, captions, colours) in enumerate(rows):
+            line = grid[3 * number + offset]
             line[0].text(-0.15, 0.5, label, transform=line[0].transAxes, ha="right", va="center")
-            for axes, image, predicted in zip(line, images.cpu(), classes.tolist(), strict=False):
-                pixels = image.movedim(0, -1).squeeze(-1).numpy()
-                axes.imshow(pixels, cmap="gray", vmin=0, vmax=1)
-                axes.set_title(f"→ {predicted}", fontsize=9, color=PALETTE[offset], pad=2)
+            for axes, image, caption in zip(line, images.cpu(), captions, strict=False):
+                pixels = image.movedim(0, -1).squeeze(-1).numpy() / (scale if offset == 2 else 1)
+                axes.imshow(pixels if pixels.ndim == 2 or offset < 2 else pixels / 2 + 0.5, **colours)
+                axes.set_title(caption, fontsize=9, color=PALETTE[min(offset, 1)], pad=2)
+    return figure
+
+
+def class_accuracy(model: Model) -> Figure:
+    """Return the accuracy by true class, clean and at each budget, as a table of colours."""
+    columns = [("clean", [c.clean_correct for c in model.classes])]
+    for threat in model.threats:
+        for i, budget in enumerate(threat.budgets):
+            counts = [c.robust_correct[threat.norm][i] for c in model.classes]
+            columns.append((f"{NORMS[threat.norm]}\n{budget.eps:g}", counts))
+    shares = [[count[row] / max(c.images, 1) for _, count in columns] for row, c in enumerate(model.classes)]
+    figure = Figure(figsize=(0.75 * len(columns) + 1.6, 0.36 * len(model.classes) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for row, line in enumerate(shares):
+        for column, share in enumerate(line):
+            axes.text(
+                column, row, f"{100 * share:.0f}", ha="center", va="center", color="white" if share < 0.6 else "black"
+            )
+    axes.set_xticks(range(len(columns)), [name for name, _ in columns], fontsize=8)
+    axes.set_yticks(range(len(shares)), [f"{c.label}  ({c.images})" for c in model.classes], fontsize=8)
+    axes.set(title=f"{model.name}: accuracy by class, %", ylabel="class (images)")
+    return figure
+
+
+def predicted_against_found(
+    points: Mapping[str, tuple[Float[Tensor, "n"], Float[Tensor, "n"]]],
+) -> Figure:
+    """Return the first-order radius against the smallest ℓ2 perturbation found, an image a point.
+
+    Args:
+        points: by the name of the model, the predicted radii and the lengths found, infinite where nothing was.
+    """
+    figure = Figure(figsize=(5.6 * len(points), 5), layout="constrained")
+    for axes, (name, (predicted, found)) in zip(
+        figure.subplots(1, len(points), squeeze=False).flat, points.items(), strict=True
+    ):
+        known = found.isfinite() & predicted.isfinite() & (predicted > 0) & (found > 0)
+        x, y = predicted[known].cpu(), found[known].cpu()
+        unsafe = y < x
+        for which, colour, label in ((~unsafe, PALETTE[0], "held"), (unsafe, PALETTE[1], "broken inside it")):
+            if not which.any():
+                continue
+            axes.scatter(x[which], y[which], s=16, alpha=0.6, color=colour, linewidths=0, label=label)
+        low, high = (float(f(torch.cat([x, y]))) if len(x) else 1.0 for f in (torch.min, torch.max))
+        axes.plot([low, high], [low, high], color="black", linewidth=0.8)
+        axes.set(xscale="log", yscale="log", title=name)
+        axes.set_xlabel("predicted: d_B / ‖J_μ‖₂")
+        axes.set_ylabel("smallest ℓ2 perturbation found")
+        axes.grid(alpha=0.3, which="both")
+        if known.any():
+            axes.legend()
+    figure.suptitle("Fisher–Rao radius to first order, against attacks")
+    return figure
+
+
+def reliability_diagram(models: Sequence[Model]) -> Figure:
+    """Return accuracy against confidence: the diagonal is a model that can be taken at its word."""
+    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
+    for i, model in enumerate(models):
+        if model.calibration is not None and model.calibration.bins:
+            confidence, accuracy, _ = zip(*model.calibration.bins, strict=True)
+            axes.plot(confidence, accuracy, **_style(i), label=f"{model.name}: ECE {model.calibration.ece:.3f}")
+    axes.set(xlabel="mean confidence of the bin", ylabel="accuracy", title="Calibration on clean images")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def noise_curves(models: Sequence[Model]) -> Figure:
+    """Return the accuracy under Gaussian noise of growing strength."""
+    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for i, model in enumerate(models):
+        axes.plot(
+            [point.sigma for point in model.noise],
+            [point.accuracy for point in model.noise],
+            **_style(i),
+            label=model.name,
+        )
+    axes.set(xlabel=_BUDGETS["gaussian"], ylabel="accuracy", ylim=(-0.02, 1.02), title="Accuracy under noise")
+    axes.grid(alpha=0.3)
+    axes.legend()
     return figure

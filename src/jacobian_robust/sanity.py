@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from jacobian_robust.attacks import PGD, Attack, Square
-from jacobian_robust.robustness import Sweep, attack_standing, seeded, sweep
+from jacobian_robust.attacks import FGSM, PGD, Attack, Ball, Norm, Square, Transfer
+from jacobian_robust.robustness import Sweep, attack_standing, sweep
 
-__all__ = ["CHECKS", "Check", "Status", "sanity_checks", "verdict"]
+__all__ = ["Check", "Status", "checks_of", "sanity_checks", "verdict"]
 
 Status = Literal["pass", "warn", "fail", "skip"]
 
@@ -66,8 +66,9 @@ class _Subject:
         evaluated: all images of the evaluation.
         images: the first of them, for the checks that attack anew.
         labels: their true classes.
-        attack: the attack of the evaluation.
-        result: its result.
+        norm: of the ball.
+        attacks: the attacks of the evaluation in that norm.
+        result: their result.
         seed: of further attacks.
         training_images: what the model was trained on, where it is known.
         others: other models of the same task.
@@ -80,7 +81,8 @@ class _Subject:
     evaluated: Float[Tensor, "images *shape"]
     images: Float[Tensor, "sample *shape"]
     labels: Int[Tensor, "sample"]
-    attack: Attack
+    norm: Norm
+    attacks: Sequence[Attack]
     result: Sweep
     seed: int
     training_images: UInt8[Tensor, "training *shape"] | None
@@ -91,20 +93,19 @@ class _Subject:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def ball(self) -> Ball:
+        """The norm, of a check that attacks."""
+        assert self.norm != "gaussian"
+        return self.norm
+
     def outputs(self) -> Float[Tensor, "sample classes"]:
         with torch.no_grad():
             return torch.cat([self.model(chunk) for chunk in self.images.split(100)])
 
-    def white_box(self, eps: float, *, steps: int) -> PGD:
+    def white_box(self, eps: float, *, steps: int, kind: type[PGD] = PGD) -> PGD:
         """Return a strong attack of the ball, whatever the evaluation's own."""
-        return PGD(
-            name="pgd",
-            norm=self.attack.norm,
-            eps=(eps,),
-            steps=steps,
-            step_size=max(2.5 * eps / steps, 1e-6),
-            batch_size=self.attack.batch_size,
-        )
+        return kind(name="pgd", norm=self.ball, eps=(eps,), steps=steps, step_size=max(2.5 * eps / steps, 1e-6))
 
     def attacked_again(
         self, attack: Attack, what: str, *, surrogates: Sequence[nn.Module] = (), tolerated: float = TOLERATED
@@ -113,12 +114,17 @@ class _Subject:
         before = int(self.standing.sum())
         if not before:
             return "skip", "no image of the sample is left to break"
-        for surrogate in surrogates or [self.model]:
-            with seeded(self.seed):
-                for _ in attack_standing(
-                    self.model, self.images, self.labels, self.standing, attack, self.eps, surrogate=surrogate
-                ):
-                    pass
+        for _ in attack_standing(
+            self.model,
+            self.images,
+            self.labels,
+            self.standing,
+            attack,
+            self.eps,
+            seed=self.seed,
+            surrogates=surrogates or None,
+        ):
+            pass
         broken = before - int(self.standing.sum())
         stood = f"of the {before} images that stood at ε {self.eps:g}"
         return _share(broken, len(self), tolerated), f"{what} breaks {broken or 'none'} {stood}"
@@ -134,8 +140,8 @@ def sanity_checks(
     model: nn.Module,
     images: Float[Tensor, "images *shape"],
     labels: Int[Tensor, "images"],
-    attack: Attack,
-    result: Sweep,
+    attacks: Sequence[Attack],
+    sweeps: Sequence[Sweep],
     *,
     sample: int = 100,
     seed: int = 0,
@@ -143,39 +149,56 @@ def sanity_checks(
     others: Sequence[nn.Module] = (),
     progress: Callable[[str], None] = lambda name: None,
 ) -> list[Check]:
-    """Return the outcome of all :data:`CHECKS` of an evaluation. Model and random stream are left as they were.
+    """Return the outcome of the checks of an evaluation. Model and random stream are left as they were.
 
     Args:
         model: returns logits; on the device of the images.
         images: the evaluated images, pixels in [0, 1].
         labels: their true classes.
-        attack: the attack of the evaluation.
-        result: its result.
+        attacks: the attacks of the evaluation.
+        sweeps: their result for each norm.
         sample: number of images, the first ones, for the checks that attack anew.
         seed: seed of these attacks.
         training_images: what the model was trained on, in steps of 1/255, where it is known.
         others: other models of the same task, from which examples are transferred.
         progress: called with the name of each check before it begins.
     """
-    eps, standing = _hardest_budget(result, len(labels[:sample]))
-    subject = _Subject(
-        model=model,
-        evaluated=images,
-        images=images[:sample],
-        labels=labels[:sample],
-        attack=attack,
-        result=result,
-        seed=seed,
-        training_images=training_images,
-        others=others,
-        eps=eps,
-        standing=standing,
-    )
+    subjects = {}
+    for swept in sweeps:
+        eps, standing = _hardest_budget(swept, len(labels[:sample]))
+        subjects[swept.norm] = _Subject(
+            model=model,
+            evaluated=images,
+            images=images[:sample],
+            labels=labels[:sample],
+            norm=swept.norm,
+            attacks=[attack for attack in attacks if attack.norm == swept.norm],
+            result=swept,
+            seed=seed,
+            training_images=training_images,
+            others=others,
+            eps=eps,
+            standing=standing,
+        )
     checks = []
-    for name, check in CHECKS.items():
+    for name, check, norm in checks_of(list(subjects)):
         progress(name)
-        checks.append(Check(name, *check(subject)))
+        checks.append(Check(name, *check(subjects[norm])))
     return checks
+
+
+def checks_of(norms: Sequence[Norm]) -> list[tuple[str, "_Check", Norm]]:
+    """Return the checks of an evaluation in some norms, by name and in order: those of the model, and of each ball."""
+    balls = [norm for norm in norms if norm != "gaussian"]
+    of_model = [(name, check, norms[0]) for name, check in MODEL_CHECKS.items()]
+    return of_model + [
+        (f"{name}, {_BALLS[norm]}" if len(balls) > 1 else name, check, norm)
+        for norm in balls
+        for name, check in BALL_CHECKS.items()
+    ]
+
+
+_BALLS: dict[Norm, str] = {"linf": "ℓ∞", "l2": "ℓ2"}
 
 
 def _hardest_budget(result: Sweep, sample: int) -> tuple[float, Bool[Tensor, "sample"]]:
@@ -204,7 +227,7 @@ def _evaluation_mode(subject: _Subject) -> Outcome:
 
 
 def _deterministic(subject: _Subject) -> Outcome:
-    with seeded(subject.seed):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         first, second = subject.outputs(), subject.outputs()
     changed = int((first.argmax(-1) != second.argmax(-1)).sum())
     difference = (first - second).abs().max() / first.abs().max().clamp_min(torch.finfo(first.dtype).tiny)
@@ -236,11 +259,12 @@ def _unseen(subject: _Subject) -> Outcome:
 
 
 def _budget_zero(subject: _Subject) -> Outcome:
-    nothing = replace(subject.attack, eps=(0.0,), restarts=1)
+    cheap = [attack for attack in subject.attacks if isinstance(attack, PGD | FGSM)]
+    nothing = [replace(attack, eps=(0.0,), restarts=1) for attack in cheap or [subject.white_box(0.0, steps=20)]]
     result = sweep(subject.model, subject.images[:20], subject.labels[:20], nothing, seed=subject.seed, examples=0)
     changed = result.clean_correct - result.budgets[0].correct
     if changed:
-        return "fail", f"with a budget of 0 the attack changes {changed} of {result.clean_correct} predictions"
+        return "fail", f"with a budget of 0 the attacks change {changed} of {result.clean_correct} predictions"
     return "pass", "with a budget of 0 the accuracy is the clean one"
 
 
@@ -275,9 +299,9 @@ def _gradients(subject: _Subject) -> Outcome:
 def _chance(subject: _Subject) -> Outcome:
     """At an ℓ∞ budget of 0.5 every image can become the same grey one, and none can tell their classes apart."""
     pixels = subject.images[0].numel()
-    eps = 0.5 if subject.attack.norm == "linf" else 0.5 * math.sqrt(pixels)
+    eps = 0.5 if subject.norm == "linf" else 0.5 * math.sqrt(pixels)
     attack = subject.white_box(eps, steps=50)
-    result = sweep(subject.model, subject.images, subject.labels, attack, seed=subject.seed, examples=0)
+    result = sweep(subject.model, subject.images, subject.labels, [attack], seed=subject.seed, examples=0)
     most = int(subject.labels.bincount().max())  # what a constant answer gets right
     left = result.budgets[0].correct
     sentence = f"at ε {eps:g}, where all images can become one, {left} of {len(subject)} stay correct"
@@ -288,8 +312,10 @@ def _chance(subject: _Subject) -> Outcome:
 
 def _convergence(subject: _Subject) -> Outcome:
     harder, what = subject.white_box(subject.eps, steps=100), "PGD of 100 steps"
-    if isinstance(subject.attack, PGD):
-        harder = replace(subject.attack, steps=2 * subject.attack.steps, restarts=subject.attack.restarts + 1)
+    own = [attack for attack in subject.attacks if isinstance(attack, PGD) and not isinstance(attack, Transfer)]
+    if own:
+        strongest = max(own, key=lambda attack: attack.steps * attack.restarts)
+        harder = replace(strongest, name="harder", steps=2 * strongest.steps, restarts=strongest.restarts + 1)
         what = "twice the steps and one more start"
     return subject.attacked_again(harder, what, tolerated=UNCONVERGED)
 
@@ -319,29 +345,35 @@ def _saturation(subject: _Subject) -> Outcome:
 
 
 def _gradient_free(subject: _Subject) -> Outcome:
-    square = Square(name="square", norm=subject.attack.norm, eps=(subject.eps,), queries=QUERIES)
+    square = Square(name="square", norm=subject.ball, eps=(subject.eps,), queries=QUERIES)
     return subject.attacked_again(square, f"Square ({QUERIES} queries, no gradients)")
 
 
 def _transfer(subject: _Subject) -> Outcome:
     if not subject.others:
         return "skip", "there is no other model to transfer examples from: evaluate two checkpoints together"
-    attack = subject.white_box(subject.eps, steps=50)
+    attack = subject.white_box(subject.eps, steps=50, kind=Transfer)
     return subject.attacked_again(attack, "what breaks another model", surrogates=subject.others)
 
 
-CHECKS: dict[str, Callable[[_Subject], Outcome]] = {
+_Check = Callable[[_Subject], Outcome]
+
+MODEL_CHECKS: dict[str, _Check] = {
     "evaluation mode": _evaluation_mode,
     "deterministic": _deterministic,
     "logits": _logits,
     "unseen images": _unseen,
+    "gradients": _gradients,
+}
+"""The checks of a model and its images, by name."""
+
+BALL_CHECKS: dict[str, _Check] = {
     "budget zero": _budget_zero,
     "monotone": _monotone,
-    "gradients": _gradients,
     "chance at a large budget": _chance,
     "convergence": _convergence,
     "saturation": _saturation,
     "gradient-free": _gradient_free,
     "transfer": _transfer,
 }
-"""The checks by name, in the order in which they run."""
+"""The checks of what was attacked in one norm, by name."""

@@ -1,7 +1,7 @@
 """Weights & Biases: runs that close with the right status, and what is logged of an evaluation."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from jacobian_robust.attacks import Norm
 from jacobian_robust.config import describe
 from jacobian_robust.errors import UserError
-from jacobian_robust.plots import accuracy_curve
+from jacobian_robust.plots import NORMS
+from jacobian_robust.results import Model, Results
 
 __all__ = ["WandbOptions", "log_evaluation", "log_training", "read_logger", "wandb_run"]
 
@@ -84,8 +86,6 @@ def wandb_run(
         # Lightning's steps are optimizer steps; the epoch is what curves of different batch sizes share.
         run.define_metric("epoch", hidden=True)
         run.define_metric("*", step_metric="epoch")
-    else:
-        run.define_metric("robustness/accuracy/*", step_metric="robustness/eps")
     try:
         yield run
     except BaseException:
@@ -126,30 +126,81 @@ def log_training(run: "wandb.Run", curves: Figure, summary: dict[str, Any]) -> N
 
 
 def log_evaluation(
-    run: "wandb.Run", report: dict[str, Any], rows: list[dict[str, Any]], figures: dict[str, Figure]
+    run: "wandb.Run", results: Results, rows: list[dict[str, Any]], figures: dict[str, Figure], report: Path
 ) -> None:
-    """Log an evaluation: its budgets and sanity checks as tables, a line chart, the figures, and the accuracies.
+    """Log an evaluation: tables, charts over the budget, the figures, the report, and the accuracies as a summary.
 
     Args:
         run: the W&B run.
-        report: what ``robustness.json`` holds.
+        results: the evaluation.
         rows: the rows of ``robustness.csv``.
         figures: by name.
+        report: the HTML file.
     """
-    table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
-    run.log({"robustness/table": table})
-    checks = [[model["name"], *check.values()] for model in report["models"] for check in model["checks"]]
+    run.log({"robustness/table": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])})
+    checks = [[model.name, check.name, check.status, check.why] for model in results.models for check in model.checks]
     run.log({"sanity/checks": wandb.Table(columns=["model", "check", "status", "why"], data=checks)})
-    run.summary.update({f"sanity/{model['name']}": model["verdict"] for model in report["models"]})
-    curves = {model["name"]: accuracy_curve(model) for model in report["models"]}
-    xs = [[eps for eps, _ in curve] for curve in curves.values()]
-    ys = [[accuracy for _, accuracy in curve] for curve in curves.values()]
-    chart = wandb.plot.line_series(xs, ys, keys=list(curves), title="Accuracy under attack", xname="eps")
-    run.log({"robustness/curve": chart})
+    run.summary.update({f"sanity/{model.name}": model.verdict for model in results.models})
+    for norm in results.norms:
+        _log_curves(run, results.models, norm)
+    _log_beyond(run, results.models)
+    run.log({f"figures/{name}": wandb.Image(figure) for name, figure in figures.items()})
+    run.log({"report": wandb.Html(report.read_text(encoding="utf-8"), inject=False)})
+
+
+def _log_curves(run: "wandb.Run", models: Sequence[Model], norm: Norm) -> None:
+    """Log a chart of this run's models over the budget, and the same points as lines that runs can share."""
+    curves = {model.name: model.accuracy(norm) for model in models}
+    chart = wandb.plot.line_series(
+        [[eps for eps, _ in curve] for curve in curves.values()],
+        [[accuracy for _, accuracy in curve] for curve in curves.values()],
+        keys=list(curves),
+        title=f"Accuracy under attack, {NORMS[norm]}",
+        xname="eps",
+    )
+    run.log({f"robustness/curve_{norm}": chart})
+    run.define_metric(f"robustness/accuracy_{norm}/*", step_metric=f"robustness/eps_{norm}")
     for name, curve in curves.items():
         for eps, accuracy in curve:
-            run.log({"robustness/eps": eps, f"robustness/accuracy/{name}": accuracy})
-    run.log({f"figures/{name}": wandb.Image(figure) for name, figure in figures.items()})
-    run.summary.update(
-        {f"robust_accuracy/{name}/{eps:g}": accuracy for name, curve in curves.items() for eps, accuracy in curve}
+            run.log({f"robustness/eps_{norm}": eps, f"robustness/accuracy_{norm}/{name}": accuracy})
+            run.summary[f"robust_accuracy_{norm}/{name}/{eps:g}"] = accuracy
+
+
+def _log_beyond(run: "wandb.Run", models: Sequence[Model]) -> None:
+    """Log accuracy by class, calibration, noise and images of another kind, as tables and charts of their own."""
+    classes = [
+        [model.name, c.label, c.images, c.clean_correct / max(c.images, 1)] for model in models for c in model.classes
+    ]
+    table = wandb.Table(columns=["model", "class", "images", "clean_accuracy"], data=classes)
+    run.log({"classes/clean": wandb.plot.bar(table, "class", "clean_accuracy", title="Clean accuracy by class")})
+    for model in models:
+        if model.first_order:
+            run.summary.update(
+                {
+                    f"first_order/{model.name}/{key}": value
+                    for key, value in model.first_order.model_dump(exclude={"conditions"}).items()
+                }
+            )
+        if model.calibration:
+            for key in ("ece", "nll", "brier"):
+                run.summary[f"calibration/{model.name}/{key}"] = getattr(model.calibration, key)
+    if not models[0].calibration:
+        return
+    noise = wandb.plot.line_series(
+        [[point.sigma for point in model.noise] for model in models],
+        [[point.accuracy for point in model.noise] for model in models],
+        keys=[model.name for model in models],
+        title="Accuracy under Gaussian noise",
+        xname="sigma",
     )
+    diagram = wandb.plot.line_series(
+        [[confidence for confidence, _, _ in model.calibration.bins] for model in models if model.calibration],
+        [[accuracy for _, accuracy, _ in model.calibration.bins] for model in models if model.calibration],
+        keys=[model.name for model in models],
+        title="Calibration on clean images",
+        xname="confidence",
+    )
+    run.log({"noise/curve": noise, "calibration/diagram": diagram})
+    others = [[model.name, *row.model_dump().values()] for model in models for row in model.out_of_distribution]
+    columns: list[str | int] = ["model", "against", "images", "max_probability", "entropy", "distance_to_center"]
+    run.log({"out_of_distribution": wandb.Table(columns=columns, data=others)})

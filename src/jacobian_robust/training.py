@@ -26,11 +26,11 @@ from rich.table import Table
 from torch import nn
 
 from jacobian_robust.callbacks import METRICS, EpochRecord, EtaSchedule, JacobianMonitor, TrainingProgress
-from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
+from jacobian_robust.checkpoints import export, find_checkpoints, load_checkpoint
 from jacobian_robust.config import build, describe, plain, read_options
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation import read_evaluation, report
+from jacobian_robust.evaluation import read_evaluation, report, subjects
 from jacobian_robust.files import claim, from_here, write_atomically
 from jacobian_robust.geometry import max_distance_to_center
 from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
@@ -45,7 +45,8 @@ __all__ = ["train", "trainer_arguments"]
 
 NOT_IN_CHECKPOINT = (
     *("output_dir", "ckpt_path", "logger", "twin", "name"),
-    *("evaluate", "attack", "limit", "split", "independent", "sanity_images"),
+    *("evaluate", "attack", "suite", "limit", "split", "independent"),
+    *("sanity_images", "geometry_images", "reliability"),
 )
 """Keys of the config that do not shape the trained network."""
 
@@ -98,7 +99,7 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
     """Train as ``conf/train.yaml`` describes, and return the last epoch's metrics.
 
     With ``twin=true`` the undefended twin is trained first, and its metrics are returned with the prefix ``twin_``;
-    with ``evaluate=true`` the accuracies under attack are, as ``robust_accuracy_EPS``. All parts are made, and all
+    with ``evaluate=true`` the accuracies under attack are, as ``robust_accuracy_NORM_EPS``. All parts are made, and all
     options checked, before the first step.
 
     Raises:
@@ -140,15 +141,19 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
         metrics = {f"twin_{key}": value for key, value in metrics.items()} | _fit(run, logger, options, twin)
     if evaluation is not None:
         results = report(
-            [run.last_checkpoint for run in runs],
+            subjects([load_checkpoint(run.last_checkpoint) for run in runs], evaluation),
             evaluation,
             directory=directory / "evaluation",
             logger=logger,
             group=_group(options),
             config=plain(cfg),
         )
-        for prefix, model in zip(["twin_", ""][-len(runs) :], results["models"], strict=True):
-            metrics |= {f"{prefix}robust_accuracy_{b['eps']:g}": b["robust_accuracy"] for b in model["budgets"]}
+        for prefix, model in zip(["twin_", ""][-len(runs) :], results.models, strict=True):
+            metrics |= {
+                f"{prefix}robust_accuracy_{threat.norm}_{budget.eps:g}": budget.robust_accuracy
+                for threat in model.threats
+                for budget in threat.budgets
+            }
     return metrics
 
 
@@ -278,6 +283,8 @@ def _check_resumable(place: str, config: Mapping[str, Any], epochs: int) -> Path
     if len(found) > 1:
         raise UserError(f"ckpt_path={place} stands for {len(found)} checkpoints; name one of them")
     checkpoint = load_checkpoint(found[0])
+    if checkpoint.epochs is None or not checkpoint.rows or place.endswith(".safetensors"):
+        raise UserError(f"ckpt_path={place}: a run goes on from its checkpoints/last.ckpt, not from weights alone")
     if checkpoint.epochs >= epochs:
         raise UserError(
             f"ckpt_path={place}: all {epochs} epochs are finished; raise trainer.max_epochs above {checkpoint.epochs}"
@@ -342,6 +349,7 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
     ) as wandb:
         if wandb is not None:
             run.trainer.logger = WandbLogger(experiment=wandb)
+            run.module.wandb = "/".join(filter(None, (wandb.entity, wandb.project, wandb.id)))
         try:
             with _quiet(), rare_garbage_collection():
                 run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
@@ -367,15 +375,18 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
             "seconds": round(seconds, 1),
             "parameters": sum(parameter.numel() for parameter in run.module.model.parameters()),
             "checkpoint": "checkpoints/last.ckpt",
+            "wandb": run.module.wandb,
             "versions": versions(),
         }
         with write_atomically(run.directory / "summary.json") as file:
             json.dump(summary, file, indent=2)
+        export(load_checkpoint(run.last_checkpoint), run.directory / "model.safetensors")
         if wandb is not None:
             log_training(wandb, figure, summary)
     console.print(_closing_table(run, metrics, seconds))
     console.print(
-        f"results: {run.directory}/checkpoints/last.ckpt, metrics.csv, curves.png, summary.json", soft_wrap=True
+        f"results: {run.directory}/checkpoints/last.ckpt, model.safetensors, metrics.csv, curves.png, summary.json",
+        soft_wrap=True,
     )
     return dict(metrics)
 

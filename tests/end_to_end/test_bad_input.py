@@ -66,8 +66,8 @@ TRAIN = [
     (["logger.projekt=x"], "logger.projekt", ""),
     (["ckpt_path=missing.ckpt"], "missing.ckpt", "no such file"),
     (["twin=true", "regularizer=none"], "twin", "regularizer"),
-    (["evaluate=true", "attack.eps=[-0.1]"], "attack.eps", "greater than or equal to 0"),
-    (["evaluate=true", "attack.steps=0"], "attack.steps", "greater than 0"),
+    (["evaluate=true", "attack.pgd_linf.eps=[-0.1]"], "attack.pgd_linf.eps", "greater than or equal to 0"),
+    (["evaluate=true", "attack.pgd_linf.steps=0"], "attack.pgd_linf.steps", "greater than 0"),
     (["evaluate=true", "split=train"], "split", "'test' or 'validation'"),
     (["evaluate=true", "split=validation", "data.validation_size=0"], "data.validation_size=0", "split=test"),
     (["evaluate=true", "limit=0"], "limit", "greater than 0"),
@@ -90,12 +90,12 @@ EVALUATE = [
     ([], "checkpoint=RUN_OR_FILE is missing", ""),
     (["checkpoint=nowhere"], "checkpoint=nowhere", "no such file"),
     (["checkpoint=GOOD", "attack=pdg"], "pdg", "pgd_linf"),
-    (["checkpoint=GOOD", "attack.eps=[]"], "attack.eps", "at least 1"),
-    (["checkpoint=GOOD", "attack.eps=[0.1,-1]"], "attack.eps", "greater than or equal to 0"),
-    (["checkpoint=GOOD", "attack.steps=0"], "attack.steps", "greater than 0"),
-    (["checkpoint=GOOD", "attack.restarts=0"], "attack.restarts", "greater than 0"),
-    (["checkpoint=GOOD", "attack.step_size=-1"], "attack.step_size", "greater than 0"),
-    (["checkpoint=GOOD", "attack.norm=l3"], "attack.norm", "'linf' or 'l2'"),
+    (["checkpoint=GOOD", "attack.pgd_linf.eps=[]"], "attack.pgd_linf.eps", "at least 1"),
+    (["checkpoint=GOOD", "attack.pgd_linf.eps=[0.1,-1]"], "attack.pgd_linf.eps", "greater than or equal to 0"),
+    (["checkpoint=GOOD", "attack.pgd_linf.steps=0"], "attack.pgd_linf.steps", "greater than 0"),
+    (["checkpoint=GOOD", "attack.pgd_linf.restarts=0"], "attack.pgd_linf.restarts", "greater than 0"),
+    (["checkpoint=GOOD", "attack.pgd_linf.step_size=-1"], "attack.pgd_linf.step_size", "greater than 0"),
+    (["checkpoint=GOOD", "attack.pgd_linf.norm=l3"], "attack.pgd_linf.norm", "'linf' or 'l2'"),
     (["checkpoint=GOOD", "limit=-3"], "limit", "greater than 0"),
     (["checkpoint=GOOD", "model=lenet", "model.classes=7"], "another architecture", "size mismatch"),
     (["checkpoint=GOOD", "data=mnist", "data.root=/nonexistent"], "/nonexistent", "data.root"),
@@ -137,14 +137,14 @@ def test_damaged_checkpoints(door, tmp_path, trained, content, message, name):
 
 def test_a_checkpoint_of_something_else(door, tmp_path):
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.ckpt")
-    assert "was not written by jacobian_robust" in door("evaluate", "checkpoint=other.ckpt").error
+    assert "name the classifier they belong to" in door("evaluate", "checkpoint=other.ckpt").error
     torch.save([1, 2], tmp_path / "list.ckpt")
     assert "was not written by jacobian_robust" in door("evaluate", "checkpoint=list.ckpt").error
 
 
 def test_an_empty_directory_of_checkpoints(door, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "no .ckpt file" in door("evaluate", "checkpoint=empty").error
+    assert "no .ckpt or .safetensors file" in door("evaluate", "checkpoint=empty").error
 
 
 def test_going_on_from_a_finished_run_or_another_network(door, trained):

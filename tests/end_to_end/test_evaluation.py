@@ -9,11 +9,14 @@ import torch
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate
+from jacobian_robust.results import Results
 
 from . import wandb_records
 from .conftest import composed
 
-ATTACK = ["attack.steps=5", "attack.step_size=0.02", "attack.eps=[0,0.05,0.1]", "limit=80", "sanity_images=0"]
+QUICK = ["limit=80", "sanity_images=0", "geometry_images=0", "reliability=false"]
+PGD = ["attack.pgd_linf.steps=5", "attack.pgd_linf.step_size=0.02", "attack.pgd_linf.eps=[0,0.05,0.1]"]
+ATTACK = [*PGD, *QUICK]
 
 
 def run(tmp_path, *overrides):
@@ -21,35 +24,36 @@ def run(tmp_path, *overrides):
 
 
 def test_a_real_attack_is_reported_in_full(trained, tmp_path):
-    report = run(tmp_path, f"checkpoint={trained.directory}/vanilla", "attack.restarts=2", "seed=3")
+    report = run(tmp_path, f"checkpoint={trained.directory}/vanilla", "attack.pgd_linf.restarts=2", "seed=3")
     results = tmp_path / "results"
-    assert json.loads((results / "robustness.json").read_text()) == json.loads(json.dumps(report))
-    (model,) = report["models"]
-    zero, small, large = model["budgets"]
-    assert model["images"] == 80
-    assert zero["correct"] == zero["attacked"] == model["clean_correct"]
-    assert zero["correct"] >= small["correct"] >= large["correct"]
-    assert large["correct"] < model["clean_correct"]
-    assert large["share_of_attacked"] == large["correct"] / large["attacked"]
-    assert large["robust_accuracy"] == large["correct"] / 80
-    assert report["attack"]["restarts"] == 2
-    assert report["seed"] == 3
-    assert model["data"] == "MNIST test"
-    assert report["versions"]["torchattacks"] == "3.5.1"
+    assert Results.model_validate_json((results / "robustness.json").read_text()) == report
+    (model,) = report.models
+    (threat,) = model.threats
+    zero, small, large = threat.budgets
+    assert model.images == 80
+    assert zero.correct == zero.attacked == model.clean_correct
+    assert zero.correct >= small.correct >= large.correct
+    assert large.correct < model.clean_correct
+    assert large.share_of_attacked == large.correct / large.attacked
+    assert large.robust_accuracy == large.correct / 80
+    assert report.attacks["pgd_linf"]["restarts"] == 2
+    assert report.seed == 3
+    assert model.data == "MNIST test"
+    assert report.versions["torchattacks"] == "3.5.1"
     with (results / "robustness.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert [int(row["correct"]) for row in table] == [b["correct"] for b in model["budgets"]]
-    assert {row["sha256"] for row in table} == {model["sha256"]}
-    assert {row["attack_steps"] for row in table} == {"5"}
+    assert [int(row["correct"]) for row in table] == [b.correct for b in model.threats[0].budgets]
+    assert {row["sha256"] for row in table} == {model.sha256}
+    assert {json.loads(row["parameters"])["steps"] for row in table} == {5}
     with (results / "images.csv").open() as file:
         images = list(csv.DictReader(file))
     assert [int(row["image"]) for row in images] == list(range(80))
-    assert sum(row["label"] == row["predicted"] for row in images) == model["clean_correct"]
-    for budget in model["budgets"]:
-        withstood = [row for row in images if row[f"robust_{budget['eps']:g}"] == "1"]
-        assert len(withstood) == budget["correct"]
+    assert sum(row["label"] == row["predicted"] for row in images) == model.clean_correct
+    for budget in model.threats[0].budgets:
+        withstood = [row for row in images if row[f"robust_linf_{budget.eps:g}"] == "1"]
+        assert len(withstood) == budget.correct
         assert all(row["label"] == row["predicted"] for row in withstood)
-    for picture in ("accuracy.png", "adversarial_examples.png"):
+    for picture in ("accuracy_linf.png", "examples_linf.png", "classes.png"):
         assert (results / picture).read_bytes().startswith(b"\x89PNG")
 
 
@@ -57,14 +61,12 @@ def test_every_evaluation_is_checked_and_the_verdict_stands_above_the_figures(tr
     places = [f"{trained.directory}/{name}" for name in ("vanilla", "frobenius")]
     report = run(tmp_path, f"checkpoint=[{','.join(places)}]", "sanity_images=20")
     printed = capsys.readouterr().out
-    for model in report["models"]:
-        assert [check["name"] for check in model["checks"]][:3] == ["evaluation mode", "deterministic", "logits"]
-        status = {check["name"]: check["status"] for check in model["checks"]}
+    for model in report.models:
+        assert [check.name for check in model.checks][:3] == ["evaluation mode", "deterministic", "logits"]
+        status = {check.name: check.status for check in model.checks}
         assert status["unseen images"] == status["transfer"] == status["deterministic"] == "pass"
-        assert model["verdict"] in ("pass", "warn", "fail")
-        assert printed.index(f"{model['name']}: sanity {model['verdict']}") < printed.index(
-            "accuracy on 80 test images"
-        )
+        assert model.verdict in ("pass", "warn", "fail")
+        assert printed.index(f"{model.name}: sanity {model.verdict}") < printed.index("worst case over pgd_linf")
     (offline,) = (tmp_path / "results" / "wandb").glob("offline-run-*")
     logged = {key for row in wandb_records.history(wandb_records.read_records(offline)) for key in row}
     assert "sanity/checks/_type" in logged
@@ -75,8 +77,8 @@ def test_training_images_that_are_not_on_this_machine_stop_no_evaluation(trained
     stored["jacobian_robust"]["config"]["data"]["root"] = str(tmp_path / "elsewhere")
     torch.save(stored, tmp_path / "moved.ckpt")
     report = run(tmp_path, f"checkpoint={tmp_path}/moved.ckpt", "data=mnist", "limit=5", "sanity_images=5")
-    (check,) = (check for check in report["models"][0]["checks"] if check["name"] == "unseen images")
-    assert check["status"] == "skip"
+    (check,) = (check for check in report.models[0].checks if check.name == "unseen images")
+    assert check.status == "skip"
 
 
 def test_wandb_run_of_an_evaluation_holds_table_curve_and_images(trained, tmp_path):
@@ -86,35 +88,35 @@ def test_wandb_run_of_an_evaluation_holds_table_curve_and_images(trained, tmp_pa
     assert next(record.run.job_type for record in records if record.HasField("run")) == "evaluation"
     logged = {key: value for row in wandb_records.history(records) for key, value in row.items()}
     assert logged["robustness/table/_type"] == "table-file"
-    assert logged["figures/adversarial_examples/_type"] == "image-file"
-    assert any(key.startswith("robustness/curve") for key in logged)
+    assert logged["figures/examples_linf/_type"] == "image-file"
+    assert any(key.startswith("robustness/curve_linf") for key in logged)
     curve = [
-        (row["robustness/eps"], row["robustness/accuracy/vanilla"])
+        (row["robustness/eps_linf"], row["robustness/accuracy_linf/vanilla"])
         for row in wandb_records.history(records)
-        if "robustness/eps" in row
+        if "robustness/eps_linf" in row
     ]
-    (model,) = report["models"]
-    assert curve == [(b["eps"], b["robust_accuracy"]) for b in model["budgets"]]  # the first budget is 0
-    assert curve[0] == (0, model["clean_accuracy"])
+    (model,) = report.models
+    assert curve == [(b.eps, b.robust_accuracy) for b in model.threats[0].budgets]  # the first budget is 0
+    assert curve[0] == (0, model.clean_accuracy)
     assert wandb_records.exit_code(records) == 0
 
 
 def test_the_held_out_images_can_be_attacked_to_choose_settings_by(trained, tmp_path):
     report = run(tmp_path, f"checkpoint={trained.directory}/vanilla", "split=validation")
-    (model,) = report["models"]
-    assert (report["split"], model["data"]) == ("validation", "MNIST validation")
+    (model,) = report.models
+    assert (report.split, model.data) == ("validation", "MNIST validation")
     checkpoint = load_checkpoint(trained.directory / "vanilla" / "checkpoints" / "last.ckpt")
     datamodule = checkpoint.datamodule()
     datamodule.setup("validate")
     images, labels = datamodule.split("validation").first(80)
     with torch.no_grad():
         correct = int((checkpoint.model()(images).argmax(-1) == labels).sum())
-    assert model["clean_correct"] == correct
+    assert model.clean_correct == correct
 
 
 def test_the_same_evaluation_twice_gives_the_same_counts(trained, tmp_path):
     first, second = (run(tmp_path / str(i), f"checkpoint={trained.directory}/vanilla") for i in (0, 1))
-    assert first["models"] == second["models"]
+    assert first.models == second.models
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd_l2"])
@@ -123,13 +125,14 @@ def test_other_attacks_work_by_name(trained, tmp_path, attack):
         composed(
             "evaluate",
             f"attack={attack}",
+            *QUICK,
             "limit=20",
             "logger=csv",
             f"checkpoint={trained.directory}/vanilla",
             f"output_dir={tmp_path}/r",
         )
     )
-    assert report["attack"]["name"] == attack
+    assert list(report.attacks) == [attack]
     assert not (tmp_path / "r" / "wandb").exists()
 
 
@@ -138,9 +141,9 @@ def test_a_directory_of_runs_and_a_list_give_one_table(trained, tmp_path):
     listed = run(
         tmp_path / "b", f"checkpoint=[{trained.directory}/frobenius,{trained.directory}/vanilla]", "logger=csv"
     )
-    assert [model["name"] for model in whole["models"]] == ["frobenius", "vanilla"]
-    assert whole["models"] == listed["models"]
-    assert (tmp_path / "a" / "results" / "adversarial_examples_frobenius.png").is_file()
+    assert [model.name for model in whole.models] == ["frobenius", "vanilla"]
+    assert whole.models == listed.models
+    assert (tmp_path / "a" / "results" / "examples_linf_frobenius.png").is_file()
 
 
 def test_a_checkpoint_is_enough_by_itself(trained, tmp_path):
@@ -149,7 +152,7 @@ def test_a_checkpoint_is_enough_by_itself(trained, tmp_path):
     shutil.copy(trained.directory / "vanilla" / "checkpoints" / "last.ckpt", alone)
     report = run(tmp_path, f"checkpoint={alone}", "logger=csv")
     original = run(tmp_path / "original", f"checkpoint={trained.directory}/vanilla", "logger=csv")
-    assert report["models"][0]["budgets"] == original["models"][0]["budgets"]
+    assert report.models[0].threats == original.models[0].threats
 
 
 class Payload:
@@ -161,7 +164,7 @@ class Payload:
 def test_a_malicious_checkpoint_runs_nothing(tmp_path, monkeypatch, save):
     monkeypatch.chdir(tmp_path)
     save({"state_dict": Payload()}, tmp_path / "evil.ckpt")
-    with pytest.raises(UserError, match=r"evil.ckpt cannot be read as tensors and plain values"):
+    with pytest.raises(UserError, match=r"evil.ckpt cannot be read as tensors and plain values.*trust=true"):
         load_checkpoint(tmp_path / "evil.ckpt")
     assert not (tmp_path / "owned").exists()
 
@@ -184,7 +187,7 @@ def test_a_model_named_by_the_user_takes_the_weights(trained, tmp_path):
     torch.save(stored, tmp_path / "foreign.ckpt")
     report = run(tmp_path, f"checkpoint={tmp_path}/foreign.ckpt", "model=lenet", "logger=csv")
     original = run(tmp_path / "original", f"checkpoint={trained.directory}/vanilla", "logger=csv")
-    assert report["models"][0]["budgets"] == original["models"][0]["budgets"]
+    assert report.models[0].threats == original.models[0].threats
 
 
 def test_checkpoints_are_found_in_files_runs_and_trees(trained):

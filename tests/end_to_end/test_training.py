@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from jacobian_robust.callbacks import METRICS
 from jacobian_robust.checkpoints import load_checkpoint
+from jacobian_robust.results import Results
 from jacobian_robust.training import train
 
 from . import wandb_records
@@ -60,12 +61,12 @@ def test_training_learns_and_the_penalty_shrinks_the_jacobian(trained):
 
 
 def test_training_with_evaluation_returns_the_accuracies_under_attack(trained):
-    report = json.loads((trained.directory / "evaluation" / "robustness.json").read_text())
-    twin, robust = report["models"]
-    assert (twin["name"], robust["name"]) == ("vanilla", "frobenius")
-    assert trained.metrics["robust_accuracy_0.1"] == robust["budgets"][1]["robust_accuracy"]
-    assert trained.metrics["twin_robust_accuracy_0.1"] == twin["budgets"][1]["robust_accuracy"]
-    assert twin["images"] == robust["images"] == 60
+    report = Results.model_validate_json((trained.directory / "evaluation" / "robustness.json").read_text())
+    twin, robust = report.models
+    assert (twin.name, robust.name) == ("vanilla", "frobenius")
+    for model, prefix in ((robust, ""), (twin, "twin_")):
+        assert model.images == 60
+        assert trained.metrics[f"{prefix}robust_accuracy_linf_0.1"] == model.threats[0].budgets[1].robust_accuracy
 
 
 def test_twins_begin_alike_and_are_measured_alike(tmp_path):

@@ -1,0 +1,76 @@
+"""The report of an evaluation: one HTML file that needs nothing else, neither a network nor a script."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from omegaconf import OmegaConf
+
+from jacobian_robust.files import write_atomically
+from jacobian_robust.plots import NORMS
+from jacobian_robust.results import Group, Results
+
+__all__ = ["write_report"]
+
+CAPTIONS = {
+    "accuracy": "Share of all images that stand under every attack, against the budget.",
+    "seeds": "Mean and standard deviation over training seeds.",
+    "first_order": "An image a point: the radius that the geometry predicts to first order against the smallest ℓ2 "
+    "perturbation that an attack found. Below the line the prediction erred on the unsafe side.",
+    "calibration": "Accuracy against confidence on the clean images; the diagonal is a model to be taken at its word.",
+    "noise": "Accuracy under Gaussian noise, one draw an image.",
+    "classes": "Accuracy by true class, clean and at each budget.",
+    "examples": "Images that it took the budget to break: clean, attacked and the difference (scaled), with the "
+    "predicted class and its probability. PGD ends at the first iterate that breaks an image, so that low "
+    "probabilities are usual.",
+}
+
+
+def write_report(
+    path: Path, results: Results, alike: Sequence[Group], figures: Mapping[str, Figure], config: Mapping[str, Any]
+) -> None:
+    """Write the report of an evaluation.
+
+    Args:
+        path: of the HTML file.
+        results: the evaluation.
+        alike: models that differ in their training seed alone.
+        figures: by name, in the order in which they are shown.
+        config: what was asked for, as plain containers.
+    """
+    environment = Environment(
+        loader=PackageLoader("jacobian_robust", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}%"
+    environment.filters["significant"] = lambda value: "–" if value is None else f"{value:.3g}"
+    shown = [
+        {
+            "name": name,
+            "caption": next(text for kind, text in CAPTIONS.items() if name.startswith(kind)),
+            "data": _png(figure),
+        }
+        for name, figure in figures.items()
+    ]
+    text = environment.get_template("report.html").render(
+        results=results,
+        groups=alike,
+        figures=shown,
+        norms=NORMS,
+        config=OmegaConf.to_yaml(OmegaConf.create(dict(config))),
+    )
+    with write_atomically(path) as file:
+        file.write(text)
+
+
+def _png(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,148 @@
+"""The report of an evaluation, in a real browser too, and what an interruption costs."""
+
+import re
+import shutil
+import subprocess
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from jacobian_robust import evaluation
+from jacobian_robust.errors import UserError
+from jacobian_robust.evaluation import evaluate
+
+from .conftest import composed
+from .test_evaluation import ATTACK
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, tmp_path_factory):
+    """Both twins under several attacks, one of them in a directory whose name a browser could take for a tag."""
+    directory = tmp_path_factory.mktemp("evaluated")
+    odd = directory / "<script>alert(1)</script>"  # in a path, two directories
+    shutil.copytree(trained.directory / "frobenius" / "checkpoints", odd / "checkpoints")
+    shutil.copytree(trained.directory / "vanilla" / "checkpoints", directory / "vanilla" / "checkpoints")
+    results = evaluate(
+        composed(
+            "evaluate",
+            "attack=[fgsm,pgd_linf,transfer,pgd_l2,uniform_noise,gaussian_noise]",
+            *[f"attack.{name}.steps=4" for name in ("pgd_linf", "transfer", "pgd_l2")],
+            "limit=30",
+            "sanity_images=5",
+            "geometry_images=10",
+            f"checkpoint={directory}",
+            f"output_dir={directory}/results",
+        )
+    )
+    return directory / "results", results
+
+
+def test_all_attacks_are_in_the_results(evaluated):
+    _, results = evaluated
+    assert results.norms == ["linf", "l2", "gaussian"]
+    for model in results.models:
+        linf, l2, gaussian = model.threats
+        assert [a.attack for a in linf.budgets[0].attacks] == ["fgsm", "pgd_linf", "transfer", "uniform_noise"]
+        assert [a.attack for a in l2.budgets[0].attacks] == ["pgd_l2"]
+        assert [a.attack for a in gaussian.budgets[0].attacks] == ["gaussian_noise"]
+        assert sum(c.images for c in model.classes) == 30
+        assert sum(c.clean_correct for c in model.classes) == model.clean_correct
+        for threat in model.threats:
+            for i, budget in enumerate(threat.budgets):
+                assert sum(c.robust_correct[threat.norm][i] for c in model.classes) == budget.correct
+        assert model.first_order.images <= 10
+        assert model.noise[0].sigma == 0
+        assert model.noise[0].accuracy == model.clean_accuracy
+        assert {row.against for row in model.out_of_distribution} >= {"rotated by 90°", "inverted", "uniform noise"}
+
+
+def test_the_report_needs_nothing_but_itself_and_escapes_what_it_shows(evaluated):
+    directory, results = evaluated
+    text = (directory / "report.html").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", text)
+    assert text.index("Are these figures to be believed?") < text.index("Accuracy under attack")
+    for model in results.models:
+        for check in model.checks:
+            assert check.name in text
+    assert not (directory / "progress").exists()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_the_report_is_drawn_by_a_browser(evaluated, tmp_path):
+    directory, _ = evaluated
+    shot = tmp_path / "shot.png"
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    arguments += ["--disable-component-update", "--disable-sync", "--hide-scrollbars", "--window-size=1150,12000"]
+    arguments += [f"--user-data-dir={tmp_path}/profile", f"--screenshot={shot}", f"file://{directory}/report.html"]
+    subprocess.run([BROWSER, *arguments], capture_output=True, timeout=120, check=True)
+    pixels = (matplotlib.image.imread(shot)[..., :3] * 255).round().astype(int)
+
+    def shown(red, green, blue):
+        return int((np.abs(pixels - np.array([red, green, blue])).max(-1) <= 2).sum())
+
+    assert shown(0xD5, 0xEF, 0xE4) > 500  # the badge of a check that passed
+    assert shown(0x00, 0x72, 0xB2) > 500  # the first model's line, in the embedded figures
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(after, trained, tmp_path, monkeypatch):
+    def run(directory, *overrides):
+        return evaluate(
+            composed(
+                "evaluate",
+                *ATTACK,
+                "attack.pgd_linf.batch_size=20",
+                f"checkpoint=[{trained.directory}/vanilla,{trained.directory}/frobenius]",
+                f"output_dir={directory}",
+                "logger=csv",
+                *overrides,
+            )
+        )
+
+    whole = run(tmp_path / "whole")
+    monkeypatch.setattr(evaluation._FileJournal, "SECONDS", 0.0)
+    met = []
+    bar = evaluation._Bars.__call__
+
+    def interrupted(self, *arguments):
+        met.append(arguments)
+        if len(met) == after + 1:
+            raise KeyboardInterrupt
+        bar(self, *arguments)
+
+    monkeypatch.setattr(evaluation._Bars, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="resume=true"):
+        run(tmp_path / "parted")
+    with pytest.raises(UserError, match="already holds a result"):
+        run(tmp_path / "parted")
+    with pytest.raises(UserError, match="other options"):
+        run(tmp_path / "parted", "seed=5", "resume=true")
+    first = len(met)
+    resumed = run(tmp_path / "parted", "resume=true")
+    assert resumed == whole
+    total = sum(1 for _ in met[first:]) + after
+    assert total == len(counted(run, tmp_path / "third", monkeypatch))
+    with pytest.raises(UserError, match="already holds a result"):
+        run(tmp_path / "parted", "resume=true")
+
+
+def counted(run, directory, monkeypatch):
+    """The batches of an uninterrupted evaluation."""
+    met = []
+    monkeypatch.setattr(evaluation._Bars, "__call__", lambda self, *arguments: met.append(arguments))
+    run(directory)
+    return met
+
+
+def test_progress_of_other_weights_is_not_taken(trained, tmp_path, monkeypatch):
+    journal = evaluation._FileJournal(tmp_path / "progress" / "0_linf.pt", {"sha256": "a"})
+    monkeypatch.setattr(evaluation._FileJournal, "SECONDS", 0.0)
+    journal.save(lambda: {"stage": 1})
+    assert journal.load() == {"stage": 1}
+    with pytest.raises(UserError, match="another evaluation"):
+        evaluation._FileJournal(tmp_path / "progress" / "0_linf.pt", {"sha256": "b"}).load()

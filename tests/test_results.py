@@ -1,0 +1,73 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from jacobian_robust.results import Budget, Model, Results, Threat, groups, settings_hash
+
+SCHEMA = Path(__file__).parents[1] / "docs" / "robustness.schema.json"
+
+
+def model(name, seed, clean, robust, settings="abc"):
+    budgets = [
+        Budget(eps=0.1, attacked=90, correct=50, images=100, share_of_attacked=0.5, robust_accuracy=robust, attacks=[])
+    ]
+    return Model(
+        name=name,
+        checkpoint=None,
+        sha256=None,
+        training_seed=seed,
+        settings=settings,
+        epochs=None,
+        seconds_per_epoch=None,
+        wandb=None,
+        data="MNIST test",
+        verdict=None,
+        checks=[],
+        images=100,
+        clean_correct=90,
+        clean_accuracy=clean,
+        threats=[Threat(norm="linf", budgets=budgets)],
+        classes=[],
+        first_order=None,
+        calibration=None,
+        noise=[],
+        out_of_distribution=[],
+    )
+
+
+def test_the_committed_schema_is_the_codes():
+    """Written by: python -m jacobian_robust.results > docs/robustness.schema.json."""
+    assert json.loads(SCHEMA.read_text()) == Results.model_json_schema()
+
+
+def test_every_field_of_the_schema_is_explained():
+    for name, part in (Results.model_json_schema()["$defs"] | {"Results": Results.model_json_schema()}).items():
+        for field, described in part["properties"].items():
+            assert described.get("description"), f"{name}.{field}"
+
+
+def test_seeds_of_one_setting_are_a_group_with_mean_and_standard_deviation():
+    models = [model("a/seed0", 0, 0.9, 0.5), model("a/seed1", 1, 0.8, 0.7), model("b", 0, 0.99, 0.1, settings="other")]
+    (group,) = groups(models)
+    assert (group.name, group.seeds) == ("a", [0, 1])
+    assert group.clean == pytest.approx((0.85, math.sqrt(0.005)))
+    ((eps, mean, spread),) = group.robust["linf"]
+    assert (eps, mean, spread) == pytest.approx((0.1, 0.6, math.sqrt(0.02)))
+
+
+def test_one_seed_twice_is_no_group():
+    assert groups([model("a", 0, 0.9, 0.5), model("b", 0, 0.8, 0.7)]) == []
+    assert groups([model("a", None, 0.9, 0.5, None), model("b", None, 0.8, 0.7, None)]) == []
+
+
+def test_settings_are_the_same_for_another_seed_and_place_of_the_data():
+    config = {"seed": 0, "data": {"root": "data", "batch_size": 32}, "optimizer": {"lr": 0.01}}
+    assert settings_hash(config) == settings_hash(config | {"seed": 3, "data": {"root": "/x", "batch_size": 32}})
+    assert settings_hash(config) != settings_hash(config | {"optimizer": {"lr": 0.02}})
+
+
+def test_the_curve_of_a_model_begins_at_its_clean_accuracy():
+    assert model("a", 0, 0.9, 0.5).accuracy("linf") == [(0.0, 0.9), (0.1, 0.5)]
+    assert model("a", 0, 0.9, 0.5).accuracy("l2") == [(0.0, 0.9)]
