@@ -244,6 +244,7 @@ def export(checkpoint: Checkpoint, path: Path) -> None:
     weights = {name: value.contiguous() for name, value in checkpoint.state_dict.items()}
     scratch = path.with_name(f".{path.name}.part")
     safetensors.torch.save_file(weights, scratch, {_METADATA: json.dumps(known)})
+    scratch.chmod(0o644)
     scratch.replace(path)
 
 

@@ -171,7 +171,7 @@ def evaluate(cfg: DictConfig) -> Results:
         directory=directory,
         group=directory.name,
         logger=read_logger(cfg),
-        config=plain(cfg, without=("resume",)),
+        config=plain(cfg, without=("resume",)) | {"output_dir": str(directory)},
         resume=resume,
     )
 
@@ -273,6 +273,7 @@ def report(
         job_type="evaluation",
         tags=[attack.name for attack in evaluation.attacks],
         config=config | {"training_runs": trained},
+        notes="".join(f"{name} was trained in run {trainer}.\n" for name, trainer in trained.items()),
     ) as run:
         try:
             measured = [_measure(models, i, evaluation, directory) for i in range(len(models))]

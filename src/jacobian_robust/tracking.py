@@ -63,6 +63,7 @@ def wandb_run(
     job_type: Literal["train", "evaluation"],
     tags: list[str],
     config: dict[str, Any],
+    notes: str = "",
 ) -> Iterator["wandb.Run | None"]:
     """Yield a W&B run that writes below ``directory`` and is finished with exit code 1 if the block raises.
 
@@ -74,12 +75,26 @@ def wandb_run(
         job_type: the run's job type.
         tags: the run's tags.
         config: plain containers.
+        notes: shown with the run.
     """
     if options is None:
         yield None
         return
     try:
-        run = _start(options, directory=directory, group=group, name=name, job_type=job_type, tags=tags, config=config)
+        run = wandb.init(
+            project=options.project,
+            entity=options.entity,
+            group=options.group or group,
+            name=name,
+            job_type=job_type,
+            tags=sorted({*tags, *options.tags}),
+            config=config,
+            notes=notes or None,
+            dir=directory.resolve(),  # the writing process may have another working directory
+            mode="offline" if options.offline else "online",
+            reinit="create_new",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
     except (wandb.errors.Error, ValueError) as error:
         raise UserError(f"{describe(error, 'logger')}; logger=csv does without W&B") from error
     if job_type == "train":
@@ -92,31 +107,6 @@ def wandb_run(
         run.finish(exit_code=1)
         raise
     run.finish(exit_code=0)
-
-
-def _start(
-    options: WandbOptions,
-    *,
-    directory: Path,
-    group: str,
-    name: str,
-    job_type: str,
-    tags: list[str],
-    config: dict[str, Any],
-) -> "wandb.Run":
-    return wandb.init(
-        project=options.project,
-        entity=options.entity,
-        group=options.group or group,
-        name=name,
-        job_type=job_type,
-        tags=sorted({*tags, *options.tags}),
-        config=config,
-        dir=directory.resolve(),  # the writing process may have another working directory
-        mode="offline" if options.offline else "online",
-        reinit="create_new",
-        settings=wandb.Settings(silent=True, console="off"),
-    )
 
 
 def log_training(run: "wandb.Run", curves: Figure, summary: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """The report of an evaluation, in a real browser too, and what an interruption costs."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ from jacobian_robust import evaluation
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate
 
-from .conftest import composed
+from . import wandb_records
+from .conftest import ROOT, composed
 from .test_evaluation import ATTACK
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -146,3 +148,31 @@ def test_progress_of_other_weights_is_not_taken(trained, tmp_path, monkeypatch):
     assert journal.load() == {"stage": 1}
     with pytest.raises(UserError, match="another evaluation"):
         evaluation._FileJournal(tmp_path / "progress" / "0_linf.pt", {"sha256": "b"}).load()
+
+
+def test_evaluation_runs_name_the_run_that_trained_their_models(trained, tmp_path):
+    results = evaluate(
+        composed("evaluate", *ATTACK, f"checkpoint={trained.directory}/vanilla", f"output_dir={tmp_path}/r")
+    )
+    trainer = json.loads((trained.directory / "vanilla" / "summary.json").read_text())["wandb"]
+    (offline,) = (trained.directory / "vanilla" / "wandb").glob("offline-run-*")
+    assert trainer.split("/")[-1] == offline.name.rpartition("-")[-1]
+    assert results.models[0].wandb == trainer
+    (evaluation_run,) = (tmp_path / "r" / "wandb").glob("offline-run-*")
+    record = next(r.run for r in wandb_records.read_records(evaluation_run) if r.HasField("run"))
+    assert trainer in record.notes
+    logged = {item.key: item.value_json for item in record.config.update}
+    assert json.loads(logged["training_runs"]) == {"vanilla": trainer}
+
+
+def test_fashion_mnist_is_looked_at_where_its_files_are(trained, tmp_path):
+    shutil.copytree(ROOT / "data" / "MNIST", tmp_path / "data" / "MNIST")
+    options = ["data=mnist", f"data.root={tmp_path}/data", "logger=csv", f"checkpoint={trained.directory}/vanilla"]
+
+    def against(name):
+        report = evaluate(composed("evaluate", *ATTACK, *options, "reliability=true", f"output_dir={tmp_path}/{name}"))
+        return [row.against for row in report.models[0].out_of_distribution]
+
+    assert "FashionMNIST" not in against("without")
+    shutil.copytree(ROOT / "data" / "MNIST", tmp_path / "data" / "FashionMNIST")  # files of the same names and shapes
+    assert against("with")[-1] == "FashionMNIST"
