@@ -74,6 +74,10 @@ def _fail(error: Exception) -> NoReturn:
     if _VERBOSE:
         traceback.print_exception(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if unknown := re.match(r"Could not override '([\w.]+)'", str(error)):
+        name = unknown[1]
+        under = ", as attack.pgd_linf.steps" if name.startswith("attack.") else ""
+        lines = [f"{name}: there is no such option{under}; --cfg job shows all there are, --help the groups"]
     # Hydra's second-best hint and OmegaConf's internals are noise to somebody who misspelt an option.
     kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "To append to your config"))]
     print(f"error: {'; '.join(kept) or type(error).__name__}", file=sys.stderr)

@@ -262,6 +262,7 @@ def report(
     Raises:
         UserError: if the directory is at fault, before anything is attacked.
     """
+    evaluation, sources = _transferable(evaluation, models)
     claim(directory, config, resume=resume)
     names = "+".join(attack.name for attack in evaluation.attacks)
     trained = {subject.name: subject.checkpoint.wandb for subject in models if subject.checkpoint.wandb}
@@ -276,7 +277,7 @@ def report(
         notes="".join(f"{name} was trained in run {trainer}.\n" for name, trainer in trained.items()),
     ) as run:
         try:
-            measured = [_measure(models, i, evaluation, directory) for i in range(len(models))]
+            measured = [_measure(models, i, evaluation, sources, directory) for i in range(len(models))]
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"go on with the same options, hydra.run.dir={directory} and resume=true") from None
         results = Results(
@@ -307,6 +308,27 @@ def report(
     shutil.rmtree(directory / PROGRESS, ignore_errors=True)
     _print(results, alike, directory)
     return results
+
+
+def _transferable(evaluation: Evaluation, models: Sequence[Subject]) -> tuple[Evaluation, dict[str, list[nn.Module]]]:
+    """Return the evaluation without attacks that have no model to transfer from, and the models that others name.
+
+    Raises:
+        UserError: if no attack is left, or a named model cannot be read.
+    """
+    sources, attacks = {}, []
+    for attack in evaluation.attacks:
+        if isinstance(attack, Transfer) and attack.source:
+            named = [load_checkpoint(path).model() for path in find_checkpoints([attack.source])]
+            sources[attack.name] = [network.to(_device()) for network in named]
+        elif isinstance(attack, Transfer) and len(models) == 1:
+            hint = f"name one, attack.{attack.name}.source=CHECKPOINT, or evaluate two checkpoints together"
+            if len(evaluation.attacks) == 1:
+                raise UserError(f"{attack.name}: there is no other model to transfer examples from: {hint}")
+            Console().print(f"{attack.name} is left out, there is no other model to transfer from: {hint}")
+            continue
+        attacks.append(attack)
+    return replace(evaluation, attacks=tuple(attacks)), sources
 
 
 def _parameters(attack: Attack) -> dict[str, Any]:
@@ -413,14 +435,24 @@ class _Details:
     smallest: Tensor | None
 
 
-def _measure(models: Sequence[Subject], i: int, evaluation: Evaluation, directory: Path) -> tuple[Model, _Details]:
+def _measure(
+    models: Sequence[Subject],
+    i: int,
+    evaluation: Evaluation,
+    sources: dict[str, list[nn.Module]],
+    directory: Path,
+) -> tuple[Model, _Details]:
     """Evaluate one of the models; the others serve to transfer examples from."""
     subject = models[i]
     others = [model.network for number, model in enumerate(models) if number != i]
     subject.datamodule.setup("test" if evaluation.split == "test" else "validate")
     split = subject.datamodule.split(evaluation.split)
     images, labels = (tensor.to(_device()) for tensor in split.first(evaluation.limit))
-    sweeps = [_sweep(subject, images, labels, norm, others, evaluation, directory, i) for norm in evaluation.norms]
+    transfers = {attack.name: others for attack in evaluation.attacks if isinstance(attack, Transfer)}
+    sweeps = [
+        _sweep(subject, images, labels, norm, transfers | sources, evaluation, directory / PROGRESS / f"{i}_{norm}.pt")
+        for norm in evaluation.norms
+    ]
     checks = _checks(subject, images, labels, sweeps, others, evaluation)
     log_p = reliability.log_probabilities(subject.network, images)
     predicted, smallest, compared = _first_order(subject, images, labels, sweeps, evaluation)
@@ -461,19 +493,12 @@ def _sweep(
     images: Tensor,
     labels: Tensor,
     norm: Norm,
-    others: Sequence[nn.Module],
+    surrogates: dict[str, list[nn.Module]],
     evaluation: Evaluation,
-    directory: Path,
-    number: int,
+    progress: Path,
 ) -> Sweep:
     """Attack one of the models in one norm."""
     attacks = [attack for attack in evaluation.attacks if attack.norm == norm]
-    surrogates: dict[str, list[nn.Module]] = {}
-    for attack in attacks:
-        if isinstance(attack, Transfer):
-            surrogates[attack.name] = (
-                [load_checkpoint(Path(attack.source)).model().to(_device())] if attack.source else list(others)
-            )
     identity = {
         "sha256": subject.checkpoint.sha256,
         "attacks": {attack.name: _parameters(attack) for attack in attacks},
@@ -493,7 +518,7 @@ def _sweep(
             independent=evaluation.independent,
             surrogates=surrogates,
             progress=bars,
-            journal=_FileJournal(directory / PROGRESS / f"{number}_{norm}.pt", identity),
+            journal=_FileJournal(progress, identity),
         )
     finally:
         bars.close()

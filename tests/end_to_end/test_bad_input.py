@@ -71,6 +71,8 @@ TRAIN = [
     (["evaluate=true", "split=train"], "split", "'test' or 'validation'"),
     (["evaluate=true", "split=validation", "data.validation_size=0"], "data.validation_size=0", "split=test"),
     (["evaluate=true", "limit=0"], "limit", "greater than 0"),
+    (["evaluate=true", "attack.steps=5"], "attack.steps: there is no such option", "attack.pgd_linf.steps"),
+    (["regularizer.probs=1"], "regularizer.probs: there is no such option", "--help"),
     (["evaluate=true", "sanity_images=-1"], "sanity_images", "greater than or equal to 0"),
     (["evaluate=true", "~attack"], "attack is empty", "conf/attack"),
 ]

@@ -15,7 +15,7 @@ from jacobian_robust.evaluation import evaluate
 
 from . import wandb_records
 from .conftest import ROOT, composed
-from .test_evaluation import ATTACK
+from .test_evaluation import ATTACK, QUICK
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -163,6 +163,22 @@ def test_evaluation_runs_name_the_run_that_trained_their_models(trained, tmp_pat
     assert trainer in record.notes
     logged = {item.key: item.value_json for item in record.config.update}
     assert json.loads(logged["training_runs"]) == {"vanilla": trainer}
+
+
+def test_a_transfer_needs_another_model(trained, tmp_path, capsys):
+    options = [*QUICK, "limit=10", "logger=csv", f"checkpoint={trained.directory}/vanilla", f"output_dir={tmp_path}/r"]
+    with pytest.raises(UserError, match="no other model to transfer"):
+        evaluate(composed("evaluate", "attack=transfer", *options))
+    with pytest.raises(UserError, match="no such file"):
+        evaluate(composed("evaluate", "attack=transfer", "attack.transfer.source=nowhere", *options))
+    assert not (tmp_path / "r").exists()
+    results = evaluate(composed("evaluate", "attack=[fgsm,transfer]", *options))
+    assert list(results.attacks) == ["fgsm"]
+    assert "transfer is left out" in capsys.readouterr().out
+    named = f"attack.transfer.source={trained.directory}/frobenius"
+    options[-1] += "2"
+    (model,) = evaluate(composed("evaluate", "attack=transfer", "attack.transfer.eps=[0.3]", named, *options)).models
+    assert model.threats[0].budgets[0].attacks[0].broken > 0
 
 
 def test_fashion_mnist_is_looked_at_where_its_files_are(trained, tmp_path):
