@@ -37,6 +37,7 @@ from jacobian_robust.results import (
     AttackOutcome,
     Budget,
     ClassAccuracy,
+    FirstOrder,
     Group,
     Model,
     Results,
@@ -46,7 +47,7 @@ from jacobian_robust.results import (
     settings_hash,
 )
 from jacobian_robust.robustness import Sweep, sweep
-from jacobian_robust.sanity import checks_of, sanity_checks, verdict
+from jacobian_robust.sanity import Check, checks_of, sanity_checks, verdict
 from jacobian_robust.tracking import WandbOptions, log_evaluation, read_logger, wandb_run
 
 __all__ = ["Evaluation", "Subject", "evaluate", "read_evaluation", "report", "subjects"]
@@ -165,15 +166,19 @@ def evaluate(cfg: DictConfig) -> Results:
     else:
         checkpoints = [Checkpoint(None, None)]
     directory = from_here(cfg.output_dir)
-    return report(
-        subjects(checkpoints, evaluation, network=network, pixels=_pixels(cfg)),
-        evaluation,
-        directory=directory,
-        group=directory.name,
-        logger=read_logger(cfg),
-        config=plain(cfg, without=("resume",)) | {"output_dir": str(directory)},
-        resume=resume,
-    )
+    named_models = subjects(checkpoints, evaluation, network=network, pixels=_pixels(cfg))
+    try:
+        return report(
+            named_models,
+            evaluation,
+            directory=directory,
+            group=directory.name,
+            logger=read_logger(cfg),
+            config=plain(cfg, without=("resume",)) | {"output_dir": str(directory)},
+            resume=resume,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with the same options, hydra.run.dir={directory} and resume=true") from None
 
 
 def _flag(cfg: DictConfig, name: str) -> bool:
@@ -276,10 +281,7 @@ def report(
         config=config | {"training_runs": trained},
         notes="".join(f"{name} was trained in run {trainer}.\n" for name, trainer in trained.items()),
     ) as run:
-        try:
-            measured = [_measure(models, i, evaluation, sources, directory) for i in range(len(models))]
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"go on with the same options, hydra.run.dir={directory} and resume=true") from None
+        measured = [_measure(models, i, evaluation, sources, directory) for i in range(len(models))]
         results = Results(
             split=evaluation.split,
             independent=evaluation.independent,
@@ -531,7 +533,7 @@ def _checks(
     sweeps: Sequence[Sweep],
     others: Sequence[nn.Module],
     evaluation: Evaluation,
-) -> list[Any]:
+) -> list[Check]:
     """Return the sanity checks of the evaluation of a model."""
     if not evaluation.sanity_images:
         return []
@@ -563,7 +565,7 @@ def _checks(
 
 def _first_order(
     subject: Subject, images: Tensor, labels: Tensor, sweeps: Sequence[Sweep], evaluation: Evaluation
-) -> tuple[first_order.Radii | None, Tensor | None, Any]:
+) -> tuple[first_order.Radii | None, Tensor | None, FirstOrder | None]:
     """Return the radii at the first images, the smallest ℓ2 perturbations known there, and the comparison."""
     sample = evaluation.geometry_images
     if not sample:

@@ -140,14 +140,17 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
         twin = runs[0] if options.twin and run is not runs[0] else None
         metrics = {f"twin_{key}": value for key, value in metrics.items()} | _fit(run, logger, options, twin)
     if evaluation is not None:
-        results = report(
-            subjects([load_checkpoint(run.last_checkpoint) for run in runs], evaluation),
-            evaluation,
-            directory=directory / "evaluation",
-            logger=logger,
-            group=_group(options),
-            config=plain(cfg),
-        )
+        try:
+            results = report(
+                subjects([load_checkpoint(run.last_checkpoint) for run in runs], evaluation),
+                evaluation,
+                directory=directory / "evaluation",
+                logger=logger,
+                group=_group(options),
+                config=plain(cfg),
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"the training is done; evaluate.py checkpoint={directory} attacks it") from None
         for prefix, model in zip(["twin_", ""][-len(runs) :], results.models, strict=True):
             metrics |= {
                 f"{prefix}robust_accuracy_{threat.norm}_{budget.eps:g}": budget.robust_accuracy

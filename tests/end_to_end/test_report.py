@@ -8,10 +8,12 @@ import subprocess
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 
 from jacobian_robust import evaluation
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate
+from jacobian_robust.results import groups
 
 from . import wandb_records
 from .conftest import ROOT, composed
@@ -179,6 +181,22 @@ def test_a_transfer_needs_another_model(trained, tmp_path, capsys):
     options[-1] += "2"
     (model,) = evaluate(composed("evaluate", "attack=transfer", "attack.transfer.eps=[0.3]", named, *options)).models
     assert model.threats[0].budgets[0].attacks[0].broken > 0
+
+
+def test_seeds_are_put_together_with_their_spread(trained, tmp_path, capsys):
+    for seed, name in ((0, "vanilla"), (1, "frobenius")):  # as if the one were the other with another seed
+        stored = torch.load(trained.directory / name / "checkpoints" / "last.ckpt", weights_only=True)
+        stored["jacobian_robust"]["config"] |= {"seed": seed, "regularizer": None}
+        torch.save(stored, tmp_path / f"vanilla_seed{seed}.ckpt")
+    options = [f"checkpoint={tmp_path}", f"output_dir={tmp_path}/r", "logger=csv"]
+    results = evaluate(composed("evaluate", *ATTACK, *options))
+    (group,) = groups(results.models)
+    assert (group.name, group.seeds) == ("vanilla", [0, 1])
+    assert group.clean[1] > 0
+    line = f"{100 * group.clean[0]:.1f} ± {100 * group.clean[1]:.1f}%"
+    assert line in capsys.readouterr().out
+    assert line in (tmp_path / "r" / "report.html").read_text()
+    assert (tmp_path / "r" / "seeds_linf.png").is_file()
 
 
 def test_fashion_mnist_is_looked_at_where_its_files_are(trained, tmp_path):

@@ -247,3 +247,14 @@ def test_sweep_gives_each_run_its_own_directory_and_wandb_run(tmp_path):
         assert len(rows(run)) == 1
     assert len({(penalised, seed) for penalised, seed, _ in seen}) == 4
     assert len({name for *_, name in seen}) == 4
+
+
+def test_an_evaluation_interrupted_after_the_training_says_how_to_have_it(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jacobian_robust.evaluation._Bars.__call__", interrupted)
+    options = ["regularizer=none", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=csv"]
+    with pytest.raises(KeyboardInterrupt, match=r"the training is done; evaluate.py checkpoint=.*run"):
+        train(composed("train", *SHORT, *options, "evaluate=true", "limit=40", f"output_dir={tmp_path}/run"))
+    assert (tmp_path / "run" / "model.safetensors").is_file()
