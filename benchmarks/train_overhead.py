@@ -65,7 +65,7 @@ class AlternatingClassifier(RobustClassifier):
                 inputs = images.detach().requires_grad_()
                 with FastDoubleBackward():
                     logits = model(inputs)
-                alpha = penalty(logits, inputs).mean()
+                alpha = penalty(logits, inputs, labels).mean()
                 loss = (1 - ETA) * nn.functional.cross_entropy(logits, labels) + ETA * alpha
             optimizer.zero_grad()
             loss.backward(inputs=parameters)

@@ -213,3 +213,19 @@ def test_gradients_with_respect_to_logits_are_finite_for_any_logits_in_float32(v
     total.backward()
     assert total.isfinite()
     assert logits.grad.isfinite().all()
+
+
+@given(classes, seeds)
+def test_the_signed_distance_is_that_to_the_boundary_of_the_true_class(c, seed):
+    p = simplex(c, seed, batch=1)
+    best = int(p.argmax())
+    for label in range(c):
+        signed = geometry.signed_distance_to_boundary(p, torch.tensor([label]))[0]
+        if label == best:
+            torch.testing.assert_close(signed, geometry.distance_to_boundary(p)[0])
+            continue
+        mu = geometry.sphere_embedding(p)[0]
+        foot = mu.clone()
+        foot[label] = foot[best] = (mu[label] + mu[best]) / 2
+        to_the_foot = geometry.fisher_rao_distance(p[0], (foot / foot.norm()).square())
+        torch.testing.assert_close(-signed, to_the_foot, rtol=1e-9, atol=1e-9)

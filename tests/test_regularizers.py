@@ -12,7 +12,7 @@ from torch.func import jacrev, vmap
 from jacobian_robust import geometry
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.models import LeNet
-from jacobian_robust.regularizers import Frobenius, Spectral, capped_exp, satisfies_condition
+from jacobian_robust.regularizers import Frobenius, Margin, Spectral, capped_exp, satisfies_condition
 
 
 @given(st.floats(-100, 100), st.floats(0.1, 30))
@@ -122,3 +122,40 @@ def test_values_and_gradients_stay_finite_while_a_network_becomes_confident():
                 assert alpha.isfinite().all()
                 assert all(gradient.isfinite().all() for gradient in gradients)
     assert confidence > 0.999
+
+
+def test_the_margin_penalty_is_its_formula():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(4, (6,))
+    theta = model(x).softmax(-1)
+    jacobian = vmap(jacrev(lambda x: geometry.sphere_embedding(model(x).softmax(-1))))(x)
+    norm = torch.linalg.matrix_norm(jacobian)
+    own = theta.gather(1, labels[:, None]).squeeze(1).sqrt()
+    other = theta.scatter(1, labels[:, None], 0).amax(1).sqrt()
+    violation = 0.7 * norm - 2 * torch.asin((own - other) / 2**0.5)
+    expected = (1 + (5 * violation).exp()).log() / 5
+    torch.testing.assert_close(Margin(eps=0.7, kappa=5)(model(x), x, labels), expected)
+
+
+def test_the_margin_penalty_is_zero_where_the_ball_is_inside_and_the_violation_far_outside():
+    logits = torch.tensor([[9.0, 0.0], [0.0, 9.0]], dtype=torch.float64)
+    x = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
+    logits = logits + x.sum(1, keepdim=True) * torch.tensor([1, -1])
+    inside, outside = Margin(eps=1e-6, kappa=200)(logits, x, torch.tensor([0, 0]))
+    assert inside < 1e-6
+    d = float(geometry.distance_to_boundary(logits[:1].softmax(-1)))
+    assert float(outside) == pytest.approx(d, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e2, 1e4])
+def test_the_margin_penalty_and_its_gradient_are_finite_however_confident_the_model(scale):
+    torch.manual_seed(0)
+    model = nn.Linear(5, 10)
+    x = torch.randn(8, 5, requires_grad=True)
+    logits = scale * model(x)
+    penalty = Margin(eps=4.0, probes=1)(logits, x, torch.arange(8)).mean()
+    gradients = torch.autograd.grad(penalty, list(model.parameters()))
+    assert penalty.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients)

@@ -13,7 +13,7 @@ values and gradients to stay finite everywhere.
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "from_stereographic",
     "log_conformal_factor",
     "max_distance_to_center",
+    "signed_distance_to_boundary",
     "sphere_embedding",
     "stereographic",
 ]
@@ -121,3 +122,17 @@ def distance_to_boundary(p: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*
     """
     top = _interior(p).sqrt().topk(2, dim=-1).values
     return 2 * torch.asin((top[..., 0] - top[..., 1]) / math.sqrt(2))
+
+
+def signed_distance_to_boundary(
+    p: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]
+) -> Float[Tensor, "batch"]:
+    """Return ``d_y``, the Fisher–Rao distance to the true class's boundary, in ``[-π/2, π/2]``; negative outside it.
+
+    ``d_y = 2 arcsin((√p_y - max_{j≠y} √p_j) / √2)``: :func:`distance_to_boundary` where the prediction is right; where
+    it is wrong, minus the distance to the great sphere on which the true class and the likeliest tie.
+    """
+    root = _interior(p).sqrt()
+    own = root.gather(-1, labels[:, None]).squeeze(-1)
+    other = root.scatter(-1, labels[:, None], 0.0).amax(-1)
+    return 2 * torch.asin((own - other) / math.sqrt(2))

@@ -149,7 +149,9 @@ class RobustClassifier(pl.LightningModule):
                 # Two passes cost what one does, and no derivative is taken with respect to the rest.
                 logits = torch.cat([logits, self(inputs[len(watched) :])])
             cross_entropy = nn.functional.cross_entropy(logits, labels)
-            penalty = self.penalty(watched_logits, watched, generator=generator, create_graph=create_graph).mean()
+            penalty = self.penalty(
+                watched_logits, watched, labels[:penalised], generator=generator, create_graph=create_graph
+            ).mean()
             loss = (1 - self.eta) * cross_entropy + self.eta * weight * penalty
         return LossTerms(loss, cross_entropy, penalty, logits)
 

@@ -1,23 +1,25 @@
 """Penalties that bound the input–output Jacobian, one small class each.
 
-A penalty is called with the logits of a batch and the inputs they came from, and returns one value a sample. Equation
-numbers are those of the research note "Adversarial robustness with an upper-bound on the norm of the Jacobian matrix".
+A penalty is called with the logits of a batch, the inputs they came from and their labels, and returns one value a
+sample. Equation numbers are those of the research note "Adversarial robustness with an upper-bound on the norm of the
+Jacobian matrix".
 """
 
 import abc
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 
 from jacobian_robust.geometry import (
     distance_to_boundary,
     distance_to_center,
     log_conformal_factor,
     max_distance_to_center,
+    signed_distance_to_boundary,
 )
 from jacobian_robust.jacobian import frobenius_norm, spectral_norm
 
@@ -25,6 +27,7 @@ __all__ = [
     "Amortization",
     "ExponentialPenalty",
     "Frobenius",
+    "Margin",
     "Penalty",
     "Spectral",
     "capped_exp",
@@ -42,6 +45,7 @@ class Penalty(Protocol):
         self,
         logits: Float[Tensor, "batch classes"],
         inputs: Float[Tensor, "batch *shape"],
+        labels: Int[Tensor, "batch"],
         *,
         generator: torch.Generator | None = None,
         create_graph: bool = True,
@@ -51,6 +55,7 @@ class Penalty(Protocol):
         Args:
             logits: the model's outputs before the softmax, with a graph to ``inputs``.
             inputs: what the model was given, with ``requires_grad`` set before the forward pass.
+            labels: the true classes.
             generator: source of the penalty's randomness, if it has any.
             create_graph: make the penalty differentiable with respect to the model's parameters.
         """
@@ -156,13 +161,14 @@ class ExponentialPenalty(abc.ABC):
         self,
         logits: Float[Tensor, "batch classes"],
         inputs: Float[Tensor, "batch *shape"],
+        labels: Int[Tensor, "batch"] | None = None,
         *,
         generator: torch.Generator | None = None,
         create_graph: bool = True,
     ) -> Float[Tensor, "batch"]:
         """Return ``α`` of each sample (eq. 15), differentiable with respect to the model's parameters.
 
-        The exponent is computed as ``(‖J_μ‖ - d/ε)/ρ``, which equals ``‖J̃‖ - d/(ρε)``.
+        The labels play no part in it. The exponent is computed as ``(‖J_μ‖ - d/ε)/ρ``, which equals ``‖J̃‖ - d/(ρε)``.
         """
         norm = self.norm(logits, inputs, generator=generator, create_graph=create_graph)
         logits = logits.to(norm.dtype)
@@ -218,3 +224,38 @@ class Spectral(ExponentialPenalty):
     ) -> Float[Tensor, "batch"]:
         """Return ``‖J_μ‖₂``."""
         return spectral_norm(logits, inputs, columns=self.columns, tolerance=self.tolerance, create_graph=create_graph)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+class Margin:
+    """``softplus(κ(ε‖J_μ‖_F - d_y))/κ``: asks that a ball of radius ``ε`` stay, to first order, inside the true class.
+
+    Eq. 14 with the exact, signed distance ``d_y`` to the true class's boundary
+    (:func:`jacobian_robust.geometry.signed_distance_to_boundary`) in place of the distance to the simplex's center, and
+    with a penalty that grows with the violation alone: it cannot overflow and has no chart. It wants a weight η far
+    above the note's, as ``eta=constant eta.value=0.5``.
+
+    Args:
+        eps: Euclidean radius ``ε``, in units of the inputs.
+        kappa: sharpness ``κ``; the penalty is the violation's positive part for large ones.
+        probes: number of vector–Jacobian products for the norm, see :func:`jacobian_robust.jacobian.frobenius_norm`;
+            ``None`` is exact.
+    """
+
+    eps: PositiveFloat
+    kappa: PositiveFloat = 4.0
+    probes: PositiveInt | None = None
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        inputs: Float[Tensor, "batch *shape"],
+        labels: Int[Tensor, "batch"],
+        *,
+        generator: torch.Generator | None = None,
+        create_graph: bool = True,
+    ) -> Float[Tensor, "batch"]:
+        """Return the penalty of each sample, differentiable with respect to the model's parameters."""
+        norm = frobenius_norm(logits, inputs, probes=self.probes, generator=generator, create_graph=create_graph)
+        distance = signed_distance_to_boundary(logits.to(norm.dtype).softmax(-1), labels)
+        return nn.functional.softplus(self.eps * norm - distance, beta=self.kappa)
