@@ -28,7 +28,7 @@ from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_check
 from jacobian_robust.config import build, build_each, describe, plain, read_options
 from jacobian_robust.data import FashionMNISTDataModule, MNISTDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.files import claim, from_here, write_atomically
+from jacobian_robust.files import claim, distinct_names, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import PixelInput
 from jacobian_robust.provenance import versions
@@ -50,7 +50,7 @@ from jacobian_robust.robustness import Sweep, sweep
 from jacobian_robust.sanity import Check, checks_of, sanity_checks, verdict
 from jacobian_robust.tracking import WandbOptions, log_evaluation, read_logger, wandb_run
 
-__all__ = ["Evaluation", "Subject", "evaluate", "read_evaluation", "report", "subjects"]
+__all__ = ["Evaluation", "Subject", "evaluate", "print_results", "read_evaluation", "report", "subjects"]
 
 L2_RADII = (0.5, 1.0, 1.5, 2.0)
 """Where the note's condition is looked at if no ℓ2 budget was attacked."""
@@ -308,7 +308,8 @@ def report(
         with write_atomically(directory / "robustness.json") as file:  # last: it says that the evaluation is whole
             file.write(results.model_dump_json(indent=2))
     shutil.rmtree(directory / PROGRESS, ignore_errors=True)
-    _print(results, alike, directory)
+    print_results(results, alike)
+    Console().print(f"results: {directory}/report.html, robustness.json, .csv, images.csv, *.png", soft_wrap=True)
     return results
 
 
@@ -345,14 +346,7 @@ def _names(checkpoints: Sequence[Checkpoint]) -> list[str]:
     files = [checkpoint.path.resolve() if checkpoint.path else Path("model") for checkpoint in checkpoints]
     in_run = ("checkpoints", "last.ckpt")
     runs = [file.parents[1] if file.parts[-2:] == in_run else file.with_suffix("") for file in files]
-    if len(set(runs)) < len(runs):  # files that differ in their suffix alone
-        runs = files
-    if len(runs) == 1:
-        return [runs[0].name]
-    shared = 0
-    while len({run.parts[: shared + 1] for run in runs}) == 1 and shared < min(len(run.parts) for run in runs) - 1:
-        shared += 1
-    return ["/".join(run.parts[shared:]) for run in runs]
+    return distinct_names(runs if len(set(runs)) == len(runs) else files)  # or files that differ in their suffix alone
 
 
 def _device() -> torch.device:
@@ -634,20 +628,12 @@ def _mean(values: Sequence[float | int]) -> float | None:
 
 def _figures(results: Results, alike: Sequence[Group], details: Sequence[_Details]) -> dict[str, Figure]:
     """Return the figures by name, in the order in which a report shows them."""
-    figures = {}
-    for norm in results.norms:
-        figures[f"accuracy_{norm}"] = plots.accuracy_curves(results.models, norm=norm, split=results.split)
-        if alike:
-            figures[f"seeds_{norm}"] = plots.group_curves(alike, norm=norm)
+    figures = plots.comparison(results, alike)
     points = {d.name: (d.radii.predicted, d.smallest) for d in details if d.radii and d.smallest is not None}
     if points:
         figures["first_order"] = plots.predicted_against_found(points)
-    if results.models[0].calibration:
-        figures["calibration"] = plots.reliability_diagram(results.models)
-        figures["noise"] = plots.noise_curves(results.models)
     for model, detail in zip(results.models, details, strict=True):
         suffix = f"_{model.name.replace('/', '_')}" if len(details) > 1 else ""
-        figures[f"classes{suffix}"] = plots.class_accuracy(model)
         for swept in detail.sweeps:
             examples = {b.eps: e for b, e in zip(swept.budgets, swept.examples, strict=True)}
             figures[f"examples_{swept.norm}{suffix}"] = plots.adversarial_examples(
@@ -714,7 +700,8 @@ def _lengths(values: Tensor) -> list[str]:
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
 
-def _print(results: Results, alike: Sequence[Group], directory: Path) -> None:
+def print_results(results: Results, alike: Sequence[Group]) -> None:
+    """Print the verdicts and, below them, the tables."""
     console = Console()
     for line in _verdicts(results):
         console.print(line, soft_wrap=True)
@@ -730,7 +717,6 @@ def _print(results: Results, alike: Sequence[Group], directory: Path) -> None:
             ),
             soft_wrap=True,
         )
-    console.print(f"results: {directory}/report.html, robustness.json, .csv, images.csv, *.png", soft_wrap=True)
 
 
 def _spread(mean: float, spread: float) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from jacobian_robust.errors import UserError
 
-__all__ = ["claim", "from_here", "write_atomically"]
+__all__ = ["claim", "distinct_names", "from_here", "write_atomically"]
 
 
 def from_here(path: str | Path) -> Path:
@@ -73,3 +73,13 @@ def write_atomically(path: Path) -> Iterator[IO[str]]:
     except BaseException:
         scratch.unlink(missing_ok=True)
         raise
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the shortest distinct names of absolute paths: what they do not share from the left."""
+    if len(paths) == 1:
+        return [paths[0].name]
+    shared = 0
+    while len({path.parts[: shared + 1] for path in paths}) == 1 and shared < min(len(p.parts) for p in paths) - 1:
+        shared += 1
+    return ["/".join(path.parts[shared:]) for path in paths]

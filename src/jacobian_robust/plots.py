@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from jacobian_robust.attacks import Norm
-from jacobian_robust.results import Group, Model
+from jacobian_robust.results import Group, Model, Results
 from jacobian_robust.robustness import Examples
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "accuracy_curves",
     "adversarial_examples",
     "class_accuracy",
+    "comparison",
     "group_curves",
     "noise_curves",
     "predicted_against_found",
@@ -259,3 +260,24 @@ def noise_curves(models: Sequence[Model]) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+def comparison(results: Results, alike: Sequence[Group]) -> dict[str, Figure]:
+    """Return the figures of an evaluation that its results alone are enough for, by name.
+
+    Args:
+        results: the evaluation.
+        alike: models that differ in their training seed alone.
+    """
+    figures = {}
+    for norm in results.norms:
+        figures[f"accuracy_{norm}"] = accuracy_curves(results.models, norm=norm, split=results.split)
+        if alike:
+            figures[f"seeds_{norm}"] = group_curves(alike, norm=norm)
+    if results.models[0].calibration:
+        figures["calibration"] = reliability_diagram(results.models)
+        figures["noise"] = noise_curves(results.models)
+    for model in results.models:
+        suffix = f"_{model.name.replace('/', '_')}" if len(results.models) > 1 else ""
+        figures[f"classes{suffix}"] = class_accuracy(model)
+    return figures

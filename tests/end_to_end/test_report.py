@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from jacobian_robust import evaluation
+from jacobian_robust.compare import compare
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate
 from jacobian_robust.results import groups
@@ -210,3 +211,31 @@ def test_fashion_mnist_is_looked_at_where_its_files_are(trained, tmp_path):
     assert "FashionMNIST" not in against("without")
     shutil.copytree(ROOT / "data" / "MNIST", tmp_path / "data" / "FashionMNIST")  # files of the same names and shapes
     assert against("with")[-1] == "FashionMNIST"
+
+
+def test_evaluations_made_apart_are_compared_as_if_made_together(trained, tmp_path, capsys):
+    def run(name, checkpoint, *overrides):
+        options = [f"checkpoint={checkpoint}", f"output_dir={tmp_path}/{name}", "logger=csv", *overrides]
+        return evaluate(composed("evaluate", *ATTACK, *options))
+
+    together = run("together", f"[{trained.directory}/vanilla,{trained.directory}/frobenius]")
+    for name in ("vanilla", "frobenius"):
+        run(name, trained.directory / name)
+    capsys.readouterr()
+    places = [tmp_path / "vanilla", tmp_path / "frobenius"]
+    assert compare(places, tmp_path / "both") == together
+    assert "worst case over pgd_linf" in capsys.readouterr().out
+    assert (tmp_path / "both" / "accuracy_linf.png").is_file()
+    assert "frobenius" in (tmp_path / "both" / "report.html").read_text()
+    with pytest.raises(UserError, match="already holds a result"):
+        compare(places, tmp_path / "both")
+    run("other", trained.directory / "vanilla", "seed=1", "limit=20")
+    with pytest.raises(UserError, match=r"other was evaluated otherwise than .*vanilla: seed differ"):
+        compare([tmp_path / "vanilla", tmp_path / "other"], tmp_path / "none")
+    with pytest.raises(UserError, match=r"no robustness.json"):
+        compare([tmp_path], tmp_path / "none")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "robustness.json").write_text('{"format": 2}')
+    with pytest.raises(UserError, match="no evaluation of this version"):
+        compare([tmp_path / "old"], tmp_path / "none")
+    assert not (tmp_path / "none").exists()
