@@ -1,5 +1,6 @@
 """Figures. Colours are Okabe and Ito's, which readers with any colour vision tell apart."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -225,6 +226,7 @@ def predicted_against_found(
         axes.set_ylabel("smallest ℓ2 perturbation found")
         axes.grid(alpha=0.3, which="both")
         if known.any():
+            axes.set_ylim(0.7 * float(y.min()), 1.5 * float(y.max()))
             axes.legend()
     figure.suptitle("Fisher–Rao radius to first order, against attacks")
     return figure
@@ -237,9 +239,24 @@ def reliability_diagram(models: Sequence[Model]) -> Figure:
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
     for i, model in enumerate(models):
         if model.calibration is not None and model.calibration.bins:
-            confidence, accuracy, _ = zip(*model.calibration.bins, strict=True)
-            axes.plot(confidence, accuracy, **_style(i), label=f"{model.name}: ECE {model.calibration.ece:.3f}")
-    axes.set(xlabel="mean confidence of the bin", ylabel="accuracy", title="Calibration on clean images")
+            confidence, accuracy, images = zip(*model.calibration.bins, strict=True)
+            style = _style(i)
+            # A bin of a few images says little: its mark is small.
+            sizes = [12 + 40 * math.log10(n) for n in images]
+            axes.plot(confidence, accuracy, color=style["color"], linestyle=style["linestyle"], alpha=0.3)
+            axes.scatter(
+                confidence,
+                accuracy,
+                s=sizes,
+                color=style["color"],
+                marker=style["marker"],
+                label=f"{model.name}: ECE {model.calibration.ece:.3f}",
+            )
+    axes.set(
+        xlabel="mean confidence of the bin",
+        ylabel="accuracy",
+        title="Calibration on clean images (larger marks: more images)",
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
