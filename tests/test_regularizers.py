@@ -12,7 +12,15 @@ from torch.func import jacrev, vmap
 from jacobian_robust import geometry
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.models import LeNet
-from jacobian_robust.regularizers import Frobenius, Margin, Spectral, capped_exp, satisfies_condition
+from jacobian_robust.regularizers import (
+    Frobenius,
+    InputGradient,
+    LogitJacobian,
+    Margin,
+    Spectral,
+    capped_exp,
+    satisfies_condition,
+)
 
 
 @given(st.floats(-100, 100), st.floats(0.1, 30))
@@ -159,3 +167,51 @@ def test_the_margin_penalty_and_its_gradient_are_finite_however_confident_the_mo
     gradients = torch.autograd.grad(penalty, list(model.parameters()))
     assert penalty.isfinite()
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def smooth_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+
+
+def test_the_logit_jacobians_penalty_is_its_formula_and_projections_are_unbiased():
+    model = smooth_network()
+    x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    jacobian = vmap(jacrev(model))(x)
+    expected = jacobian.square().sum((1, 2)) / 2
+    exact = LogitJacobian(projections=None)(model(x), x)
+    torch.testing.assert_close(exact, expected)
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.stack([LogitJacobian(projections=2)(model(x), x, generator=generator).detach() for _ in range(2000)])
+    error = (draws.mean(0) - expected) / (draws.std(0) / 2000**0.5)
+    assert error.abs().max() < 4
+
+
+def test_the_input_gradients_penalty_is_its_formula():
+    model = smooth_network()
+    x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    labels = torch.arange(6) % 4
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), labels, reduction="sum"), x)
+    torch.testing.assert_close(InputGradient()(model(x), x, labels), gradient.square().sum(1))
+
+
+@pytest.mark.parametrize("penalty", [LogitJacobian(projections=None), InputGradient(), Margin(eps=0.5)])
+def test_the_gradient_of_a_penalty_is_that_of_finite_differences(penalty):
+    model = smooth_network()
+    x, labels = torch.randn(6, 5, dtype=torch.float64), torch.arange(6) % 4
+
+    def value():
+        inputs = x.clone().requires_grad_()
+        return penalty(model(inputs), inputs, labels).mean()
+
+    weight = model[0].weight
+    (gradient,) = torch.autograd.grad(value(), weight)
+    direction = torch.randn_like(weight)
+    step = 1e-5
+    with torch.no_grad():
+        weight += step * direction
+    after = value().item()
+    with torch.no_grad():
+        weight -= 2 * step * direction
+    before = value().item()
+    assert (after - before) / (2 * step) == pytest.approx(float((gradient * direction).sum()), rel=1e-5)

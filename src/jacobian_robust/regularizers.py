@@ -27,6 +27,8 @@ __all__ = [
     "Amortization",
     "ExponentialPenalty",
     "Frobenius",
+    "InputGradient",
+    "LogitJacobian",
     "Margin",
     "Penalty",
     "Spectral",
@@ -259,3 +261,73 @@ class Margin:
         norm = frobenius_norm(logits, inputs, probes=self.probes, generator=generator, create_graph=create_graph)
         distance = signed_distance_to_boundary(logits.to(norm.dtype).softmax(-1), labels)
         return nn.functional.softplus(self.eps * norm - distance, beta=self.kappa)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+class LogitJacobian:
+    """``‖J_s‖_F²/2`` of the logits' own Jacobian, by random projections.
+
+    Hoffman, Roberts & Yaida, "Robust learning with Jacobian regularization", 2019: ``C/K Σ ‖v_kᵀ J_s‖²/2`` with
+    directions uniform on the unit sphere, unbiased. The published loss is ``CE + λ·penalty``; here, up to a factor,
+    ``λ = η/(1-η)``.
+
+    Args:
+        projections: number ``K`` of directions, a vector–Jacobian product each; ``None`` is exact.
+    """
+
+    projections: PositiveInt | None = 1
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        inputs: Float[Tensor, "batch *shape"],
+        labels: Int[Tensor, "batch"] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        create_graph: bool = True,
+    ) -> Float[Tensor, "batch"]:
+        """Return the penalty of each sample, differentiable with respect to the model's parameters."""
+        classes = logits.shape[-1]
+        if self.projections is None:
+            directions = torch.eye(classes, device=logits.device).expand(len(logits), -1, -1).unbind(1)
+            scale = 1.0
+        else:
+            drawn = torch.randn(self.projections, *logits.shape, generator=generator)
+            directions = nn.functional.normalize(drawn, dim=-1).to(logits.device).unbind(0)
+            scale = classes / self.projections
+        squares = [
+            _gradient(logits, inputs, direction.to(logits.dtype), create_graph=create_graph).square().sum(-1)
+            for direction in directions
+        ]
+        return scale / 2 * torch.stack(squares).sum(0)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+class InputGradient:
+    """``‖∇_x CE‖²``, the squared input gradient of the loss (Drucker & LeCun, 1992; Ross & Doshi-Velez, 2018)."""
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        inputs: Float[Tensor, "batch *shape"],
+        labels: Int[Tensor, "batch"],
+        *,
+        generator: torch.Generator | None = None,
+        create_graph: bool = True,
+    ) -> Float[Tensor, "batch"]:
+        """Return the penalty of each sample, differentiable with respect to the model's parameters."""
+        theta = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+        residual = theta - nn.functional.one_hot(labels, logits.shape[-1])
+        return _gradient(logits, inputs, residual.to(logits.dtype), create_graph=create_graph).square().sum(-1)
+
+
+def _gradient(
+    logits: Float[Tensor, "batch classes"],
+    inputs: Float[Tensor, "batch *shape"],
+    direction: Float[Tensor, "batch classes"],
+    *,
+    create_graph: bool,
+) -> Float[Tensor, "batch n"]:
+    """Return ``vᵀ J_s`` of each sample in float32 or better, flat."""
+    (row,) = torch.autograd.grad(logits, inputs, direction, create_graph=create_graph, retain_graph=True)
+    return row.flatten(1).to(torch.promote_types(row.dtype, torch.float32))
