@@ -233,7 +233,7 @@ def attack_standing(
     followed = [model] if surrogates is None else surrogates
     for start in range(after.start if after else 0, attack.restarts * len(followed)):
         resumed = after if after and after.start == start else None
-        survivors = resumed.survivors if resumed else standing.nonzero().squeeze(-1)
+        survivors = resumed.survivors if resumed else _easiest_first(model, images, labels, standing)
         batches = survivors.split(attack.images_at_once(images.device)) if len(survivors) else ()
         for batch, indices in enumerate(batches):
             if resumed and batch <= resumed.batch:
@@ -246,6 +246,23 @@ def attack_standing(
             standing[indices[fallen]] = False
             position = Position(start, survivors, batch)
             yield Attacked(indices, adversarial, adversarial_class, allowed, fallen, position)
+
+
+def _easiest_first(
+    model: nn.Module,
+    images: Float[Tensor, "images *shape"],
+    labels: Int[Tensor, "images"],
+    standing: Bool[Tensor, "images"],
+) -> Int[Tensor, "survivors"]:
+    """Return which images stand, by the lead of their logit: those that fall early are in batches that end early."""
+    survivors = standing.nonzero().squeeze(-1)
+    if not len(survivors):
+        return survivors
+    with torch.no_grad():
+        logits = torch.cat([model(images[chunk]) for chunk in survivors.split(100)])
+    own = labels[survivors, None]
+    lead = logits.gather(1, own).squeeze(1) - logits.scatter(1, own, -torch.inf).amax(-1)
+    return survivors[lead.argsort(stable=True)]
 
 
 @contextlib.contextmanager
