@@ -15,6 +15,7 @@ from jacobian_robust.models import LeNet
 from jacobian_robust.regularizers import (
     Frobenius,
     InputGradient,
+    Isometry,
     LogitJacobian,
     Margin,
     Spectral,
@@ -195,7 +196,43 @@ def test_the_input_gradients_penalty_is_its_formula():
     torch.testing.assert_close(InputGradient()(model(x), x, labels), gradient.square().sum(1))
 
 
-@pytest.mark.parametrize("penalty", [LogitJacobian(projections=None), InputGradient(), Margin(eps=0.5)])
+@pytest.mark.parametrize("bound", ["center", "boundary"])
+@pytest.mark.parametrize("chart", ["stereographic", "sphere"])
+def test_the_isometry_penalty_is_its_formula(bound, chart):
+    model = smooth_network()
+    x = torch.randn(6, 5, dtype=torch.float64)
+    eps, m = 0.7, 3
+    p = model(x).softmax(-1)
+    distance = geometry.distance_to_center(p) if bound == "center" else geometry.distance_to_boundary(p)
+    if chart == "stereographic":
+        jacobian = vmap(jacrev(lambda z: geometry.stereographic(model(z).softmax(-1))))(x)
+        wanted = (distance / (geometry.conformal_factor(p) * eps)).square()[:, None, None] * torch.eye(m)
+    else:  # μ has m + 1 coordinates and no component along itself
+        jacobian = vmap(jacrev(lambda z: geometry.sphere_embedding(model(z).softmax(-1))))(x)
+        unit = geometry.sphere_embedding(p) / 2
+        tangent = torch.eye(m + 1) - unit[:, :, None] * unit[:, None]
+        wanted = (distance / eps).square()[:, None, None] * tangent
+    expected = eps**2 * torch.linalg.matrix_norm(jacobian @ jacobian.mT - wanted)
+
+    x = x.clone().requires_grad_()
+    penalty = Isometry(eps=eps, chart=chart, bound=bound, rho_min=1e-9)(model(x), x)
+    torch.testing.assert_close(penalty, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e2, 1e4])
+def test_the_isometry_penalty_and_its_gradient_are_finite_however_confident_the_model(scale):
+    torch.manual_seed(0)
+    model = nn.Linear(5, 10)
+    x = torch.randn(8, 5, requires_grad=True)
+    penalty = Isometry(eps=5.6)(scale * model(x), x).mean()
+    gradients = torch.autograd.grad(penalty, list(model.parameters()))
+    assert penalty.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@pytest.mark.parametrize(
+    "penalty", [LogitJacobian(projections=None), InputGradient(), Margin(eps=0.5), Isometry(eps=0.5)]
+)
 def test_the_gradient_of_a_penalty_is_that_of_finite_differences(penalty):
     model = smooth_network()
     x, labels = torch.randn(6, 5, dtype=torch.float64), torch.arange(6) % 4

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["FisherFactor", "frobenius_norm", "jacobian_norms", "random_signs", "spectral_norm"]
+__all__ = ["FisherFactor", "frobenius_norm", "gram_matrix", "jacobian_norms", "random_signs", "spectral_norm"]
 
 
 _TINY = 1e-30  # positive in every floating-point format
@@ -178,6 +178,33 @@ def frobenius_norm(
     return torch.linalg.vector_norm(torch.stack(rows), dim=0) if len(rows) > 1 else rows[0]
 
 
+def gram_matrix(
+    logits: Float[Tensor, "batch classes"],
+    inputs: Float[Tensor, "batch *shape"],
+    *,
+    create_graph: bool = False,
+    batched: bool | None = None,
+) -> Float[Tensor, "batch m m"]:
+    """Return ``Lᵀ J_s J_sᵀ L`` of each sample, whose eigenvalues are the squared singular values of ``J_μ``.
+
+    ``J_μ J_μᵀ`` has the same and one more, which is zero: ``μ`` stays on its sphere. It takes ``m = classes - 1``
+    vector–Jacobian products.
+
+    Args:
+        logits: the model's outputs before the softmax, with a graph to ``inputs``, which is kept.
+        inputs: what the model was given, with ``requires_grad`` set before the forward pass.
+        create_graph: make the matrix differentiable with respect to the model's parameters.
+        batched: as in :func:`frobenius_norm`.
+
+    Raises:
+        ValueError: if the shapes do not match, or the logits do not depend on the inputs.
+    """
+    _check(logits, inputs)
+    factor = FisherFactor(logits if create_graph else logits.detach())
+    rows = _top_rows(logits, inputs, factor, factor.columns, create_graph=create_graph, batched=batched)
+    return rows @ rows.mT
+
+
 def random_signs(
     samples: int, columns: int, generator: torch.Generator | None = None
 ) -> Float[Tensor, "batch columns"]:
@@ -283,10 +310,18 @@ def _outside(basis: Tensor, vector: Tensor) -> Tensor:
     return vector
 
 
-def _top_rows(logits: Tensor, inputs: Tensor, factor: FisherFactor, size: int) -> Float[Tensor, "batch size inputs"]:
-    """Return the first rows of ``Lᵀ J_s``, without a graph."""
+def _top_rows(
+    logits: Tensor,
+    inputs: Tensor,
+    factor: FisherFactor,
+    size: int,
+    *,
+    create_graph: bool = False,
+    batched: bool | None = None,
+) -> Float[Tensor, "batch size inputs"]:
+    """Return the first rows of ``Lᵀ J_s``."""
     columns = [factor.column(k) for k in range(size)]
-    return torch.stack(list(_vjps(logits, inputs, columns, create_graph=False, batched=None)), dim=1)
+    return torch.stack(list(_vjps(logits, inputs, columns, create_graph=create_graph, batched=batched)), dim=1)
 
 
 def _jvp_of(logits: Tensor, inputs: Tensor) -> Callable[[Tensor], Float[Tensor, "batch classes"]]:
@@ -309,10 +344,7 @@ def jacobian_norms(
     Raises:
         ValueError: if the shapes do not match or the logits do not depend on the inputs.
     """
-    _check(logits, inputs)
-    factor = FisherFactor(logits.detach())
-    rows = _top_rows(logits, inputs, factor, factor.columns)
-    gram, unusable = _finite(rows @ rows.mT)
+    gram, unusable = _finite(gram_matrix(logits, inputs))
     eigenvalues = torch.linalg.eigvalsh(gram).clamp_min(0)
     return eigenvalues.sum(-1).sqrt() + unusable, eigenvalues[:, -1].sqrt() + unusable
 

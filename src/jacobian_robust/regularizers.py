@@ -6,6 +6,7 @@ Jacobian matrix".
 """
 
 import abc
+import math
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -21,16 +22,18 @@ from jacobian_robust.geometry import (
     max_distance_to_center,
     signed_distance_to_boundary,
 )
-from jacobian_robust.jacobian import frobenius_norm, spectral_norm
+from jacobian_robust.jacobian import frobenius_norm, gram_matrix, spectral_norm
 
 __all__ = [
     "Amortization",
     "ExponentialPenalty",
     "Frobenius",
     "InputGradient",
+    "Isometry",
     "LogitJacobian",
     "Margin",
     "Penalty",
+    "RadiusPenalty",
     "Spectral",
     "capped_exp",
     "satisfies_condition",
@@ -113,29 +116,26 @@ def _distance(logits: Tensor, bound: Bound) -> Float[Tensor, "batch"]:
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
-class ExponentialPenalty(abc.ABC):
-    """The note's penalty ``α = exp(‖J̃‖ - d/(ρε))`` (eq. 15), for a norm that a subclass chooses.
+class RadiusPenalty:
+    """What the note's penalties share: the Euclidean radius that they protect, and where they measure.
 
     Args:
         eps: Euclidean radius ``ε`` in which the prediction shall hold, in units of the inputs.
         delta_over_eps: the note's way to give ``ε``: the ratio ``δ_m/ε`` to the largest ``δ`` for the number of
             classes, 1e-3 in the note. Exactly one of the two is given.
-        chart: where the Jacobian is taken: ``stereographic`` coordinates (the note's; the exponent is divided by the
-            conformal factor ``ρ``, which punishes confidence in the last class hardest) or the ``sphere``, which treats
-            all classes alike: ``exp(‖J_μ‖ - d/ε)``.
+        chart: where the Jacobian is taken: ``stereographic`` coordinates (the note's, which punish confidence in the
+            last class hardest, by the conformal factor ``ρ``) or the ``sphere``, which treats all classes alike.
         bound: the Fisher–Rao distance ``d``: to the ``center`` of the simplex (the note's ``δ``) or, exact, to the
             decision ``boundary``.
-        cap: the exponent above which the exponential goes on as a straight line.
     """
 
     eps: PositiveFloat | None = None
     delta_over_eps: PositiveFloat | None = None
     chart: Literal["stereographic", "sphere"] = "stereographic"
     bound: Bound = "center"
-    cap: float = Field(default=10.0, gt=0, le=40)
 
     @model_validator(mode="after")
-    def _one_radius(self) -> "ExponentialPenalty":
+    def _one_radius(self) -> "RadiusPenalty":
         if (self.eps is None) == (self.delta_over_eps is None):
             state = "neither is set" if self.eps is None else "both are set"
             raise ValueError(f"eps and delta_over_eps: {state}; give exactly one and leave the other null")
@@ -147,6 +147,19 @@ class ExponentialPenalty(abc.ABC):
             return self.eps
         assert self.delta_over_eps is not None
         return max_distance_to_center(classes) / self.delta_over_eps
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+class ExponentialPenalty(RadiusPenalty, abc.ABC):
+    """The note's penalty ``α = exp(‖J̃‖ - d/(ρε))`` (eq. 15), for a norm that a subclass chooses.
+
+    On the sphere it is ``exp(‖J_μ‖ - d/ε)``; in the stereographic chart the exponent is that, divided by ``ρ``.
+
+    Args:
+        cap: the exponent above which the exponential goes on as a straight line.
+    """
+
+    cap: float = Field(default=10.0, gt=0, le=40)
 
     @abc.abstractmethod
     def norm(
@@ -226,6 +239,44 @@ class Spectral(ExponentialPenalty):
     ) -> Float[Tensor, "batch"]:
         """Return ``‖J_μ‖₂``."""
         return spectral_norm(logits, inputs, columns=self.columns, tolerance=self.tolerance, create_graph=create_graph)
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+class Isometry(RadiusPenalty):
+    """``ε²‖J̃ J̃ᵀ - (d/(ρε))² I‖_F``: asks for an isometry up to scale, not only for a bound.
+
+    The penalty that came before eq. 15: Shi-Garrier, Bouaynaya & Delahaye, "Adversarial robustness with partial
+    isometry", Entropy 26(2), 2024. All ``m`` singular values of ``J_μ`` are drawn to ``d/ε``, the largest that eq. 14
+    allows, so small ones cost as much as large ones.
+
+    Args:
+        rho_min: the conformal factor below which ``1/ρ²`` grows no more (ours); towards the vertex of the last class it
+            has no bound.
+    """
+
+    rho_min: float = Field(default=1e-3, gt=0, le=1)
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        inputs: Float[Tensor, "batch *shape"],
+        labels: Int[Tensor, "batch"] | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        create_graph: bool = True,
+    ) -> Float[Tensor, "batch"]:
+        """Return the penalty of each sample, differentiable with respect to the model's parameters.
+
+        Computed as ``‖ε² Lᵀ J_s J_sᵀ L - d² I‖_F / ρ²``: the chart is conformal, so that ``ρ² J̃ J̃ᵀ`` has the
+        eigenvalues of that Gram matrix (:func:`jacobian_robust.jacobian.gram_matrix`).
+        """
+        gram = gram_matrix(logits, inputs, create_graph=create_graph)
+        logits = logits.to(gram.dtype)
+        wanted = torch.diag_embed(_distance(logits, self.bound).square()[:, None].expand(gram.shape[:2]))
+        value = torch.linalg.matrix_norm(self.radius(logits.shape[-1]) ** 2 * gram - wanted)
+        if self.chart == "stereographic":
+            value = value * (-2 * log_conformal_factor(logits).clamp_min(math.log(self.rho_min))).exp()
+        return value
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)

@@ -38,7 +38,7 @@ from jacobian_robust.model_checks import check_model
 from jacobian_robust.module import RobustClassifier
 from jacobian_robust.plots import training_curves
 from jacobian_robust.provenance import versions
-from jacobian_robust.regularizers import Amortization, ExponentialPenalty, Margin, Penalty
+from jacobian_robust.regularizers import Amortization, Margin, Penalty, RadiusPenalty
 from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wandb_run
 
 __all__ = ["train", "trainer_arguments"]
@@ -277,7 +277,7 @@ def _condition(cfg: DictConfig, classes: int) -> dict[str, Any]:
     penalty = build(cfg, "regularizer", optional=True)
     if isinstance(penalty, Margin):
         return {"eps": penalty.eps, "bound": "boundary"}
-    if isinstance(penalty, ExponentialPenalty):
+    if isinstance(penalty, RadiusPenalty):
         return {"eps": penalty.radius(classes), "bound": penalty.bound}
     return {"eps": max_distance_to_center(classes) / 1e-3, "bound": "center"}
 

@@ -55,17 +55,23 @@ def test_every_experiment_can_be_made_and_tells_its_command(experiment):
 
 
 def test_the_notes_experiments_are_the_notes():
-    vanilla, regularized = (composed("train", f"experiment=note_{name}") for name in ("vanilla", "regularized"))
-    for cfg in (vanilla, regularized):
+    names = ("vanilla", "regularized", "constant_eta", "vanilla_double_softmax", "isometry")
+    configs = [composed("train", f"experiment=note_{name}") for name in names]
+    for cfg in configs:
         assert cfg.trainer.max_epochs == 30
         assert cfg.data.batch_size == 32
         assert cfg.data.validation_size == 0
         assert cfg.optimizer.lr == 0.01
         attack = cfg.attack.pgd_linf
         assert (attack.steps, attack.step_size, list(attack.eps)) == (40, 0.01, [0.1, 0.2, 0.3])
+    vanilla, regularized, constant_eta, double_softmax, _ = configs
     assert vanilla.regularizer is None
     assert regularized.regularizer.delta_over_eps == 1e-3
     assert (regularized.eta.min, regularized.eta.max) == (0.002, 0.006)
+    assert constant_eta.eta.value == 0.005
+    assert constant_eta.regularizer == regularized.regularizer
+    assert double_softmax.regularizer is None
+    assert double_softmax.model.double_softmax
 
 
 @pytest.mark.parametrize("group", sorted({group for group, _ in CHOICES}))
