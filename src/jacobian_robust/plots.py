@@ -24,6 +24,7 @@ __all__ = [
     "group_curves",
     "noise_curves",
     "predicted_against_found",
+    "progress",
     "reliability_diagram",
     "training_curves",
 ]
@@ -74,6 +75,27 @@ def training_curves(rows: Rows, *, twin: Rows | None = None, penalised: bool, va
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
+    return figure
+
+
+def progress(runs: Mapping[str, Rows]) -> Figure:
+    """Return cross-entropy and accuracy on the validation split over the epochs, one line a run.
+
+    Args:
+        runs: the rows of ``metrics.csv`` of each run, by its name.
+    """
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2), ("cross_entropy", "accuracy"), strict=True):
+        for i, (name, rows) in enumerate(runs.items()):
+            points = [(row["epoch"], row[f"validation_{metric}"]) for row in rows if f"validation_{metric}" in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), **_style(i), markersize=3, label=name)
+        axes.set(xlabel="epoch", title=metric.replace("_", "-").capitalize() + " on the test images")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set(ylabel="nats", yscale="log")
+    figure.axes[1].set(ylabel="share of images")
+    figure.axes[1].legend(fontsize="small")
     return figure
 
 

@@ -1,0 +1,286 @@
+"""The note's Table 1 and Figure 1, made anew: ``python -m jacobian_robust.reproduce``, in a clone of the project.
+
+Trains what is missing (about half an hour a network on two CPU cores), attacks what has not been attacked, and writes
+the tables into RESULTS/note.md and the figures beside it. Run again, it makes only what is missing; weights that are
+there give the same numbers.
+"""
+
+import argparse
+import hashlib
+import math
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from jacobian_robust import plots
+from jacobian_robust.checkpoints import load_checkpoint
+from jacobian_robust.errors import UserError
+from jacobian_robust.files import write_atomically
+from jacobian_robust.results import Budget, Results
+
+__all__ = ["NETWORKS", "Network", "Outcome", "reproduce", "table"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the note.
+
+    Attributes:
+        experiment: the preset that trains it.
+        label: what a table calls it.
+        published: what the note's Table 1 says: images classified correctly, of 10,000; and of these, still at each
+            budget. ``None`` where the note gives no figures.
+        model: the ``model`` that is attacked with its weights, if it is not the one that was trained.
+    """
+
+    experiment: str
+    label: str
+    published: tuple[int, ...] | None = None
+    model: str | None = None
+
+
+NETWORKS = (
+    Network("note_vanilla", "vanilla", (9740, 4138, 428, 103)),
+    Network("note_vanilla_double_softmax", "vanilla, softmax applied twice"),
+    Network("note_vanilla_double_softmax", "the same weights, attacked without the second softmax", model="lenet"),
+    Network("note_regularized", "regularised, eq. 15", (8829, 8040, 3708, 211)),
+    Network("note_constant_eta", "regularised, η = 0.005 throughout"),
+    Network("note_isometry", "isometry, the penalty before eq. 15"),
+)
+
+TEST_IMAGES = 10_000
+
+_BEGIN, _END = "<!-- written by python -m jacobian_robust.reproduce -->", "<!-- end of what it writes -->"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained network and what the attack found.
+
+    Attributes:
+        network: which of the note's.
+        seed: of its training.
+        results: its evaluation.
+        rows: a row an epoch, as in ``metrics.csv``.
+    """
+
+    network: Network
+    seed: int
+    results: Results
+    rows: list[dict[str, float | int]]
+
+
+def reproduce(
+    networks: Sequence[Network],
+    seeds: Sequence[int],
+    *,
+    results: Path,
+    runs: Path,
+    limit: int | None = None,
+    overrides: Sequence[str] = (),
+) -> list[Outcome]:
+    """Train, attack and report what is missing; return all there is then.
+
+    Args:
+        networks: which of them.
+        seeds: of their trainings; seeds whose weights are there already are reported too.
+        results: directory with ``checkpoints/`` and ``note/``.
+        runs: directory for new runs.
+        limit: attack the first images only; ``None`` for all.
+        overrides: further options of ``train.py``.
+
+    Raises:
+        UserError: if a command fails, or a file there cannot be read.
+    """
+    doors = [Path(name) for name in ("train.py", "evaluate.py")]
+    if not all(door.is_file() for door in doors):
+        raise UserError("run this in a clone of the project: train.py and evaluate.py are not in the working directory")
+    _parts(results / "note.md")
+    weights = {(n, seed): _weights(results, n, seed) for n in networks for seed in seeds}
+    for network in networks:
+        for path in sorted((results / "checkpoints").glob(f"{network.experiment}_seed*.safetensors")):
+            if found := re.fullmatch(rf"{network.experiment}_seed(\d+)", path.stem):
+                weights[network, int(found[1])] = path
+    outcomes = []
+    for (network, seed), path in sorted(weights.items(), key=lambda item: (networks.index(item[0][0]), item[0][1])):
+        if not path.is_file():
+            _train(network, seed, path, runs / path.stem, overrides)
+        name = f"{path.stem}_{network.model}" if network.model else path.stem
+        evaluation = results / "note" / f"{name}.json"
+        if not _is_of(evaluation, path, limit):
+            _attack(network, path, evaluation, runs / "evaluations" / name, limit)
+        rows = load_checkpoint(path).rows
+        outcomes.append(Outcome(network, seed, Results.model_validate_json(evaluation.read_bytes()), rows))
+    figures = _figures(outcomes, results / "note")
+    _write(results / "note.md", f"{table(outcomes)}\n{figures}")
+    return outcomes
+
+
+def _weights(results: Path, network: Network, seed: int) -> Path:
+    suffix = f"_seed{seed}" if seed else ""
+    return results / "checkpoints" / f"{network.experiment}{suffix}.safetensors"
+
+
+def _run(*command: str) -> None:
+    print("+ python", *command, flush=True)
+    if status := subprocess.run([sys.executable, *command], check=False).returncode:
+        raise UserError(f"python {' '.join(command)} ended with status {status}; run this again to go on")
+
+
+def _train(network: Network, seed: int, path: Path, directory: Path, overrides: Sequence[str]) -> None:
+    begun = [directory, *sorted(directory.parent.glob(f"{directory.name}.[0-9]*"))]
+    exported = [run / "model.safetensors" for run in begun if (run / "model.safetensors").is_file()]
+    if not exported:
+        checkpoints = [run / "checkpoints" / "last.ckpt" for run in begun]
+        resumed = [f"ckpt_path={checkpoint}" for checkpoint in checkpoints if checkpoint.is_file()][-1:]
+        if directory.exists():  # an interrupted run: it goes on in a directory beside it
+            directory = directory.with_name(f"{directory.name}.{len(begun)}")
+        _run(
+            *("train.py", f"experiment={network.experiment}", f"seed={seed}", "logger=csv"),
+            *(f"hydra.run.dir={directory}", *resumed, *overrides),
+        )
+        exported = [directory / "model.safetensors"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(exported[-1], path)
+
+
+def _is_of(evaluation: Path, weights: Path, limit: int | None) -> bool:
+    """Return whether an evaluation is there and is that of these weights, on as many images."""
+    try:
+        results = Results.model_validate_json(evaluation.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return False
+    (model,) = results.models
+    return model.images == (limit or TEST_IMAGES) and model.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def _attack(network: Network, weights: Path, evaluation: Path, directory: Path, limit: int | None) -> None:
+    if (directory / "robustness.json").exists():
+        shutil.rmtree(directory)  # of other weights, or on other images
+    resumed = ["resume=true"] if directory.exists() else []
+    options = [f"limit={limit}"] * bool(limit) + [f"model={network.model}"] * bool(network.model)
+    _run(
+        *("evaluate.py", f"checkpoint={weights}", "suite=note", "logger=csv", *options),
+        *(f"hydra.run.dir={directory}", *resumed),
+    )
+    evaluation.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(directory / "robustness.json", evaluation)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Return Table 1 as Markdown: the note's rows and ours, with the mean and the spread of several seeds."""
+    budgets = [budget.eps for budget in _budgets(outcomes[0])]
+    images = outcomes[0].results.models[0].images
+    lines = [
+        f"Images that PGD leaves correctly classified, of {images}; each budget on its own. In brackets the share of "
+        "those that are correctly classified clean, which is the note's convention.",
+        "",
+        f"| | seed | clean | {' | '.join(f'ℓ∞ {eps:g}' for eps in budgets)} | sanity |",
+        "| --- | --- | --- |" + " --- |" * (len(budgets) + 1),
+    ]
+    for network in dict.fromkeys(outcome.network for outcome in outcomes):
+        if network.published:
+            clean, *stood = network.published
+            cells = [f"{count} ({count / clean:.0%})" for count in stood]
+            lines.append(f"| {network.label}, **the note** | | {clean} | {' | '.join(cells)} | |")
+        members = [outcome for outcome in outcomes if outcome.network == network]
+        for outcome in members:
+            (model,) = outcome.results.models
+            cells = [f"{budget.correct} ({budget.share_of_attacked or 0:.1%})" for budget in _budgets(outcome)]
+            lines.append(
+                f"| {network.label} | {outcome.seed} | {model.clean_correct} | {' | '.join(cells)} | "
+                f"{model.verdict or '–'} |"
+            )
+        if len(members) > 1:
+            counts = [(m.results.models[0].clean_correct, *(b.correct for b in _budgets(m))) for m in members]
+            lines.append(f"| {network.label} | mean ± s.d. | {' | '.join(map(_spread, zip(*counts, strict=True)))} | |")
+    return "\n".join(lines) + "\n"
+
+
+def _budgets(outcome: Outcome) -> list[Budget]:
+    return outcome.results.models[0].threats[0].budgets
+
+
+def _spread(values: Sequence[int]) -> str:
+    mean = sum(values) / len(values)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return f"{mean:.0f} ± {deviation:.0f}"
+
+
+def _figures(outcomes: Sequence[Outcome], directory: Path) -> str:
+    """Draw what the outcomes allow, and return the Markdown that shows it."""
+    rows: dict[str, list[dict[str, float | int]]] = {}
+    for outcome in outcomes:
+        rows.setdefault(outcome.network.experiment, outcome.rows)
+    shown = ""
+    if {"note_vanilla", "note_regularized"} <= rows.keys():
+        figure = plots.training_curves(
+            rows["note_regularized"], twin=rows["note_vanilla"], penalised=True, validation_name="test"
+        )
+        figure.savefig(directory / "figure1.png", dpi=120)
+        shown += "\n![Figure 1: loss, cross-entropy and penalty over the epochs](note/figure1.png)\n"
+    labels = {outcome.network.experiment: outcome.network.label for outcome in reversed(outcomes)}
+    figure = plots.progress({labels[name]: found for name, found in rows.items()})
+    figure.savefig(directory / "progress.png", dpi=120)
+    return shown + "\n![Cross-entropy and accuracy of all networks over the epochs](note/progress.png)\n"
+
+
+def _parts(document: Path) -> tuple[str, str]:
+    """Return what a document says before and after the marks; the beginnings of one if it is not there."""
+    if not document.is_file():
+        return "# The note's Table 1 and Figure 1\n\n", "\n"
+    before, begin, rest = document.read_text().partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end):
+        raise UserError(
+            f"{document} lacks the lines {_BEGIN!r} and {_END!r}, between which the tables go: put both back"
+        )
+    return before, after
+
+
+def _write(document: Path, text: str) -> None:
+    """Put the text between the marks of a document, and leave the rest as it is."""
+    before, after = _parts(document)
+    with write_atomically(document) as file:
+        file.write(f"{before}{_BEGIN}\n\n{text}\n{_END}{after}")
+
+
+def main() -> None:
+    """Reproduce as the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jacobian_robust.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = list(dict.fromkeys(network.experiment for network in NETWORKS))
+    parser.add_argument("--experiments", nargs="+", choices=names, default=names, help="all by default")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the trainings; 0 by default")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="%(default)s")
+    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where to train; %(default)s")
+    parser.add_argument("--limit", type=int, help="attack the first images only")
+    parser.add_argument("overrides", nargs="*", help="further options of train.py")
+    arguments = parser.parse_args()
+    try:
+        outcomes = reproduce(
+            [network for network in NETWORKS if network.experiment in arguments.experiments],
+            arguments.seeds,
+            results=arguments.results,
+            runs=arguments.runs,
+            limit=arguments.limit,
+            overrides=arguments.overrides,
+        )
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: run the same command again to go on")
+    print(f"\n{table(outcomes)}\nresults: {arguments.results}/note.md, note/*.json, note/*.png")
+
+
+if __name__ == "__main__":
+    main()
