@@ -3,7 +3,8 @@
 PGD-40 at the note's three budgets, on the same images, in one process: the loop attacks every batch at every budget, as
 torchattacks' examples do; the sweep attacks only what is left, without gradients of the parameters, and ends a batch
 when all of it is broken. The reference AutoAttack: called directly, and through the sweep. All count by the same
-re-check. The ways take turns, and the ratio is of the medians.
+re-check. The ways take turns, and the ratios are of the medians: of the time that passed, and of the processor's, which
+other work on the machine disturbs less.
 """
 
 import argparse
@@ -65,17 +66,21 @@ def our_reference(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]
 
 def measure(
     ways: dict[str, Way], model: nn.Module, images: Tensor, labels: Tensor, rounds: int
-) -> dict[str, tuple[float, list[int]]]:
-    """Return seconds, and how many images stand at each budget, for each way."""
+) -> dict[str, tuple[float, float, list[int]]]:
+    """Return seconds, seconds of the processor, and how many images stand at each budget, for each way."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    processor: dict[str, list[float]] = {name: [] for name in ways}
     standing: dict[str, list[int]] = {}
     for _ in range(rounds):
         for name, way in ways.items():
             torch.manual_seed(0)
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             standing[name] = way(model, images, labels)
             seconds[name].append(time.perf_counter() - start)
-    return {name: (statistics.median(seconds[name]), standing[name]) for name in ways}
+            processor[name].append(time.process_time() - busy)
+    return {
+        name: (statistics.median(seconds[name]), statistics.median(processor[name]), standing[name]) for name in ways
+    }
 
 
 def main() -> None:
@@ -87,7 +92,8 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()  # as evaluate.py does
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    table = Table("checkpoint", "images", "way", "s", "ratio", *(f"correct at {eps:g}" for eps in ATTACK.eps))
+    columns = ["checkpoint", "images", "way", "s", "ratio", "CPU s", "ratio"]
+    table = Table(*columns, *(f"correct at {eps:g}" for eps in ATTACK.eps))
     for path in find_checkpoints(arguments.checkpoint):
         checkpoint = load_checkpoint(path)
         datamodule = checkpoint.datamodule()
@@ -100,11 +106,11 @@ def main() -> None:
                 continue
             images, labels = (tensor.to(device) for tensor in datamodule.split("test").first(limit))
             results = measure(ways, model, images, labels, arguments.rounds)
-            whole = next(iter(results.values()))[0]
-            for name, (seconds, standing) in results.items():
-                cells = [f"{seconds:.1f}", f"{seconds / whole:.2f}", *map(str, standing)]
-                table.add_row(path.parents[1].name, str(len(images)), name, *cells)
-    Console().print(table)
+            of, processor_of, _ = next(iter(results.values()))
+            for name, (seconds, processor, standing) in results.items():
+                cells = [f"{seconds:.1f}", f"{seconds / of:.2f}", f"{processor:.1f}", f"{processor / processor_of:.2f}"]
+                table.add_row(path.stem, str(len(images)), name, *cells, *map(str, standing))
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

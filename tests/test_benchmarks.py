@@ -59,7 +59,7 @@ def test_the_evaluation_cost_benchmark_runs():
     images, labels = torch.rand(6, 1, 28, 28), torch.arange(6)
     ways = {"loop": benchmark["loop"], "sweep": benchmark["ours"]}
     results = benchmark["measure"](ways, LeNet().eval(), images, labels, 1)
-    (_, loop), (_, swept) = results["loop"], results["sweep"]
+    (*_, loop), (*_, swept) = results["loop"], results["sweep"]
     assert all(ours <= theirs for ours, theirs in zip(swept, loop, strict=True))
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
     labels = model(images).argmax(-1)

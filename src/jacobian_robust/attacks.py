@@ -148,8 +148,8 @@ class _Broken(Exception):
 class _Watched(nn.Module):
     """A model as an iterating attack sees it, which remembers for each image the first iterate that broke it.
 
-    Later iterates can change nothing about an image that is broken, so that the attack is ended, by an exception, once
-    all are.
+    Later iterates can change nothing about an image that is broken: it is not shown to the model again, stands still
+    for want of a gradient, and once all are broken the attack is ended, by an exception.
 
     Args:
         model: returns logits.
@@ -165,19 +165,21 @@ class _Watched(nn.Module):
         self.first: Tensor | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images)
+        standing = (~self.broken).nonzero().squeeze(-1)
+        whole = len(standing) == len(images)
+        logits: Tensor = self.model(images if whole else images[standing])
         if self.early_stop:
-            self._look(images.detach(), logits.detach())
-        return _climbed(logits, self.labels, self.loss)
+            self._look(images.detach(), standing, logits.detach())
+        climbed = _climbed(logits, self.labels[standing], self.loss)
+        return climbed if whole else climbed.new_zeros(len(images), climbed.shape[1]).index_copy(0, standing, climbed)
 
-    def _look(self, images: Tensor, logits: Tensor) -> None:
-        own = logits.gather(1, self.labels[:, None]).squeeze(1)
+    def _look(self, images: Tensor, standing: Tensor, logits: Tensor) -> None:
+        own = logits.gather(1, self.labels[standing, None]).squeeze(1)
         # by more than what rounding makes of the same image in another batch
-        erring = logits.amax(-1) - own > 1e-5 * logits.abs().amax(-1)
-        new = erring & ~self.broken
+        new = standing[logits.amax(-1) - own > 1e-5 * logits.abs().amax(-1)]
         self.first = images.clone() if self.first is None else self.first
         self.first[new] = images[new]
-        self.broken |= new
+        self.broken[new] = True
         if self.broken.all():
             raise _Broken
 
