@@ -2,7 +2,6 @@
 
 import abc
 import csv
-import math
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +46,10 @@ class EtaSchedule(pl.Callback, abc.ABC):
     @abc.abstractmethod
     def eta(self, epoch: int, epochs: int) -> float:
         """Return ``η`` for ``epoch``, counted from 0, of ``epochs``."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the module's ``η``, for a run that is resumed within an epoch."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Set the module's ``η``."""
@@ -145,7 +148,8 @@ class JacobianMonitor(pl.Callback):
 class EpochRecord(pl.Callback):
     """Writes ``metrics.csv``, one row an epoch, and hands the same numbers to the loggers.
 
-    ``seconds`` is the time of the epoch's training steps, without validation and measurements.
+    ``seconds`` is the time of the epoch's training steps, without validation and measurements. ``skipped_steps`` counts
+    those, since the beginning, whose loss or gradient was not finite.
 
     The rows travel in the checkpoints, so that a resumed run's table and curves begin at epoch 1.
 
@@ -153,8 +157,6 @@ class EpochRecord(pl.Callback):
         path: the file.
         monitor: whose measurements join the row.
 
-    Raises:
-        UserError: at the end of an epoch whose mean loss is not finite.
     """
 
     def __init__(self, path: Path, monitor: JacobianMonitor) -> None:
@@ -162,14 +164,20 @@ class EpochRecord(pl.Callback):
         self.monitor = monitor
         self.rows: list[dict[str, float | int]] = []
         self._epoch_started = self._last_batch_ended = 0.0
+        self._spent = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rows."""
-        return {"rows": self.rows}
+        """Return the rows, and the seconds spent on the epoch so far."""
+        return {"rows": self.rows, "seconds": time.perf_counter() - self._epoch_started}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the rows."""
+        """Restore the rows and the seconds."""
         self.rows = [dict(row) for row in state_dict["rows"]]
+        self._spent = state_dict["seconds"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go on with the clock, for a run that is resumed within an epoch."""
+        self._epoch_started = time.perf_counter() - self._spent
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -190,20 +198,16 @@ class EpochRecord(pl.Callback):
         for stage in stages:
             measured = pl_module.pop_means(stage) | self.monitor.latest.get(stage, {})
             row |= {f"{stage}_{name}": measured[name] for name in METRICS if name in measured}
+        row["skipped_steps"] = pl_module.skipped_steps
         row["seconds"] = round(self._last_batch_ended - self._epoch_started, 3)
         self.rows.append(row)
         pl_module.log_dict({name.replace("_", "/", 1): float(value) for name, value in row.items()})
         if trainer.is_global_zero:
             self._write()
-        if not math.isfinite(row["train_loss"]):
-            raise UserError(
-                f"training diverged: the mean loss of epoch {row['epoch']} is {row['train_loss']}; "
-                "try a smaller optimizer.lr, eta.max or regularizer.cap"
-            )
 
     def _write(self) -> None:
         columns = ["epoch", "eta", *(f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS)]
-        columns.append("seconds")
+        columns += ["skipped_steps", "seconds"]
         with write_atomically(self.path) as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()

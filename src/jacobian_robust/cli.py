@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jacobian_robust.errors import UserError
+from jacobian_robust.errors import Terminated, UserError
 
 __all__ = ["door", "run"]
 
@@ -33,7 +33,8 @@ _VERBOSE = bool(os.environ.get("HYDRA_FULL_ERROR"))
 def door(main: Callable[[], None]) -> Callable[[], None]:
     """Wrap a ``hydra.main`` function so that a mistake in its options is told in one line.
 
-    ``HYDRA_FULL_ERROR=1`` shows the traceback. The exit status is 1, or 130 after an interruption.
+    ``HYDRA_FULL_ERROR=1`` shows the traceback. The exit status is 1, 130 after an interruption (SIGINT), or 143 after
+    a termination (SIGTERM).
     """
 
     @functools.wraps(main)
@@ -46,6 +47,9 @@ def door(main: Callable[[], None]) -> Callable[[], None]:
         except KeyboardInterrupt as interruption:
             print(f"interrupted: {interruption}".removesuffix(": "), file=sys.stderr)
             sys.exit(130)
+        except Terminated as termination:
+            print(f"terminated: {termination}", file=sys.stderr)
+            sys.exit(143)
         except _MISTAKES as error:
             _fail(error)
         except ValueError as error:

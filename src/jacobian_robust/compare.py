@@ -15,7 +15,7 @@ from rich.console import Console
 from jacobian_robust import plots
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import print_results
-from jacobian_robust.files import claim, distinct_names, write_atomically
+from jacobian_robust.files import claimed, distinct_names, write_atomically
 from jacobian_robust.report import write_report
 from jacobian_robust.results import Results, groups
 
@@ -70,14 +70,14 @@ def compare(places: Sequence[Path], directory: Path) -> Results:
     """
     results = gather(places)
     config = {"evaluations": [str(place) for place in places]}
-    claim(directory, config)
     alike = groups(results.models)
-    figures = plots.comparison(results, alike)
-    for name, figure in figures.items():
-        figure.savefig(directory / f"{name}.png", dpi=120)
-    write_report(directory / "report.html", results, alike, figures, config)
-    with write_atomically(directory / "robustness.json") as file:
-        file.write(results.model_dump_json(indent=2))
+    with claimed(directory, config):
+        figures = plots.comparison(results, alike)
+        for name, figure in figures.items():
+            figure.savefig(directory / f"{name}.png", dpi=120)
+        write_report(directory / "report.html", results, alike, figures, config)
+        with write_atomically(directory / "robustness.json") as file:
+            file.write(results.model_dump_json(indent=2))
     print_results(results, alike)
     Console().print(f"results: {directory}/report.html, robustness.json, *.png", soft_wrap=True)
     return results

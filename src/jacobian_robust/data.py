@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from pydantic import NonNegativeInt, PositiveInt, validate_call
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 from torchvision.datasets.utils import extract_archive
 
 from jacobian_robust.errors import UserError
+from jacobian_robust.loading import EpochSampler, ResumableLoader
 
 __all__ = ["FashionMNISTDataModule", "ImageDataset", "MNISTDataModule"]
 
@@ -192,20 +193,17 @@ class MNISTDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return shuffled batches; the order is a function of the seed and the epoch, so a resumed run keeps it."""
-        sampler: DistributedSampler[Batch] = DistributedSampler(
-            self.split("train"),
-            num_replicas=1,
-            rank=0,
-            shuffle=True,
-            seed=self.shuffle_seed,
-        )
-        return DataLoader(self.split("train"), batch_size=self.batch_size, sampler=sampler, collate_fn=_as_is)
+        split = self.split("train")
+        sampler = EpochSampler(len(split), self.shuffle_seed)
+        return ResumableLoader(split, sampler, self.batch_size, collate_fn=_as_is)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Return batches of the held-out images, of the test set if asked for, or nothing."""
         split = self.split(self.validation_name)
         # A batch of 128 keeps the activations in the processor's cache; large ones were twice as slow on a CPU.
-        return DataLoader(split, batch_size=128, collate_fn=_as_is) if len(split) else []
+        # A loader draws a number for each pass, which from the global stream would shift it.
+        generator = torch.Generator().manual_seed(0)
+        return DataLoader(split, batch_size=128, collate_fn=_as_is, generator=generator) if len(split) else []
 
 
 class FashionMNISTDataModule(MNISTDataModule):

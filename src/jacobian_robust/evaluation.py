@@ -28,7 +28,7 @@ from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_check
 from jacobian_robust.config import build, build_each, describe, plain, read_options
 from jacobian_robust.data import FashionMNISTDataModule, MNISTDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.files import claim, distinct_names, from_here, write_atomically
+from jacobian_robust.files import claimed, distinct_names, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import PixelInput
 from jacobian_robust.provenance import versions
@@ -262,25 +262,33 @@ def report(
         logger: where else to log.
         group: what the W&B run is shown under.
         config: plain containers, for the logger and ``config.yaml``.
-        resume: go on with an interrupted evaluation of the same configuration in ``directory``.
+        resume: go on with an interrupted evaluation of the same configuration in ``directory``; a finished one is
+            returned as it is.
 
     Raises:
         UserError: if the directory is at fault, before anything is attacked.
     """
     evaluation, sources = _transferable(evaluation, models)
-    claim(directory, config, resume=resume)
     names = "+".join(attack.name for attack in evaluation.attacks)
     trained = {subject.name: subject.checkpoint.wandb for subject in models if subject.checkpoint.wandb}
-    with wandb_run(
-        logger,
-        directory=directory,
-        group=group,
-        name=f"{names}-{directory.resolve().name}"[:128],
-        job_type="evaluation",
-        tags=[attack.name for attack in evaluation.attacks],
-        config=config | {"training_runs": trained},
-        notes="".join(f"{name} was trained in run {trainer}.\n" for name, trainer in trained.items()),
-    ) as run:
+    finished = directory / "robustness.json"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(claimed(directory, config, resume=resume))
+        if finished.is_file():
+            Console().print(f"evaluated already → {finished}", soft_wrap=True)
+            return Results.model_validate_json(finished.read_bytes())
+        run = stack.enter_context(
+            wandb_run(
+                logger,
+                directory=directory,
+                group=group,
+                name=f"{names}-{directory.resolve().name}"[:128],
+                job_type="evaluation",
+                tags=[attack.name for attack in evaluation.attacks],
+                config=config | {"training_runs": trained},
+                notes="".join(f"{name} was trained in run {trainer}.\n" for name, trainer in trained.items()),
+            )
+        )
         measured = [_measure(models, i, evaluation, sources, directory) for i in range(len(models))]
         results = Results(
             split=evaluation.split,
@@ -305,7 +313,7 @@ def report(
         write_report(directory / "report.html", results, alike, figures, config)
         if run is not None:
             log_evaluation(run, results, rows, figures, directory / "report.html")
-        with write_atomically(directory / "robustness.json") as file:  # last: it says that the evaluation is whole
+        with write_atomically(finished) as file:  # last: it says that the evaluation is whole
             file.write(results.model_dump_json(indent=2))
     shutil.rmtree(directory / PROGRESS, ignore_errors=True)
     print_results(results, alike)

@@ -1,6 +1,7 @@
 """Writing results so that an interruption leaves the old file or the new one, never half of one."""
 
 import contextlib
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 
 from jacobian_robust.errors import UserError
 
-__all__ = ["claim", "distinct_names", "from_here", "write_atomically"]
+__all__ = ["claimed", "distinct_names", "from_here", "write_atomically"]
 
 
 def from_here(path: str | Path) -> Path:
@@ -31,33 +32,43 @@ RESULTS = (
 )
 
 
-def claim(directory: Path, config: dict[str, Any], *, resume: bool = False) -> None:
-    """Write the ``config.yaml`` that makes a directory a result's own; of two processes, one succeeds.
+@contextlib.contextmanager
+def claimed(directory: Path, config: dict[str, Any], *, resume: bool = False) -> Iterator[None]:
+    """Make a directory a result's own while the block runs, by its ``config.yaml``; of two processes, one succeeds.
 
     Args:
         directory: made if need be.
         config: plain containers.
-        resume: take a directory, too, that holds an unfinished evaluation of the same configuration.
+        resume: also take a directory that holds a result of the same configuration, to go on with it.
 
     Raises:
-        UserError: if the directory holds a result already; nothing is changed.
+        UserError: if the directory holds a result that is not to be gone on with; nothing is changed.
     """
     directory.mkdir(parents=True, exist_ok=True)
     text = OmegaConf.to_yaml(OmegaConf.create(config))
+    file = directory / "config.yaml"
     held = [name for name in RESULTS if (directory / name).exists()]
-    if resume and "config.yaml" in held and "robustness.json" not in held:
-        if (directory / "config.yaml").read_text(encoding="utf-8") == text:
-            return
-        raise UserError(f"{directory} holds an evaluation with other options, in its config.yaml: resume with those")
-    with contextlib.suppress(FileExistsError):
+    if resume and "config.yaml" in held:
+        if file.read_text(encoding="utf-8") != text:
+            raise UserError(f"{directory} holds a result with other options, in its config.yaml: resume with those")
+    else:
         if not held:
-            with (directory / "config.yaml").open("x", encoding="utf-8") as file:
-                file.write(text)
-            return
-    raise UserError(
-        f"{directory} already holds a result ({', '.join(held) or 'config.yaml'}), which is left as it is: "
-        "choose another hydra.run.dir"
-    )
+            with contextlib.suppress(FileExistsError), file.open("x", encoding="utf-8") as new:
+                new.write(text)
+                text = ""
+        if text:
+            raise UserError(
+                f"{directory} already holds a result ({', '.join(held) or 'config.yaml'}), which is left as it is: "
+                "choose another hydra.run.dir"
+            )
+    with file.open("rb") as lock:  # let go by the system when the process ends, however it ends
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{directory} is in use by another process: let it end, or end it") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 @contextlib.contextmanager

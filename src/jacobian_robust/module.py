@@ -2,17 +2,23 @@
 
 import inspect
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int
+from rich.console import Console
 from torch import Tensor, nn
 
 from jacobian_robust.double_backward import FastDoubleBackward
+from jacobian_robust.errors import UserError
 from jacobian_robust.regularizers import Amortization, Penalty
 
 __all__ = ["LossTerms", "RobustClassifier"]
+
+SKIPPED_IN_A_ROW = 3
+"""So many steps without a finite loss and gradient end a training."""
 
 Stage = Literal["train", "validation"]
 Batch = tuple[Float[Tensor, "batch *shape"], Int[Tensor, "batch"]]
@@ -45,6 +51,15 @@ class _RunningMeans:
         self._new.append((kept, labels))
         if len(self._new) == 64:  # keeps few logits
             self._sum_up()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was added so far, not summed up if it is not yet: a sum's order shows in its last digit."""
+        new = [[*terms, labels] for terms, labels in self._new]
+        return {"sums": dict(self._sums), "samples": dict(self._samples), "new": new}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._sums, self._samples = dict(state_dict["sums"]), dict(state_dict["samples"])
+        self._new = [(LossTerms(*terms), labels) for *terms, labels in state_dict["new"]]
 
     def value(self) -> dict[str, float]:
         self._sum_up()
@@ -81,6 +96,7 @@ class RobustClassifier(pl.LightningModule):
 
     Attributes:
         eta: the weight ``η`` of the penalty, in [0, 1]; a callback of :mod:`jacobian_robust.callbacks` sets it.
+        skipped_steps: how many steps were skipped since their loss or gradient was not finite.
     """
 
     def __init__(
@@ -98,6 +114,9 @@ class RobustClassifier(pl.LightningModule):
         self.penalty = penalty
         self.amortization = amortization
         self.eta = 0.0
+        self.skipped_steps = 0
+        self._skipped_in_a_row = 0
+        self._batch: Batch | None = None
         self._optimizer = optimizer
         self._config = config or {}
         self.wandb: str | None = None
@@ -165,8 +184,8 @@ class RobustClassifier(pl.LightningModule):
         self._means[stage] = _RunningMeans()
         return means
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
-        """Return the loss of a batch."""
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""] | None:
+        """Return the loss of a batch; nothing, which skips the step, if it is not finite."""
         terms = self.loss_terms(
             batch,
             generator=self._generator,
@@ -174,8 +193,45 @@ class RobustClassifier(pl.LightningModule):
             # The batch is in random order: its first images are a random part of it.
             penalised=self.amortization.samples(len(batch[1])),
         )
+        self._batch = batch
+        if not terms.loss.isfinite():
+            self._skip("loss")
+            return None
         self._means["train"].add(terms, batch[1])
         return terms.loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Skip a step whose gradient is not finite: without gradients an optimizer does nothing."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        if not gradients:  # the step is skipped already
+            return
+        # The gradient of a finite cross-entropy is finite: plain training need not pay for the look.
+        if self.penalty is None or torch.stack(torch._foreach_norm(gradients)).isfinite().all():
+            self._skipped_in_a_row = 0
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            self._skip("gradient")
+
+    def _skip(self, what: str) -> None:
+        """Count a step that is skipped.
+
+        Raises:
+            UserError: if it is the last of too many in a row; its batch is kept for inspection.
+        """
+        Console().print(f"step {self.global_step + 1} is skipped: its {what} is not finite", soft_wrap=True)
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row < SKIPPED_IN_A_ROW:
+            return
+        assert self._batch is not None
+        inputs, labels = self._batch
+        place = Path(self.trainer.default_root_dir) / "nonfinite_batch.pt"
+        weights = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
+        torch.save({"inputs": inputs.cpu(), "labels": labels.cpu(), "model": weights}, place)
+        raise UserError(
+            f"training diverged: the {what} of {SKIPPED_IN_A_ROW} steps in a row was not finite; the last batch and "
+            f"the weights are in {place}; try a smaller optimizer.lr, eta.max or regularizer.cap"
+        )
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Differentiate the loss with respect to the parameters alone: nobody asks for the gradient of the images."""
@@ -207,13 +263,18 @@ class RobustClassifier(pl.LightningModule):
         return self._optimizer(self.model.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the configuration, and the state of the probes' generator, so that a resumed run draws on."""
+        """Store the configuration, the state of the probes' generator and the epoch's means so far."""
         checkpoint["jacobian_robust"] = {
             "config": self._config,
             "generator": self._generator.get_state(),
+            "means": self._means["train"].state_dict(),
+            "skipped_steps": self.skipped_steps,
             "wandb": self.wandb,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the generator of the probes."""
-        self._generator.set_state(checkpoint["jacobian_robust"]["generator"].cpu())
+        """Restore the generator of the probes, and the epoch's means."""
+        stored = checkpoint["jacobian_robust"]
+        self._generator.set_state(stored["generator"].cpu())
+        self._means["train"].load_state_dict(stored["means"])
+        self.skipped_steps = stored["skipped_steps"]

@@ -64,6 +64,7 @@ def wandb_run(
     tags: list[str],
     config: dict[str, Any],
     notes: str = "",
+    resumed: str | None = None,
 ) -> Iterator["wandb.Run | None"]:
     """Yield a W&B run that writes below ``directory`` and is finished with exit code 1 if the block raises.
 
@@ -76,6 +77,7 @@ def wandb_run(
         tags: the run's tags.
         config: plain containers.
         notes: shown with the run.
+        resumed: the run to go on with, as ``entity/project/id`` or ``project/id``; ``None`` for a new one.
     """
     if options is None:
         yield None
@@ -90,6 +92,8 @@ def wandb_run(
             tags=sorted({*tags, *options.tags}),
             config=config,
             notes=notes or None,
+            id=resumed.rpartition("/")[-1] if resumed else None,
+            resume="allow" if resumed else None,
             dir=directory.resolve(),  # the writing process may have another working directory
             mode="offline" if options.offline else "online",
             reinit="create_new",

@@ -18,7 +18,6 @@ from hydra.types import RunMode
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, open_dict
 from pydantic import BaseModel, Field, NonNegativeInt
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.profilers import PassThroughProfiler
 from rich.console import Console
@@ -26,12 +25,13 @@ from rich.table import Table
 from torch import nn
 
 from jacobian_robust.callbacks import METRICS, EpochRecord, EtaSchedule, JacobianMonitor, TrainingProgress
+from jacobian_robust.checkpointing import Intervals, RunCheckpoint, newest_checkpoint
 from jacobian_robust.checkpoints import export, find_checkpoints, load_checkpoint
 from jacobian_robust.config import build, describe, plain, read_options
 from jacobian_robust.data import MNISTDataModule
-from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation import read_evaluation, report, subjects
-from jacobian_robust.files import claim, from_here, write_atomically
+from jacobian_robust.errors import Terminated, UserError
+from jacobian_robust.evaluation import Evaluation, read_evaluation, report, subjects
+from jacobian_robust.files import claimed, from_here, write_atomically
 from jacobian_robust.geometry import max_distance_to_center
 from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.model_checks import check_model
@@ -44,7 +44,7 @@ from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wa
 __all__ = ["train", "trainer_arguments"]
 
 NOT_IN_CHECKPOINT = (
-    *("output_dir", "ckpt_path", "logger", "twin", "name"),
+    *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name"),
     *("evaluate", "attack", "suite", "limit", "split", "independent"),
     *("sanity_images", "geometry_images", "reliability"),
 )
@@ -71,6 +71,8 @@ class _Options(BaseModel):
     twin: bool
     evaluate: bool
     ckpt_path: str | None
+    resume: bool
+    checkpoints: Intervals
     monitor_images: NonNegativeInt
     output_dir: str
     amortization: Amortization
@@ -89,6 +91,7 @@ class _Run:
     trainer: pl.Trainer
     record: EpochRecord
     checkpoint: Path | None
+    done: bool
 
     @property
     def last_checkpoint(self) -> Path:
@@ -131,33 +134,71 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
         runs = [_assemble(cfg, options, name, directory, measured_as=cfg)]
     if evaluation is not None:
         runs[0].datamodule.require(evaluation.split)
-    claim(directory, plain(cfg))
-    for run in runs if options.twin else ():
-        claim(run.directory, plain(run.cfg))
+    with contextlib.ExitStack() as claims:
+        # The outer directory first: it says whether the inner ones are this run's to go on with.
+        claims.enter_context(claimed(directory, plain(cfg, without=("resume",)), resume=options.resume))
+        for run in runs if options.twin else ():
+            config = plain(run.cfg, without=("resume",))
+            claims.enter_context(claimed(run.directory, config, resume=options.resume))
+        return _train(runs, cfg, options, evaluation, logger, directory)
 
+
+def _train(
+    runs: list[_Run],
+    cfg: DictConfig,
+    options: _Options,
+    evaluation: Evaluation | None,
+    logger: WandbOptions | None,
+    directory: Path,
+) -> dict[str, float | int]:
     metrics: dict[str, float | int] = {}
     for run in runs:
         twin = runs[0] if options.twin and run is not runs[0] else None
-        metrics = {f"twin_{key}": value for key, value in metrics.items()} | _fit(run, logger, options, twin)
+        ended = _finished(run) if run.done else _fit(run, logger, options, twin)
+        metrics = {f"twin_{key}": value for key, value in metrics.items()} | ended
     if evaluation is not None:
-        try:
-            results = report(
-                subjects([load_checkpoint(run.last_checkpoint) for run in runs], evaluation),
-                evaluation,
-                directory=directory / "evaluation",
-                logger=logger,
-                group=_group(options),
-                config=plain(cfg),
-            )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"the training is done; evaluate.py checkpoint={directory} attacks it") from None
-        for prefix, model in zip(["twin_", ""][-len(runs) :], results.models, strict=True):
-            metrics |= {
-                f"{prefix}robust_accuracy_{threat.norm}_{budget.eps:g}": budget.robust_accuracy
-                for threat in model.threats
-                for budget in threat.budgets
-            }
+        metrics |= _evaluate(runs, cfg, options, evaluation, logger, directory / "evaluation")
     return metrics
+
+
+def _finished(run: _Run) -> dict[str, float | int]:
+    """Return the metrics of a run that has ended already."""
+    Console().print(f"[bold]{run.name}[/bold]: trained already → {run.directory}")
+    checkpoint = load_checkpoint(run.last_checkpoint)
+    run.record.rows = checkpoint.rows
+    run.module.wandb = checkpoint.wandb
+    return dict(checkpoint.rows[-1])
+
+
+def _evaluate(
+    runs: list[_Run],
+    cfg: DictConfig,
+    options: _Options,
+    evaluation: Evaluation,
+    logger: WandbOptions | None,
+    directory: Path,
+) -> dict[str, float | int]:
+    """Attack what was trained, and return the accuracies."""
+    try:
+        results = report(
+            subjects([load_checkpoint(run.last_checkpoint) for run in runs], evaluation),
+            evaluation,
+            directory=directory,
+            logger=logger,
+            group=_group(options),
+            config=plain(cfg, without=("resume",)),
+            resume=options.resume,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"the training is done; the same options with hydra.run.dir={directory.parent} and resume=true go on"
+        ) from None
+    return {
+        f"{prefix}robust_accuracy_{threat.norm}_{budget.eps:g}": budget.robust_accuracy
+        for prefix, model in zip(["twin_", ""][-len(runs) :], results.models, strict=True)
+        for threat in model.threats
+        for budget in threat.budgets
+    }
 
 
 def _label(cfg: DictConfig) -> str:
@@ -185,7 +226,12 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
         optimizer(model.parameters())
     except (TypeError, ValueError) as error:
         raise UserError(describe(error, "optimizer")) from error
-    resumed = _check_resumable(options.ckpt_path, config, epochs) if options.ckpt_path else None
+    done = options.resume and (directory / "summary.json").is_file()
+    resumed = None
+    if options.ckpt_path:
+        resumed = _check_resumable(options.ckpt_path, config, epochs)
+    if options.resume:  # of the same configuration, as the directory's config.yaml shows
+        resumed = newest_checkpoint(directory / "checkpoints") or resumed
     datamodule.prepare_data()
 
     module = RobustClassifier(
@@ -196,9 +242,7 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
     callbacks: list[pl.Callback] = [
         monitor,
         record,
-        ModelCheckpoint(
-            directory / "checkpoints", filename="last", enable_version_counter=False, save_on_train_epoch_end=True
-        ),
+        RunCheckpoint(directory / "checkpoints", options.checkpoints),
     ]
     if penalty is not None:
         callbacks.insert(0, eta)
@@ -220,7 +264,7 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
         raise UserError(
             f"trainer.devices={cfg.trainer.get('devices')}: training runs on one device, give trainer.devices=1"
         )
-    return _Run(cfg, name, directory, module, datamodule, trainer, record, resumed)
+    return _Run(cfg, name, directory, module, datamodule, trainer, record, resumed, done)
 
 
 class _NoProfiler(PassThroughProfiler):
@@ -288,7 +332,7 @@ def _check_resumable(place: str, config: Mapping[str, Any], epochs: int) -> Path
     if len(found) > 1:
         raise UserError(f"ckpt_path={place} stands for {len(found)} checkpoints; name one of them")
     checkpoint = load_checkpoint(found[0])
-    if checkpoint.epochs is None or not checkpoint.rows or place.endswith(".safetensors"):
+    if checkpoint.epochs is None or place.endswith(".safetensors"):
         raise UserError(f"ckpt_path={place}: a run goes on from its checkpoints/last.ckpt, not from weights alone")
     if checkpoint.epochs >= epochs:
         raise UserError(
@@ -328,6 +372,7 @@ def _quiet() -> Iterator[None]:
             # A resumed run writes into a directory of its own.
             warnings.filterwarnings("ignore", message=".*dirpath has changed.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
+            warnings.filterwarnings("ignore", message=".*returned `None`.*")  # a skipped step tells of itself
             # Nothing is logged by step.
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
             yield
@@ -351,6 +396,7 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
         job_type="train",
         tags=tags,
         config=config,
+        resumed=load_checkpoint(run.checkpoint).wandb if options.resume and run.checkpoint else None,
     ) as wandb:
         if wandb is not None:
             run.trainer.logger = WandbLogger(experiment=wandb)
@@ -362,6 +408,8 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
             raise UserError(describe(error, "trainer")) from error
         except SystemExit:  # Lightning's answer to an interruption
             raise KeyboardInterrupt(_how_to_go_on(run, options)) from None
+        except Terminated:
+            raise Terminated(_how_to_go_on(run, options)) from None
         seconds = time.perf_counter() - started
         metrics = run.record.rows[-1]
         figure = training_curves(
@@ -398,10 +446,8 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
 
 def _how_to_go_on(run: _Run, options: _Options) -> str:
     if not run.last_checkpoint.is_file():
-        return "no epoch was finished, so there is no checkpoint"
-    alone = " twin=false" if options.twin else ""
-    undefended = " regularizer=none" if options.twin and run.module.penalty is None else ""
-    return f"go on with the same options and ckpt_path={run.last_checkpoint}{alone}{undefended}"
+        return "there is no checkpoint yet"
+    return f"go on with the same options, hydra.run.dir={from_here(options.output_dir)} and resume=true"
 
 
 def _group(options: _Options) -> str:

@@ -223,7 +223,7 @@ def test_an_interrupted_run_keeps_its_last_checkpoint_and_says_how_to_go_on(tmp_
     finally:
         process.kill()
     assert process.returncode == 130, stderr
-    assert "ckpt_path=run/checkpoints/last.ckpt" in stderr
+    assert "hydra.run.dir=run and resume=true" in stderr
     assert "Traceback" not in stderr
     assert torch.load(checkpoint, weights_only=True)["jacobian_robust"]
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from jacobian_robust.callbacks import METRICS
 from jacobian_robust.checkpoints import load_checkpoint
+from jacobian_robust.models import LeNet
 from jacobian_robust.results import Results
 from jacobian_robust.training import train
 
@@ -41,7 +42,8 @@ def test_a_run_directory_holds_what_it_should(trained, name):
 def test_metrics_have_a_row_an_epoch_with_every_measurement(trained):
     table = rows(trained.directory / "frobenius")
     assert [row["epoch"] for row in table] == ["1", "2"]
-    columns = ["epoch", "eta", *(f"{stage}_{m}" for stage in ("train", "validation") for m in METRICS), "seconds"]
+    measured = [f"{stage}_{m}" for stage in ("train", "validation") for m in METRICS]
+    columns = ["epoch", "eta", *measured, "skipped_steps", "seconds"]
     assert list(table[0]) == columns
     assert all(math.isfinite(float(value)) for row in table for value in row.values())
     assert {row["eta"] for row in table} == {"0.5"}
@@ -114,11 +116,13 @@ def test_wandb_offline_run_holds_config_history_curves_and_success(trained):
 def test_wandb_run_of_a_failed_training_says_so(tmp_path):
     cfg = composed("train", *SHORT, "optimizer.lr=1e20", "trainer.limit_train_batches=5", f"output_dir={tmp_path}/run")
     cfg.regularizer = None
-    with pytest.raises(ValueError, match="training diverged: the mean loss of epoch 1 is nan"):
+    with pytest.raises(ValueError, match="training diverged: the loss of 3 steps in a row was not finite"):
         train(cfg)
+    batch = torch.load(tmp_path / "run" / "nonfinite_batch.pt", weights_only=True)
+    assert batch["inputs"].shape == (32, 1, 28, 28)
+    assert batch["model"].keys() == LeNet().state_dict().keys()
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert wandb_records.exit_code(wandb_records.read_records(offline)) == 1
-    assert len(rows(tmp_path / "run")) == 1
 
 
 def short_run(directory, *overrides):
@@ -253,8 +257,15 @@ def test_an_evaluation_interrupted_after_the_training_says_how_to_have_it(tmp_pa
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jacobian_robust.evaluation._Bars.__call__", interrupted)
     options = ["regularizer=none", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger=csv"]
-    with pytest.raises(KeyboardInterrupt, match=r"the training is done; evaluate.py checkpoint=.*run"):
-        train(composed("train", *SHORT, *options, "evaluate=true", "limit=40", f"output_dir={tmp_path}/run"))
-    assert (tmp_path / "run" / "model.safetensors").is_file()
+    options += ["evaluate=true", "limit=20", "sanity_images=0", "geometry_images=0", "reliability=false"]
+    command = [*SHORT, *options, f"output_dir={tmp_path}/run"]
+    with monkeypatch.context() as patched:
+        patched.setattr("jacobian_robust.evaluation._Bars.__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=r"the training is done; .*hydra.run.dir=.*run and resume=true"):
+            train(composed("train", *command))
+    weights = (tmp_path / "run" / "model.safetensors").stat()
+    metrics = train(composed("train", *command, "resume=true"))
+    assert (tmp_path / "run" / "model.safetensors").stat() == weights, "what was trained is not trained again"
+    assert "robust_accuracy_linf_0.1" in metrics
+    assert train(composed("train", *command, "resume=true")) == metrics

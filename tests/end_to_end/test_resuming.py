@@ -1,0 +1,228 @@
+"""Runs that are interrupted, killed and damaged, and go on as if nothing had happened."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from jacobian_robust.checkpointing import RunCheckpoint
+from jacobian_robust.checkpoints import load_checkpoint
+from jacobian_robust.errors import Terminated, UserError
+from jacobian_robust.files import claimed
+from jacobian_robust.module import RobustClassifier
+from jacobian_robust.training import train
+
+from . import wandb_records
+from .conftest import ROOT, SHORT, composed
+
+OPTIONS = [
+    *("regularizer.probes=1", "trainer.max_epochs=3", "trainer.limit_train_batches=7", "trainer.limit_val_batches=2"),
+    *("monitor_images=10", "amortization.every=3", "checkpoints.every_steps=2"),
+]
+
+
+def start(directory, *overrides, logger="csv"):
+    return train(composed("train", *SHORT, *OPTIONS, f"logger={logger}", f"output_dir={directory}", *overrides))
+
+
+def rows(directory):
+    with (directory / "metrics.csv").open() as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def assert_same(directory, whole):
+    ours, theirs = (load_checkpoint(place / "checkpoints" / "last.ckpt") for place in (directory, whole))
+    for name, weight in theirs.state_dict.items():
+        assert torch.equal(weight, ours.state_dict[name]), name
+    assert rows(directory) == rows(whole)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    start(directory)
+    return directory
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture
+def dying(monkeypatch):
+    """Make the next training die after a step, counted from 1 over all epochs."""
+
+    def after(step):
+        steps = []
+        original = RobustClassifier.training_step
+
+        def training_step(self, batch, batch_idx):
+            steps.append(batch_idx)
+            if len(steps) > step:
+                raise Killed
+            return original(self, batch, batch_idx)
+
+        monkeypatch.setattr(RobustClassifier, "training_step", training_step)
+
+    return after
+
+
+@pytest.mark.parametrize("step", [3, 7, 11, 18])
+def test_a_run_that_died_goes_on_bit_for_bit(tmp_path, whole, dying, monkeypatch, step):
+    """Within the first epoch, at its end, within a later one: with the weights and metrics of the uninterrupted run."""
+    with monkeypatch.context():
+        dying(step)
+        with pytest.raises(Killed):
+            start(tmp_path / "run")
+        monkeypatch.undo()
+    start(tmp_path / "run", "resume=true")
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_run_that_dies_again_and_again_goes_on_all_the_same(tmp_path, whole, dying, monkeypatch):
+    deaths = 0
+    for _ in range(20):
+        dying(3)
+        try:
+            start(tmp_path / "run", "resume=true")
+            break
+        except Killed:
+            deaths += 1
+        finally:
+            monkeypatch.undo()
+    assert deaths >= 5
+    assert_same(tmp_path / "run", whole)
+
+
+def test_the_random_streams_of_a_model_go_on(tmp_path, dying, monkeypatch):
+    """Dropout draws from torch's global stream."""
+    model = "model._target_=tests.end_to_end.models.WithDropout"
+    start(tmp_path / "whole", model)
+    dying(9)
+    with pytest.raises(Killed):
+        start(tmp_path / "run", model)
+    monkeypatch.undo()
+    start(tmp_path / "run", model, "resume=true")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, whole, dying, monkeypatch, capsys):
+    dying(12)
+    with pytest.raises(Killed):
+        start(tmp_path / "run")
+    monkeypatch.undo()
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    start(tmp_path / "run", "resume=true")
+    assert "last.ckpt is damaged" in capsys.readouterr().out.replace("\n", " ")
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt.damaged").read_bytes() == content
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, whole, monkeypatch):
+    original = pl.Trainer.save_checkpoint
+    written = []
+
+    def full(self, path, *args, **kwargs):
+        written.append(path)
+        if len(written) == 3:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        original(self, path, *args, **kwargs)
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", full)
+    with pytest.raises(UserError, match=r"cannot be written.*No space left.*resume=true"):
+        start(tmp_path / "run")
+    monkeypatch.undo()
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    start(tmp_path / "run", "resume=true")
+    assert_same(tmp_path / "run", whole)
+
+
+def test_sigterm_keeps_the_step_and_says_how_to_go_on(tmp_path, whole, monkeypatch):
+    original = RunCheckpoint.on_train_batch_end
+
+    def asked(self, trainer, *args):
+        if trainer.global_step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, trainer, *args)
+
+    monkeypatch.setattr(RunCheckpoint, "on_train_batch_end", asked)
+    with pytest.raises(Terminated, match=r"hydra.run.dir=.*run and resume=true"):
+        start(tmp_path / "run", "checkpoints.every_steps=null")
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").epochs == 1
+    start(tmp_path / "run", "checkpoints.every_steps=null", "resume=true")
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_finished_run_is_left_as_it_is_and_another_configuration_is_refused(whole):
+    before = (whole / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    metrics = start(whole, "resume=true")
+    assert metrics["epoch"] == 3
+    assert (whole / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="other options"):
+        start(whole, "resume=true", "seed=1")
+
+
+def test_two_processes_cannot_go_on_with_one_run(tmp_path):
+    config = {"some": "thing"}
+    with (
+        claimed(tmp_path, config),
+        pytest.raises(UserError, match="in use by another process"),
+        claimed(tmp_path, config, resume=True),
+    ):
+        pass
+    with claimed(tmp_path, config, resume=True):
+        pass
+
+
+def test_the_wandb_run_goes_on(tmp_path, dying, monkeypatch):
+    dying(9)
+    with pytest.raises(Killed):
+        start(tmp_path / "run", logger="wandb")
+    monkeypatch.undo()
+    time.sleep(1)  # W&B names directories by the second
+    start(tmp_path / "run", "resume=true", logger="wandb")
+    first, second = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    ids = {record.run.run_id for place in (first, second) for record in wandb_records.read_records(place)} - {""}
+    assert len(ids) == 1
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments_changes_nothing(tmp_path):
+    """Real processes, killed without warning: thirty times, then to the end."""
+    options = ["trainer.max_epochs=4", "trainer.limit_train_batches=40", "checkpoints.every_steps=1"]
+
+    def command(directory, *more):
+        door = [sys.executable, str(ROOT / "train.py"), *SHORT, *OPTIONS, *options, "logger=csv"]
+        return [*door, f"hydra.run.dir={directory}", *more]
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    generator = random.Random(0)
+    kills = 0
+    for _ in range(30):
+        process = subprocess.Popen(
+            command(tmp_path / "run", "resume=true"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        try:
+            process.wait(timeout=generator.uniform(6, 14))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    subprocess.run(command(tmp_path / "run", "resume=true"), check=True, capture_output=True)
+    assert kills >= 3
+    assert_same(tmp_path / "run", tmp_path / "whole")
