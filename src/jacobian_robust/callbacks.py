@@ -173,7 +173,7 @@ class EpochRecord(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the rows and the seconds."""
         self.rows = [dict(row) for row in state_dict["rows"]]
-        self._spent = state_dict["seconds"]
+        self._spent = state_dict.get("seconds", 0.0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on with the clock, for a run that is resumed within an epoch."""

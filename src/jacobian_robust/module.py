@@ -276,5 +276,6 @@ class RobustClassifier(pl.LightningModule):
         """Restore the generator of the probes, and the epoch's means."""
         stored = checkpoint["jacobian_robust"]
         self._generator.set_state(stored["generator"].cpu())
-        self._means["train"].load_state_dict(stored["means"])
-        self.skipped_steps = stored["skipped_steps"]
+        if "means" in stored:  # checkpoints of older versions end with an epoch
+            self._means["train"].load_state_dict(stored["means"])
+        self.skipped_steps = stored.get("skipped_steps", 0)
