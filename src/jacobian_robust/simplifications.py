@@ -434,7 +434,7 @@ def off_by(
     columns = torch.arange(ratio.shape[1], device=ratio.device)
     low, high = ratio[before, columns], ratio[first, columns]
     over = high > 1
-    crossed = torch.where(over, 1 + tolerance, 1 - tolerance)
+    crossed = 1 + tolerance * (high - 1).sign()
     share = torch.where(first > 0, (crossed - low) / (high - low), torch.zeros_like(low))
     radius = r[before] + share * (r[first] - r[before])
     radius = torch.where(outside.any(0), radius, torch.inf)
