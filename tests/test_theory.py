@@ -195,3 +195,23 @@ def test_delta_of_a_tie(c, data):
     tie = torch.zeros(c, dtype=torch.float64)
     tie[:k] = 1 / k
     assert geometry.distance_to_center(tie).item() == pytest.approx(2 * math.acos(min(1, (k / c) ** 0.5)), abs=1e-7)
+
+
+@given(st.floats(2, 12), st.floats(0.5, 2))
+def test_zero_curvature_is_not_enough_for_equation_9(slope, place):
+    """Simplification 2 needs a metric that is constant over the ball; on a line every metric has zero curvature.
+
+    A logistic regression of one input: eq. 14 holds, even with d_B, at a radius three times the distance to its
+    boundary, and the model errs inside it.
+    """
+    model = torch.nn.Linear(1, 2, bias=False).double()
+    model.weight.data = torch.tensor([[slope], [-slope]], dtype=torch.float64)
+    x = torch.tensor([[place]], dtype=torch.float64, requires_grad=True)
+    logits = model(x)
+    norm = spectral_norm(logits, x)
+    closed_form = 2 * slope * logits.softmax(-1).prod(-1).sqrt()
+    torch.testing.assert_close(norm, closed_form)
+    assume(float(slope * place) > 3)
+    eps = 3 * place
+    assert satisfies_condition(norm, logits, bound="boundary", eps=eps).all()
+    assert model(x - 0.9 * eps).argmax() != logits.argmax()

@@ -4,6 +4,9 @@ The condition of eq. 14, ``‖J_μ‖ ≤ d/ε``, is looked at in four variants:
 center (the note's), or d_B, to the decision boundary; the norm is Frobenius' (the note's penalty) or the spectral one.
 An image that satisfies it at ``ε`` is promised to stand every perturbation up to that Euclidean length. A *fall* is a
 correct image with a known adversarial perturbation that is not longer.
+
+A *flat* metric is one that is constant over the ball, in the coordinates of the inputs: what the step from eq. 8 to
+eq. 9 uses. The note asks for zero curvature there, which is less.
 """
 
 import json
