@@ -261,7 +261,8 @@ def six_simplifications(study: Study, *, split: str) -> Figure:
         panels[key].set_title(title, fontsize=11)
         panels[key].legend()
     panels["1"].set_xscale("log")
-    panels["1"].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    spread = panels["1"].get_xlim()[1] / panels["1"].get_xlim()[0]
+    panels["1"].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread < 300 else (1,)))
     panels["1"].xaxis.set_major_formatter("{x:g}")
     panels["1"].xaxis.set_minor_formatter(NullFormatter())
     _flatness(panels["2"], study)

@@ -653,8 +653,8 @@ def _moment(found: OffBy) -> str:
     radius = found.radius
     when = f"r = {radius.median:.2g} (quartiles {radius.q25:.2g}, {radius.q75:.2g})" if radius else "never"
     return (
-        f"{when}: the prediction then moves more at {found.over} images, less at {found.under}, never off at "
-        f"{found.never}"
+        f"{when}, of both signs the first: the prediction then moves more at {found.over} images, less at "
+        f"{found.under}, never off at {found.never}"
     )
 
 
