@@ -455,9 +455,9 @@ def _off(radius: Float[Tensor, "images"], over: Bool[Tensor, "images"]) -> OffBy
 
 
 def _radii_of(images: Float[Tensor, "images *shape"]) -> list[float]:
-    """Return the radii at which flatness is looked at: from 0.01 to 4, or to the box's diagonal if that is less."""
+    """Return the radii at which flatness is looked at: up to 4, or to the box's diagonal if less, from a 400th on."""
     largest = min(4.0, math.sqrt(images[0].numel()))
-    return torch.logspace(-2, math.log10(largest), RADII, dtype=torch.float64).tolist()
+    return torch.logspace(math.log10(largest / 400), math.log10(largest), RADII, dtype=torch.float64).tolist()
 
 
 def _outside_box(points: Float[Tensor, "images *shape"]) -> Bool[Tensor, "images"]:
