@@ -44,11 +44,15 @@ def test_the_radius_of_nearly_undecided_images_is_their_distance_to_the_boundary
         logits = model(images)
     labels = logits.argmax(-1)
     predicted = radii(model, images)
-    smallest = smallest_perturbations(model, images, labels, torch.ones(40, dtype=torch.bool))
+    nearest = smallest_perturbations(model, images, labels, torch.ones(40, dtype=torch.bool))
+    smallest = nearest.length
     exact = ((logits[:, 0] - logits[:, 1]).abs() / normal.norm()).detach()
     torch.testing.assert_close(predicted.predicted, exact, rtol=1e-2, atol=0)
     assert smallest.isfinite().all()
     assert (smallest >= 0.999 * exact).all()
+    torch.testing.assert_close((nearest.examples - images).flatten(1).norm(dim=-1), smallest)
+    with torch.no_grad():
+        assert (model(nearest.examples).argmax(-1) != labels).all()
     result = compare(predicted, smallest, torch.ones(40, dtype=torch.bool), [float(exact.median())])
     assert result.rank_correlation is not None
     assert result.rank_correlation > 0.9

@@ -8,7 +8,15 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 from jacobian_robust import geometry
-from jacobian_robust.jacobian import FisherFactor, frobenius_norm, jacobian_norms, random_signs, spectral_norm
+from jacobian_robust.jacobian import (
+    FisherFactor,
+    frobenius_norm,
+    jacobian_norms,
+    random_signs,
+    spectral_norm,
+    stretch,
+    worst_direction,
+)
 from jacobian_robust.models import LeNet
 
 NORMS = {
@@ -319,3 +327,41 @@ def test_mistakes_are_named():
         spectral_norm(model(inputs), inputs, columns=1, tolerance=0.0)
     with pytest.raises(ValueError, match="classes ≥ 2"):
         frobenius_norm(model(inputs)[:, :1], inputs)
+
+
+@given(classes=st.integers(2, 9), seed=st.integers(0, 2**20))
+@settings(max_examples=20)
+def test_the_worst_direction_is_stretched_by_the_spectral_norm_and_none_by_more(classes, seed):
+    model, inputs = network(classes, seed), random_inputs(seed)
+    worst = measure(worst_direction, model, inputs)
+    spectral = measure(spectral_norm, model, inputs)
+    torch.testing.assert_close(worst.norm(dim=-1), torch.ones(5, dtype=torch.float64))
+    torch.testing.assert_close(measure(stretch, model, inputs, directions=worst), spectral)
+    others = torch.nn.functional.normalize(random_inputs(seed + 1), dim=-1)
+    assert (measure(stretch, model, inputs, directions=others) <= spectral * (1 + 1e-9)).all()
+
+
+@given(classes=st.integers(2, 9), seed=st.integers(0, 2**20))
+@settings(max_examples=20)
+def test_the_stretch_of_a_direction_is_the_derivative_of_the_sphere_embedding(classes, seed):
+    model, inputs, directions = network(classes, seed), random_inputs(seed), random_inputs(seed + 1)
+    _, pushed = torch.func.jvp(lambda x: geometry.sphere_embedding(model(x).softmax(-1)), (inputs,), (directions,))
+    torch.testing.assert_close(measure(stretch, model, inputs, directions=directions), pushed.norm(dim=-1))
+
+
+def test_a_confident_prediction_has_a_worst_direction_too():
+    """Its Jacobian's squares are below float32's smallest number."""
+    model = nn.Linear(6, 3)
+    inputs = random_inputs(0).float()
+    with torch.no_grad():
+        model.bias += torch.tensor([90.0, 0, 0])
+    worst = measure(worst_direction, model, inputs)
+    torch.testing.assert_close(worst.norm(dim=-1), torch.ones(5))
+    expected = measure(worst_direction, model.double(), inputs.double())
+    torch.testing.assert_close((worst.double() * expected).sum(-1).abs(), torch.ones(5, dtype=torch.float64))
+
+
+def test_a_constant_prediction_has_none():
+    model = nn.Linear(6, 3).double()
+    torch.nn.init.zeros_(model.weight)
+    assert not measure(worst_direction, model, random_inputs(0)).any()

@@ -17,10 +17,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from jacobian_robust import data, models
+from jacobian_robust import data, models, regularizers
 from jacobian_robust.config import describe
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.errors import UserError
+from jacobian_robust.regularizers import Penalty
 
 __all__ = ["SUFFIXES", "Checkpoint", "export", "find_checkpoints", "load_checkpoint"]
 
@@ -94,6 +95,19 @@ class Checkpoint:
             raise UserError("data=NAME is missing: the model does not say what to evaluate it on; choose data=mnist")
         datamodule: MNISTDataModule = _make(self, "data", data, MNISTDataModule)
         return datamodule
+
+    def penalty(self) -> Penalty | None:
+        """Return the penalty that the model was trained with, if it was trained with one.
+
+        Raises:
+            UserError: if the checkpoint does not say, or names a class outside :mod:`jacobian_robust.regularizers`.
+        """
+        if "regularizer" not in self.config:
+            raise UserError(f"checkpoint {self.path} does not say which penalty the model was trained with")
+        if not self.config["regularizer"]:
+            return None
+        penalty: Penalty = _make(self, "regularizer", regularizers, Penalty)
+        return penalty
 
 
 def _make(checkpoint: Checkpoint, group: str, module: ModuleType, base: type) -> Any:

@@ -22,7 +22,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from jacobian_robust import first_order, plots, reliability
+from jacobian_robust import first_order, plots, reliability, simplifications
 from jacobian_robust.attacks import Attack, Norm, Transfer
 from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_checkpoint
 from jacobian_robust.config import build, build_each, describe, plain, read_options
@@ -32,6 +32,7 @@ from jacobian_robust.files import claimed, distinct_names, from_here, write_atom
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import PixelInput
 from jacobian_robust.provenance import versions
+from jacobian_robust.regularizers import condition_of
 from jacobian_robust.report import write_report
 from jacobian_robust.results import (
     AttackOutcome,
@@ -46,7 +47,7 @@ from jacobian_robust.results import (
     groups,
     settings_hash,
 )
-from jacobian_robust.robustness import Sweep, sweep
+from jacobian_robust.robustness import Sweep, predictions, sweep
 from jacobian_robust.sanity import Check, checks_of, sanity_checks, verdict
 from jacobian_robust.tracking import WandbOptions, log_evaluation, read_logger, wandb_run
 
@@ -66,6 +67,8 @@ class _Options(BaseModel):
     sanity_images: int = Field(ge=0)
     geometry_images: int = Field(ge=0)
     reliability: bool
+    diagnostics: Literal["simplifications", None]
+    diagnostics_images: PositiveInt
 
 
 class _Input(BaseModel):
@@ -100,6 +103,8 @@ class Evaluation:
         sanity_images: how many images the sanity checks attack anew; 0 for no checks.
         geometry_images: for how many images the geometry's prediction is compared with the smallest perturbation found.
         reliability: whether to look at noise, calibration and images of another kind.
+        diagnostics: ``simplifications`` to measure the note's six (:mod:`jacobian_robust.simplifications`).
+        diagnostics_images: on how many images of the split, and on as many training images.
         data: the data to evaluate on, instead of what each checkpoint was trained on.
     """
 
@@ -111,6 +116,8 @@ class Evaluation:
     sanity_images: int = 0
     geometry_images: int = 0
     reliability: bool = False
+    diagnostics: Literal["simplifications"] | None = None
+    diagnostics_images: int = 500
     data: MNISTDataModule | None = None
 
     @property
@@ -300,6 +307,8 @@ def report(
             models=[model for model, _ in measured],
         )
         alike = groups(results.models)
+        studies = [details.study for _, details in measured if details.study is not None]
+        simplified = _simplified(results, studies)
         figures = _figures(results, alike, [details for _, details in measured])
         for name, figure in figures.items():
             figure.savefig(directory / f"{name}.png", dpi=120)
@@ -310,13 +319,20 @@ def report(
             writer.writerows(rows)
         with write_atomically(directory / "images.csv") as file:
             csv.writer(file).writerows(_image_rows(results, [details for _, details in measured]))
-        write_report(directory / "report.html", results, alike, figures, config)
+        if simplified is not None:
+            with write_atomically(directory / "simplifications.csv") as file:
+                csv.writer(file).writerows(simplifications.image_rows(studies))
+            with write_atomically(directory / "simplifications.json") as file:
+                file.write(simplified.model_dump_json(indent=2))
+        write_report(directory / "report.html", results, alike, figures, config, simplified)
         if run is not None:
             log_evaluation(run, results, rows, figures, directory / "report.html")
         with write_atomically(finished) as file:  # last: it says that the evaluation is whole
             file.write(results.model_dump_json(indent=2))
     shutil.rmtree(directory / PROGRESS, ignore_errors=True)
     print_results(results, alike)
+    if simplified is not None:
+        _print_simplifications(simplified)
     Console().print(f"results: {directory}/report.html, robustness.json, .csv, images.csv, *.png", soft_wrap=True)
     return results
 
@@ -437,6 +453,7 @@ class _Details:
     sweeps: list[Sweep]
     radii: first_order.Radii | None
     smallest: Tensor | None
+    study: simplifications.Study | None
 
 
 def _measure(
@@ -459,7 +476,9 @@ def _measure(
     ]
     checks = _checks(subject, images, labels, sweeps, others, evaluation)
     log_p = reliability.log_probabilities(subject.network, images)
-    predicted, smallest, compared = _first_order(subject, images, labels, sweeps, evaluation)
+    sample = _nearest(subject, images, labels, sweeps, evaluation)
+    predicted, smallest, compared = _first_order(sample, evaluation)
+    study = _study(subject, sample, evaluation)
     checkpoint = subject.checkpoint
     model = Model(
         name=subject.name,
@@ -489,7 +508,7 @@ def _measure(
         if evaluation.reliability
         else [],
     )
-    return model, _Details(subject.name, labels, log_p.exp().amax(-1), sweeps, predicted, smallest)
+    return model, _Details(subject.name, labels, log_p.exp().amax(-1), sweeps, predicted, smallest, study)
 
 
 def _sweep(
@@ -565,26 +584,84 @@ def _checks(
         )
 
 
-def _first_order(
+def _nearest(
     subject: Subject, images: Tensor, labels: Tensor, sweeps: Sequence[Sweep], evaluation: Evaluation
-) -> tuple[first_order.Radii | None, Tensor | None, FirstOrder | None]:
-    """Return the radii at the first images, the smallest ℓ2 perturbations known there, and the comparison."""
-    sample = evaluation.geometry_images
-    if not sample:
-        return None, None, None
-    images, labels = images[:sample], labels[:sample]
-    correct = sweeps[0].predicted[:sample] == labels
-    with tqdm(total=len(images) + int(correct.sum()), desc=f"geometry of {subject.name}", unit="image") as bar:
-        predicted = first_order.radii(subject.network, images, progress=bar.update)
-        smallest = first_order.smallest_perturbations(
-            subject.network, images, labels, correct, seed=evaluation.seed, progress=bar.update
-        )
-    budgets = [eps for attack in evaluation.attacks if attack.norm == "l2" for eps in attack.eps if eps > 0]
+) -> simplifications.Sample | None:
+    """Return the first images with the geometry there and the smallest ℓ2 perturbations known, if anything needs it."""
+    number = max(evaluation.geometry_images, evaluation.diagnostics_images if evaluation.diagnostics else 0)
+    if not number:
+        return None
+    images, labels = images[:number], labels[:number]
+    sample = _sample(subject, images, labels, f"geometry of {subject.name}", evaluation)
+    smallest = sample.smallest
     for swept in sweeps:
         if swept.norm == "l2":
-            smallest = torch.minimum(smallest, swept.smallest[:sample])
-    compared = first_order.compare(predicted, smallest, correct, sorted(set(budgets)) or L2_RADII)
-    return predicted, smallest, compared
+            smallest = torch.minimum(smallest, swept.smallest[:number])
+    return replace(sample, smallest=smallest)
+
+
+def _sample(
+    subject: Subject, images: Tensor, labels: Tensor, title: str, evaluation: Evaluation
+) -> simplifications.Sample:
+    """Return what the geometry and FAB say of images."""
+    correct = predictions(subject.network, images) == labels
+    with tqdm(total=len(images) + int(correct.sum()), desc=title, unit="image") as bar:
+        predicted = first_order.radii(subject.network, images, progress=bar.update)
+        nearest = first_order.smallest_perturbations(
+            subject.network, images, labels, correct, seed=evaluation.seed, progress=bar.update
+        )
+    return simplifications.Sample(images, correct, predicted, nearest, nearest.length)
+
+
+def _l2_budgets(evaluation: Evaluation) -> Sequence[float]:
+    """Return the ℓ2 radii that are attacked, or else the usual ones."""
+    budgets = {eps for attack in evaluation.attacks if attack.norm == "l2" for eps in attack.eps if eps > 0}
+    return sorted(budgets) or L2_RADII
+
+
+def _first_order(
+    sample: simplifications.Sample | None, evaluation: Evaluation
+) -> tuple[first_order.Radii | None, Tensor | None, FirstOrder | None]:
+    """Return the radii at the first images, the smallest ℓ2 perturbations known there, and the comparison."""
+    number = evaluation.geometry_images
+    if sample is None or not number:
+        return None, None, None
+    sample = sample.first(number)
+    compared = first_order.compare(sample.radii, sample.smallest, sample.correct, _l2_budgets(evaluation))
+    return sample.radii, sample.smallest, compared
+
+
+def _study(
+    subject: Subject, sample: simplifications.Sample | None, evaluation: Evaluation
+) -> simplifications.Study | None:
+    """Measure the note's simplifications, if they are asked for."""
+    if sample is None or not evaluation.diagnostics:
+        return None
+    checkpoint, training, condition = subject.checkpoint, None, None
+    with contextlib.suppress(UserError):  # a foreign model does not say
+        condition = condition_of(checkpoint.penalty(), subject.datamodule.classes)
+    split = None
+    with contextlib.suppress(UserError):  # nor what it was trained on, whose files need not be on this machine
+        trained_on = checkpoint.datamodule()
+        trained_on.setup("fit")
+        split = trained_on.split("train")
+    if split is not None:
+        images, labels = (tensor.to(_device()) for tensor in split.first(evaluation.diagnostics_images))
+        title = f"geometry of {subject.name}, training images"
+        training = _sample(subject, images, labels, title, evaluation)
+    sample = sample.first(evaluation.diagnostics_images)
+    total = simplifications.PASSES * len(sample.images)
+    with tqdm(total=total, desc=f"simplifications of {subject.name}", unit="image") as bar:
+        return simplifications.study(
+            subject.name,
+            subject.network,
+            sample,
+            training,
+            budgets=_l2_budgets(evaluation),
+            condition=condition,
+            rows=checkpoint.rows,
+            progress=bar.update,
+        )
 
 
 def _other_images(datamodule: MNISTDataModule, images: Tensor, evaluation: Evaluation) -> dict[str, Tensor]:
@@ -647,7 +724,21 @@ def _figures(results: Results, alike: Sequence[Group], details: Sequence[_Detail
             figures[f"examples_{swept.norm}{suffix}"] = plots.adversarial_examples(
                 examples, title=f"{model.name}: images broken in {plots.NORMS[swept.norm]}"
             )
+        if detail.study is not None:
+            figures[f"simplifications{suffix}"] = plots.six_simplifications(detail.study, split=results.split)
     return figures
+
+
+def _simplified(results: Results, studies: Sequence[simplifications.Study]) -> simplifications.Simplifications | None:
+    """Return what ``simplifications.json`` holds, if they were measured."""
+    if not studies:
+        return None
+    return simplifications.Simplifications(
+        split=results.split,
+        seed=results.seed,
+        attacks=[name for name, attack in results.attacks.items() if attack["norm"] == "l2"],
+        models=[study.result for study in studies],
+    )
 
 
 def _rows(results: Results) -> list[dict[str, Any]]:
@@ -777,3 +868,26 @@ def _table(results: Results, norm: Norm) -> Table:
             cells.append(f"{timed[i]:.0f} (×{timed[i] / timed[0]:.2f})" if i else f"{timed[0]:.0f}")
         table.add_row(model.name, f"{model.clean_accuracy:.1%}", *cells)
     return table
+
+
+def _print_simplifications(simplified: simplifications.Simplifications) -> None:
+    """Print the six simplifications and, below them, what accounts for each fall."""
+    console = Console()
+    for model in simplified.models:
+        title = f"{model.name}: the note's six simplifications on {model.images} {simplified.split} images"
+        measured = Table("simplification", "measured", title=title, title_justify="left")
+        for row in simplifications.summary(model):
+            measured.add_row(*row)
+        console.print(measured)
+        table = Table(
+            title=f"{model.name}: what the condition ‖J‖ ≤ d/ε promised, and what fell, of the correct images",
+            caption="Fell by 1: δ instead of d_B; by 2: the metric is not flat; "
+            "the others were promised nothing (5, 6).",
+            title_justify="left",
+            caption_justify="left",
+        )
+        for column in simplifications.FALL_COLUMNS:
+            table.add_column(column, justify="right")
+        for cells in simplifications.fall_rows(model.falls_of("evaluated")):
+            table.add_row(*cells)
+        console.print(table)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,10 +13,13 @@ from torch import Tensor, nn
 from jacobian_robust.attacks import FAB
 from jacobian_robust.geometry import distance_to_boundary, distance_to_center
 from jacobian_robust.jacobian import jacobian_norms
+from jacobian_robust.regularizers import Bound
 from jacobian_robust.results import Condition, FirstOrder
 from jacobian_robust.robustness import attack_standing, distances
 
-__all__ = ["Radii", "compare", "radii", "smallest_perturbations"]
+__all__ = ["JacobianNorm", "Nearest", "Radii", "compare", "radii", "smallest_perturbations"]
+
+JacobianNorm = Literal["frobenius", "spectral"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,30 @@ class Radii:
     def predicted(self) -> Float[Tensor, "images"]:
         """The first-order radius ``d_B/‖J_μ‖₂``: the Euclidean length that a linear model of ``μ`` asks for."""
         return self.boundary / self.spectral
+
+    def satisfy(self, *, bound: Bound, norm: JacobianNorm, eps: float) -> Bool[Tensor, "images"]:
+        """Return at which images ``‖J_μ‖ ≤ d/ε``: eq. 14 for the spectral norm and the distance to the center.
+
+        Args:
+            bound: the distance ``d``: to the ``center`` (δ) or to the decision ``boundary`` (d_B).
+            norm: of the Jacobian.
+            eps: the Euclidean radius ``ε``, in units of the inputs.
+        """
+        distance = self.center if bound == "center" else self.boundary
+        return (self.frobenius if norm == "frobenius" else self.spectral) * eps <= distance
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest adversarial examples that were found.
+
+    Attributes:
+        length: ℓ2 length of each perturbation; infinite where none was found.
+        examples: the adversarial images; the clean ones where none was found.
+    """
+
+    length: Float[Tensor, "images"]
+    examples: Float[Tensor, "images *shape"]
 
 
 def radii(
@@ -71,13 +99,14 @@ def smallest_perturbations(
     *,
     seed: int = 0,
     progress: Callable[[int], None] = lambda images: None,
-) -> Float[Tensor, "images"]:
-    """Return the length of the smallest ℓ2 perturbation that FAB found for the correct images; else infinity."""
+) -> Nearest:
+    """Return the smallest ℓ2 perturbations that FAB found for the correct images."""
     attack = FAB(name="fab_smallest", norm="l2", eps=(math.sqrt(images[0].numel()),), steps=20, targets=4)
-    smallest = images.new_full((len(images),), torch.inf)
+    smallest = Nearest(images.new_full((len(images),), torch.inf), images.clone())
     for batch in attack_standing(model, images, labels, correct.clone(), attack, attack.eps[0], seed=seed):
         lengths = distances(images[batch.indices], batch.adversarial, "l2")
-        smallest[batch.indices] = torch.where(batch.fallen, lengths, torch.inf)
+        smallest.length[batch.indices] = torch.where(batch.fallen, lengths, torch.inf)
+        smallest.examples[batch.indices[batch.fallen]] = batch.adversarial[batch.fallen]
         progress(len(batch.indices))
     return smallest
 
@@ -105,8 +134,9 @@ def compare(
     conditions = []
     for eps in budgets:
         fell = found_at <= eps
-        center = predicted.frobenius[correct] * eps <= predicted.center[correct]
-        boundary = predicted.frobenius[correct] * eps <= predicted.boundary[correct]
+        center, boundary = (
+            predicted.satisfy(bound=bound, norm="frobenius", eps=eps)[correct] for bound in get_args(Bound)
+        )
         conditions.append(
             Condition(
                 eps=eps,

@@ -22,7 +22,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["FisherFactor", "frobenius_norm", "gram_matrix", "jacobian_norms", "random_signs", "spectral_norm"]
+__all__ = [
+    "FisherFactor",
+    "frobenius_norm",
+    "gram_matrix",
+    "jacobian_norms",
+    "random_signs",
+    "spectral_norm",
+    "stretch",
+    "worst_direction",
+]
 
 
 _TINY = 1e-30  # positive in every floating-point format
@@ -347,6 +356,43 @@ def jacobian_norms(
     gram, unusable = _finite(gram_matrix(logits, inputs))
     eigenvalues = torch.linalg.eigvalsh(gram).clamp_min(0)
     return eigenvalues.sum(-1).sqrt() + unusable, eigenvalues[:, -1].sqrt() + unusable
+
+
+def worst_direction(
+    logits: Float[Tensor, "batch classes"], inputs: Float[Tensor, "batch *shape"]
+) -> Float[Tensor, "batch *shape"]:
+    """Return the unit top right singular vector of ``J_μ``, exact and without a graph: the input's fastest direction.
+
+    Its sign is arbitrary. It is zero where the Jacobian is, and nan where that is not finite.
+
+    Raises:
+        ValueError: if the shapes do not match or the logits do not depend on the inputs.
+    """
+    _check(logits, inputs)
+    factor = FisherFactor(logits.detach())
+    rows = _top_rows(logits, inputs, factor, factor.columns)
+    # The squares of a confident prediction's entries are below float32's smallest number.
+    rows = rows / rows.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+    gram, unusable = _finite(rows @ rows.mT)
+    combination = torch.linalg.eigh(gram).eigenvectors[:, None, :, -1]
+    direction = (combination @ rows)[:, 0] + unusable[:, None]
+    return torch.nn.functional.normalize(direction, dim=-1).view_as(inputs)
+
+
+def stretch(
+    logits: Float[Tensor, "batch classes"],
+    inputs: Float[Tensor, "batch *shape"],
+    directions: Float[Tensor, "batch *shape"],
+) -> Float[Tensor, "batch"]:
+    """Return ``‖J_μ v‖ = √(g̃(v, v))``, the length of a direction in the pulled-back metric (eq. 4), without a graph.
+
+    Raises:
+        ValueError: if the shapes do not match or the logits do not depend on the inputs.
+    """
+    _check(logits, inputs)
+    factor = FisherFactor(logits.detach())
+    rows = _top_rows(logits, inputs, factor, factor.columns)
+    return torch.linalg.vector_norm(rows @ directions.flatten(1).to(rows.dtype)[..., None], dim=(-2, -1))
 
 
 def _finite(gram: Float[Tensor, "batch n n"]) -> tuple[Float[Tensor, "batch n n"], Float[Tensor, "batch"]]:

@@ -36,6 +36,7 @@ __all__ = [
     "RadiusPenalty",
     "Spectral",
     "capped_exp",
+    "condition_of",
     "satisfies_condition",
 ]
 
@@ -312,6 +313,24 @@ class Margin:
         norm = frobenius_norm(logits, inputs, probes=self.probes, generator=generator, create_graph=create_graph)
         distance = signed_distance_to_boundary(logits.to(norm.dtype).softmax(-1), labels)
         return nn.functional.softplus(self.eps * norm - distance, beta=self.kappa)
+
+
+NOTE_DELTA_OVER_EPS = 1e-3
+"""The note's ``δ_m/ε`` (section 4.2)."""
+
+
+def condition_of(penalty: object, classes: int) -> tuple[float, Bound]:
+    """Return the ``ε`` and the bound of eq. 14 that a penalty enforces; the note's for one that knows none, or none.
+
+    Args:
+        penalty: a penalty, or ``None``.
+        classes: the number of classes.
+    """
+    if isinstance(penalty, Margin):
+        return penalty.eps, "boundary"
+    if isinstance(penalty, RadiusPenalty):
+        return penalty.radius(classes), penalty.bound
+    return max_distance_to_center(classes) / NOTE_DELTA_OVER_EPS, "center"
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)

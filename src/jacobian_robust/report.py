@@ -4,7 +4,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from jacobian_robust.files import write_atomically
 from jacobian_robust.plots import NORMS
 from jacobian_robust.results import Group, Results
+from jacobian_robust.simplifications import FALL_COLUMNS, Simplifications, Split, fall_rows, summary
 
 __all__ = ["write_report"]
 
@@ -24,6 +25,7 @@ CAPTIONS = {
     "calibration": "Accuracy against confidence on the clean images; the diagonal is a model to be taken at its word.",
     "noise": "Accuracy under Gaussian noise, one draw an image.",
     "classes": "Accuracy by true class, clean and at each budget.",
+    "simplifications": "The note's six simplifications; simplifications.json describes every figure.",
     "examples": "Images that it took the budget to break: clean, attacked and the difference (scaled), with the "
     "predicted class and its probability. PGD ends at the first iterate that breaks an image, so that low "
     "probabilities are usual.",
@@ -31,7 +33,12 @@ CAPTIONS = {
 
 
 def write_report(
-    path: Path, results: Results, alike: Sequence[Group], figures: Mapping[str, Figure], config: Mapping[str, Any]
+    path: Path,
+    results: Results,
+    alike: Sequence[Group],
+    figures: Mapping[str, Figure],
+    config: Mapping[str, Any],
+    simplifications: Simplifications | None = None,
 ) -> None:
     """Write the report of an evaluation.
 
@@ -41,6 +48,7 @@ def write_report(
         alike: models that differ in their training seed alone.
         figures: by name, in the order in which they are shown.
         config: what was asked for, as plain containers.
+        simplifications: the note's six, if they were measured.
     """
     environment = Environment(
         loader=PackageLoader("jacobian_robust", "templates"),
@@ -62,6 +70,20 @@ def write_report(
     text = environment.get_template("report.html").render(
         results=results,
         groups=alike,
+        simplifications=[
+            {
+                "name": model.name,
+                "images": model.images,
+                "summary": summary(model),
+                "falls": {
+                    f"{falls[0].images} correct images, {split}": fall_rows(falls)
+                    for split in get_args(Split)
+                    if (falls := model.falls_of(split))
+                },
+            }
+            for model in (simplifications.models if simplifications else ())
+        ],
+        fall_columns=FALL_COLUMNS,
         figures=shown,
         norms=NORMS,
         config=OmegaConf.to_yaml(OmegaConf.create(dict(config))),

@@ -25,6 +25,7 @@ __all__ = [
     "OutOfDistribution",
     "Results",
     "SanityCheck",
+    "Strict",
     "Threat",
     "groups",
     "settings_hash",
@@ -34,11 +35,13 @@ FORMAT: Literal[3] = 3
 """Raised whenever a field changes its meaning, its type or its place."""
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A part of a results file: immutable, without unknown fields, each field described by its docstring."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class AttackOutcome(_Strict):
+class AttackOutcome(Strict):
     """What one attack did at one budget."""
 
     attack: str
@@ -51,7 +54,7 @@ class AttackOutcome(_Strict):
     """Examples that it returned outside the ball or outside [0, 1]; they break nothing."""
 
 
-class Budget(_Strict):
+class Budget(Strict):
     """The worst case over all attacks at one budget."""
 
     eps: float
@@ -70,7 +73,7 @@ class Budget(_Strict):
     """Attack by attack, in the order in which they met the images."""
 
 
-class Threat(_Strict):
+class Threat(Strict):
     """All budgets of one norm."""
 
     norm: Norm
@@ -79,7 +82,7 @@ class Threat(_Strict):
     """In ascending order."""
 
 
-class ClassAccuracy(_Strict):
+class ClassAccuracy(Strict):
     """One class of images."""
 
     label: int
@@ -92,7 +95,7 @@ class ClassAccuracy(_Strict):
     """By norm: how many stand at each budget of that norm."""
 
 
-class Condition(_Strict):
+class Condition(Strict):
     """The note's condition (eq. 14) at a radius ε beside what the attacks found there."""
 
     eps: float
@@ -111,7 +114,7 @@ class Condition(_Strict):
     """Of those that fell, how many do."""
 
 
-class FirstOrder(_Strict):
+class FirstOrder(Strict):
     """The first-order Fisher–Rao radius ``d_B(x)/‖J_μ‖₂`` against the smallest ℓ2 perturbation that an attack found."""
 
     images: int
@@ -130,7 +133,7 @@ class FirstOrder(_Strict):
     """At the radii of the ℓ2 budgets."""
 
 
-class Calibration(_Strict):
+class Calibration(Strict):
     """How far the predicted probabilities can be taken at their word, on the clean images."""
 
     ece: float
@@ -143,7 +146,7 @@ class Calibration(_Strict):
     """Mean confidence, accuracy and number of images of each bin that has any."""
 
 
-class NoisePoint(_Strict):
+class NoisePoint(Strict):
     """Accuracy under Gaussian noise: one draw for each image, images that the model gets wrong clean included."""
 
     sigma: float
@@ -152,7 +155,7 @@ class NoisePoint(_Strict):
     """Share of all images."""
 
 
-class OutOfDistribution(_Strict):
+class OutOfDistribution(Strict):
     """How well a score tells the evaluated images from others: area under the ROC curve; 0.5 is chance."""
 
     against: str
@@ -167,7 +170,7 @@ class OutOfDistribution(_Strict):
     """AUROC of δ, the Fisher–Rao distance to the simplex's centre."""
 
 
-class SanityCheck(_Strict):
+class SanityCheck(Strict):
     """The outcome of a check on the evaluation itself."""
 
     name: str
@@ -178,7 +181,7 @@ class SanityCheck(_Strict):
     """One sentence."""
 
 
-class Model(_Strict):
+class Model(Strict):
     """One evaluated classifier."""
 
     name: str
@@ -229,7 +232,7 @@ class Model(_Strict):
         return sorted(points.items())
 
 
-class Results(_Strict):
+class Results(Strict):
     """An evaluation of one or more classifiers."""
 
     format: Literal[3] = FORMAT

@@ -32,13 +32,12 @@ from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.errors import Terminated, UserError
 from jacobian_robust.evaluation import Evaluation, read_evaluation, report, subjects
 from jacobian_robust.files import claimed, from_here, write_atomically
-from jacobian_robust.geometry import max_distance_to_center
 from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.model_checks import check_model
 from jacobian_robust.module import RobustClassifier
 from jacobian_robust.plots import training_curves
 from jacobian_robust.provenance import versions
-from jacobian_robust.regularizers import Amortization, Margin, Penalty, RadiusPenalty
+from jacobian_robust.regularizers import Amortization, Penalty, condition_of
 from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wandb_run
 
 __all__ = ["train", "trainer_arguments"]
@@ -46,7 +45,7 @@ __all__ = ["train", "trainer_arguments"]
 NOT_IN_CHECKPOINT = (
     *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name"),
     *("evaluate", "attack", "suite", "limit", "split", "independent"),
-    *("sanity_images", "geometry_images", "reliability"),
+    *("sanity_images", "geometry_images", "reliability", "diagnostics", "diagnostics_images"),
 )
 """Keys of the config that do not shape the trained network."""
 
@@ -237,7 +236,8 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
     module = RobustClassifier(
         model, optimizer, penalty, amortization=options.amortization, seed=options.seed, config=config
     )
-    monitor = JacobianMonitor(options.monitor_images, **_condition(measured_as, datamodule.classes))
+    eps, bound = condition_of(build(measured_as, "regularizer", optional=True), datamodule.classes)
+    monitor = JacobianMonitor(options.monitor_images, eps=eps, bound=bound)
     record = EpochRecord(directory / "metrics.csv", monitor)
     callbacks: list[pl.Callback] = [
         monitor,
@@ -314,16 +314,6 @@ def _check_differentiable(model: nn.Module, datamodule: MNISTDataModule) -> None
         check_model(copy.deepcopy(model), images)
     except ValueError as error:
         raise UserError(f"model: cannot be trained with a penalty on its Jacobian: {error}") from error
-
-
-def _condition(cfg: DictConfig, classes: int) -> dict[str, Any]:
-    """Return the ε and the bound of eq. 14 that a config's penalty gives; without one, the note's."""
-    penalty = build(cfg, "regularizer", optional=True)
-    if isinstance(penalty, Margin):
-        return {"eps": penalty.eps, "bound": "boundary"}
-    if isinstance(penalty, RadiusPenalty):
-        return {"eps": penalty.radius(classes), "bound": penalty.bound}
-    return {"eps": max_distance_to_center(classes) / 1e-3, "bound": "center"}
 
 
 def _check_resumable(place: str, config: Mapping[str, Any], epochs: int) -> Path:

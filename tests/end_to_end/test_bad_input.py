@@ -99,6 +99,12 @@ EVALUATE = [
     (["checkpoint=GOOD", "attack.pgd_linf.step_size=-1"], "attack.pgd_linf.step_size", "greater than 0"),
     (["checkpoint=GOOD", "attack.pgd_linf.norm=l3"], "attack.pgd_linf.norm", "'linf' or 'l2'"),
     (["checkpoint=GOOD", "limit=-3"], "limit", "greater than 0"),
+    (["checkpoint=GOOD", "diagnostics=everything"], "diagnostics", "'simplifications' or None"),
+    (
+        ["checkpoint=GOOD", "diagnostics=simplifications", "diagnostics_images=0"],
+        "diagnostics_images",
+        "greater than 0",
+    ),
     (["checkpoint=GOOD", "model=lenet", "model.classes=7"], "another architecture", "size mismatch"),
     (["checkpoint=GOOD", "data=mnist", "data.root=/nonexistent"], "/nonexistent", "data.root"),
 ]

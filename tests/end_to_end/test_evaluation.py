@@ -10,6 +10,7 @@ from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate
 from jacobian_robust.results import Results
+from jacobian_robust.simplifications import Simplifications
 
 from . import wandb_records
 from .conftest import composed
@@ -196,3 +197,44 @@ def test_checkpoints_are_found_in_files_runs_and_trees(trained):
     assert find_checkpoints([trained.directory]) == [frobenius, vanilla]
     assert len(find_checkpoints([vanilla, vanilla.parent / ".." / "checkpoints" / "last.ckpt"])) == 1
     assert find_checkpoints([vanilla, trained.directory]) == [vanilla, frobenius]
+
+
+def test_the_notes_simplifications_are_measured_on_demand(trained, tmp_path, capsys):
+    options = ["attack=pgd_l2", "attack.pgd_l2.steps=4", "attack.pgd_l2.eps=[0.5,1.5]", "limit=10", *QUICK[1:]]
+    options += ["diagnostics=simplifications", "diagnostics_images=8", "logger=csv"]
+    places = ",".join(f"{trained.directory}/{name}" for name in ("vanilla", "frobenius"))
+    report = evaluate(composed("evaluate", *options, f"checkpoint=[{places}]", f"output_dir={tmp_path}/r"))
+    found = Simplifications.model_validate_json((tmp_path / "r" / "simplifications.json").read_text())
+    assert (found.attacks, found.split) == (["pgd_l2"], "test")
+    with (tmp_path / "r" / "simplifications.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    with (tmp_path / "r" / "images.csv").open() as file:
+        images = [row for row in csv.DictReader(file) if int(row["image"]) < 8]
+    for model, evaluated in zip(found.models, report.models, strict=True):
+        assert (model.name, model.images, model.training_images) == (evaluated.name, 8, 8)
+        assert [epoch.epoch for epoch in model.epochs] == [1, 2]
+        assert {fall.eps for fall in model.falls} == {0.5, 1.5}
+        own = [row for row in rows if (row["name"], row["split"]) == (model.name, "evaluated")]
+        swept = [row for row in images if row["name"] == model.name]
+        fall = next(fall for fall in model.falls if fall.eps == 1.5)
+        broken = [row for row in own if row["smallest_known_l2"] and float(row["smallest_known_l2"]) <= 1.5]
+        assert fall.fell == len(broken) > 0
+        # whatever the attack broke has fallen, whether FAB broke it or not
+        assert {row["image"] for row in broken} >= {
+            row["image"] for row in swept if row["label"] == row["predicted"] and row["robust_l2_1.5"] == "0"
+        }
+        assert (tmp_path / "r" / f"simplifications_{model.name}.png").read_bytes().startswith(b"\x89PNG")
+    assert found.models[1].condition_bound == "center"
+    assert "six simplifications" in (tmp_path / "r" / "report.html").read_text()
+    assert "what the condition ‖J‖ ≤ d/ε promised" in capsys.readouterr().out
+
+
+def test_of_a_foreign_model_the_simplifications_are_measured_without_its_training(trained, tmp_path):
+    weights = load_checkpoint(trained.directory / "vanilla" / "checkpoints" / "last.ckpt").state_dict
+    torch.save(weights, tmp_path / "weights.pt")
+    options = ["diagnostics=simplifications", "diagnostics_images=4", "logger=csv", "model=lenet", "data=mnist"]
+    run(tmp_path, f"checkpoint={tmp_path}/weights.pt", "limit=4", *options)
+    (model,) = Simplifications.model_validate_json((tmp_path / "results" / "simplifications.json").read_text()).models
+    assert model.training_images is model.condition_eps is None
+    assert model.epochs == []
+    assert {fall.eps for fall in model.falls} == {0.5, 1.0, 1.5, 2.0}
