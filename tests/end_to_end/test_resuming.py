@@ -226,3 +226,35 @@ def test_sigkill_at_random_moments_changes_nothing(tmp_path):
     subprocess.run(command(tmp_path / "run", "resume=true"), check=True, capture_output=True)
     assert kills >= 3
     assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_an_evaluation_killed_at_random_moments_ends_the_same(tmp_path):
+    checkpoint = ROOT / "docs" / "results" / "checkpoints" / "note_vanilla.safetensors"
+    options = ["attack=[fgsm,pgd_linf]", "limit=400", "sanity_images=0", "geometry_images=0", "reliability=false"]
+
+    def command(directory, *more):
+        door = [sys.executable, str(ROOT / "evaluate.py"), f"checkpoint={checkpoint}", *options, "logger=csv"]
+        return [*door, f"hydra.run.dir={directory}", *more]
+
+    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+    progress = tmp_path / "parted" / "progress" / "0_linf.pt"
+    generator = random.Random(0)
+    kills = 0
+    for _ in range(5):
+        process = subprocess.Popen(
+            command(tmp_path / "parted", "resume=true"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and not progress.exists():
+            time.sleep(0.1)
+        try:
+            process.wait(timeout=generator.uniform(2, 8))
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    subprocess.run(command(tmp_path / "parted", "resume=true"), check=True, capture_output=True)
+    assert kills >= 2
+    for name in ("robustness.json", "images.csv"):
+        assert (tmp_path / "parted" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
