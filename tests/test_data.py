@@ -146,7 +146,8 @@ def test_toy_points_are_of_three_equal_classes_in_the_unit_square(toy):
     points, labels = toy.split("test").first(None)
     assert points.shape == (60, 1, 1, 2)
     assert points.dtype == torch.float32
-    assert points.min() >= 0 and points.max() <= 1
+    assert points.min() >= 0
+    assert points.max() <= 1
     assert labels.bincount().tolist() == [20, 20, 20]
 
 
