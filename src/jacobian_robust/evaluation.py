@@ -584,11 +584,10 @@ def _first_order(
 
 def _other_images(datamodule: ImageDataModule, images: Tensor, evaluation: Evaluation) -> dict[str, Tensor]:
     """Return images of another kind: made from the evaluated ones, and the other data set where its files are."""
-    found = reliability.transformed(images, seed=evaluation.seed)
+    found = reliability.transformed(images, seed=evaluation.seed, pictures=datamodule.pictures)
     if not datamodule.pictures:
-        left_out = [name for name in found if name != "uniform noise"]
-        Console().print(f"left out: {' and '.join(left_out)}, the points of {datamodule.data_name} are no pictures")
-        return {name: other for name, other in found.items() if name not in left_out}
+        what = f"the points of {datamodule.data_name} are no pictures"
+        Console().print(f"left out: rotated and inverted images, {what}", soft_wrap=True)
     if not isinstance(datamodule, MNISTDataModule):
         return found
     other = MNISTDataModule if isinstance(datamodule, FashionMNISTDataModule) else FashionMNISTDataModule

@@ -224,7 +224,7 @@ def _heights(scenes: Sequence[Scene]) -> Figure:
             heights = distance(scene.theta)
             steps = (heights / top * 2 * SHADES).round().view(scene.side, scene.side).numpy() * top / 2 / SHADES
             axes.imshow(steps, origin="lower", extent=(0, 1, 0, 1), cmap="cividis", norm=colours, interpolation="none")
-            _contour(axes, scene, heights, list(np.arange(0.25, top, 0.25)), step=5, colors="white", linewidths=0.6)
+            _contour(axes, scene, heights, list(np.arange(0.25, top, 0.25)), step=3, colors="white", linewidths=0.6)
             _boundary(axes, scene, "black")
             _square(axes)
         bar = figure.colorbar(ScalarMappable(colours, "cividis"), ax=list(grid[row]), shrink=0.9)
@@ -296,7 +296,7 @@ def _edges(project: Callable[[Tensor], np.ndarray], axes: Axes) -> None:
         tie = torch.stack([share / 3, 0.5 - share / 6, 0.5 - share / 6], dim=1).roll(k, dims=1)
         axes.plot(*project(tie).T, color=INK, linewidth=0.8, linestyle="--")
         x, y = project(torch.eye(3, dtype=torch.float64)[[k]])[0]
-        away = 1 + 0.16 / math.hypot(x, y) if project is _in_triangle else 1.2
+        away = 1 + 0.16 / math.hypot(x, y) if project is _in_triangle else 1.13
         axes.text(away * x, away * y, f"class {k}", color=PALETTE[k], ha="center", va="center", fontsize=12)
     if project is _in_triangle:
         axes.set(xlim=(-1.25, 1.25), ylim=(-0.75, 1.3))
