@@ -30,7 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 from torchvision.models import resnet18
 
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
-from jacobian_robust.data import MNISTDataModule
+from jacobian_robust.data import ImageDataModule, MNISTDataModule
 from jacobian_robust.jacobian import FisherFactor, frobenius_norm, random_signs, spectral_norm
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import LeNet
@@ -206,7 +206,7 @@ def compare(case: Case, seconds: float, peer: Path | None) -> dict[str, dict[str
 
 def regularised(checkpoint: str | None, steps: int) -> Case:
     """Return a network that was trained with the penalty, and 200 images that it was not trained on."""
-    datamodule = MNISTDataModule()
+    datamodule: ImageDataModule = MNISTDataModule()
     if checkpoint is not None:
         stored = load_checkpoint(find_checkpoints([checkpoint])[0])
         model, datamodule = stored.model(), stored.datamodule()

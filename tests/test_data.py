@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from jacobian_robust.data import FashionMNISTDataModule, ImageDataset, MNISTDataModule
+from jacobian_robust.data import FashionMNISTDataModule, ImageDataset, MNISTDataModule, ToyDataModule
 from jacobian_robust.errors import UserError
 
 RAW = Path(__file__).parents[1] / "data" / "MNIST" / "raw"
@@ -132,3 +132,48 @@ def test_fashion_mnist_is_found_in_its_directory(tmp_path, monkeypatch):
     datamodule.prepare_data()
     datamodule.setup("test")
     assert len(datamodule.split("test")) == 10_000
+
+
+@pytest.fixture
+def toy() -> ToyDataModule:
+    datamodule = ToyDataModule(training_size=90, test_size=60, validation_size=30)
+    datamodule.setup()
+    return datamodule
+
+
+def test_toy_points_are_of_three_equal_classes_in_the_unit_square(toy):
+    assert [len(toy.split(name)) for name in ("train", "validation", "test")] == [60, 30, 60]
+    points, labels = toy.split("test").first(None)
+    assert points.shape == (60, 1, 1, 2)
+    assert points.dtype == torch.float32
+    assert points.min() >= 0
+    assert points.max() <= 1
+    assert labels.bincount().tolist() == [20, 20, 20]
+
+
+def test_toy_points_follow_the_data_seed_alone_and_no_split_shares_one(toy):
+    same, other = (
+        ToyDataModule(training_size=90, test_size=60, validation_size=30, **seed)
+        for seed in ({"shuffle_seed": 7}, {"data_seed": 1})
+    )
+    for datamodule in (same, other):
+        datamodule.setup()
+    names = ("train", "validation", "test")
+    points, again, others = (torch.cat([d.split(n).images for n in names]) for d in (toy, same, other))
+    assert torch.equal(points, again)
+    assert len(torch.cat([points, others]).unique(dim=0)) == 2 * len(points)
+
+
+def test_without_noise_toy_arms_are_turned_copies_of_each_other():
+    datamodule = ToyDataModule(noise=0.0, training_size=2, validation_size=0, test_size=300)
+    datamodule.setup("test")
+    points, labels = datamodule.split("test").first(None)
+    radius = (points.view(-1, 2) - 0.5).norm(dim=1)
+    angle = torch.atan2(*(points.view(-1, 2) - 0.5).flip(1).unbind(1))
+    start = angle / (2 * torch.pi) - labels / 3 - 0.5 * (radius - 0.08) / 0.34  # of the arm, in turns
+    torch.testing.assert_close((start - start.round()).abs(), torch.zeros(300), atol=1e-5, rtol=0)
+
+
+def test_a_toy_split_that_leaves_nothing_is_refused():
+    with pytest.raises(UserError, match="leaves nothing of 100 points"):
+        ToyDataModule(training_size=100, validation_size=100)

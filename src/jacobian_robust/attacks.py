@@ -24,6 +24,7 @@ __all__ = [
     "FAB",
     "FGSM",
     "PGD",
+    "SQUARES",
     "Attack",
     "AutoAttack",
     "Ball",
@@ -43,6 +44,9 @@ Ball = Literal["linf", "l2"]
 
 Loss = Literal["cross_entropy", "margin", "dlr"]
 Part = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
+
+SQUARES = 5
+"""A side of an image, in the starting pattern of torchattacks' Square in ℓ2."""
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -339,9 +343,20 @@ class Square(Attack):
     queries: PositiveInt
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
-        return torchattacks.Square(
+        library = torchattacks.Square(
             model, norm=_LIBRARY_NORM[self.norm], eps=eps, n_queries=self.queries, seed=_drawn_seed()
         )
+
+        def attack(images: Tensor, labels: Tensor) -> Tensor:
+            if self.norm == "l2" and min(images.shape[-2:]) < SQUARES:
+                raise UserError(
+                    f"{self.name}: Square in ℓ2 tiles an image with {SQUARES} squares a side, and these have "
+                    f"{images.shape[-2]}×{images.shape[-1]} pixels; leave it out"
+                )
+            adversarial: Tensor = library(images, labels)
+            return adversarial
+
+        return attack
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -358,6 +373,13 @@ class AutoAttack(Attack):
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         def attack(images: Tensor, labels: Tensor) -> Tensor:
+            with torch.no_grad():
+                classes = model(images[:1]).shape[-1]
+            if classes < 4 and (self.parts is None or not {"apgd-dlr", "apgd-t"}.isdisjoint(self.parts)):
+                raise UserError(
+                    f"{self.name}: AutoAttack's DLR losses need 4 classes or more, and there are {classes}; leave it "
+                    f"out, or choose attack.{self.name}.parts=[apgd-ce]"
+                )
             library = pyautoattack.AutoAttack(
                 model,
                 attacks=list(self.parts) if self.parts else None,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from jacobian_robust import data, models, regularizers
 from jacobian_robust.config import describe
-from jacobian_robust.data import MNISTDataModule
+from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.regularizers import Penalty
 
@@ -85,7 +85,7 @@ class Checkpoint:
             ) from error
         return model.eval()
 
-    def datamodule(self) -> MNISTDataModule:
+    def datamodule(self) -> ImageDataModule:
         """Return the data that the model was trained on.
 
         Raises:
@@ -93,7 +93,7 @@ class Checkpoint:
         """
         if not self.config:
             raise UserError("data=NAME is missing: the model does not say what to evaluate it on; choose data=mnist")
-        datamodule: MNISTDataModule = _make(self, "data", data, MNISTDataModule)
+        datamodule: ImageDataModule = _make(self, "data", data, ImageDataModule)
         return datamodule
 
     def penalty(self) -> Penalty | None:

@@ -1,6 +1,8 @@
-"""Datamodules: images in memory as uint8, handed out in batches as float32 pixels in [0, 1]."""
+"""Datamodules: images in memory, handed out in batches as float32 pixels in [0, 1]."""
 
+import abc
 import hashlib
+import math
 import tempfile
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -8,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int, UInt8
-from pydantic import NonNegativeInt, PositiveInt, validate_call
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, validate_call
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
@@ -17,22 +19,23 @@ from torchvision.datasets.utils import extract_archive
 from jacobian_robust.errors import UserError
 from jacobian_robust.loading import EpochSampler, ResumableLoader
 
-__all__ = ["FashionMNISTDataModule", "ImageDataset", "MNISTDataModule"]
+__all__ = ["FashionMNISTDataModule", "ImageDataModule", "ImageDataset", "MNISTDataModule", "ToyDataModule"]
 
 _PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, "batch"]]
+Images = UInt8[Tensor, "images channels height width"] | Float[Tensor, "images channels height width"]
 
 
 class ImageDataset(Dataset[Batch]):
     """Images and labels held in memory and indexed a whole batch at a time.
 
     Args:
-        images: ``(images, channels, height, width)``, uint8.
+        images: ``(images, channels, height, width)``: uint8, or float32 pixels in [0, 1].
         labels: ``(images,)``, int64.
     """
 
-    def __init__(self, images: UInt8[Tensor, "images channels height width"], labels: Int[Tensor, "images"]) -> None:
+    def __init__(self, images: Images, labels: Int[Tensor, "images"]) -> None:
         self.images = images
         self.labels = labels
 
@@ -45,7 +48,7 @@ class ImageDataset(Dataset[Batch]):
     def __getitems__(self, indices: list[int]) -> Batch:
         """Return a batch: float32 pixels in [0, 1] and labels. The DataLoader calls this once a batch."""
         index = torch.tensor(indices, device=self.images.device)
-        return self.images[index].float().div_(255), self.labels[index]
+        return _pixels(self.images[index]), self.labels[index]
 
     def to(self, device: torch.device) -> "ImageDataset":
         """Return the same images in a device's memory."""
@@ -53,18 +56,21 @@ class ImageDataset(Dataset[Batch]):
 
     def first(self, limit: int | None) -> Batch:
         """Return the first ``limit`` images, or all, as one batch."""
-        return self.images[:limit].float().div_(255), self.labels[:limit]
+        return _pixels(self.images[:limit]), self.labels[:limit]
+
+
+def _pixels(images: Images) -> Float[Tensor, "images channels height width"]:
+    return images if images.is_floating_point() else images.float().div_(255)
 
 
 def _as_is(batch: Any) -> Any:
     return batch
 
 
-class MNISTDataModule(pl.LightningDataModule):
-    """MNIST, from the four original files under ``root/MNIST/raw``, read by torchvision.
+class ImageDataModule(pl.LightningDataModule, abc.ABC):
+    """Labelled images, split into what is trained on, what is held out of it and what is tested on.
 
     Args:
-        root: directory of the data; a relative one is looked for in the working directory, then in the project's.
         batch_size: images in a training batch; the last batch of an epoch may be smaller.
         validation_size: number of training images held out for validation; 0 trains on all, as the note does.
         split_seed: seed of the choice of the held-out images.
@@ -72,32 +78,25 @@ class MNISTDataModule(pl.LightningDataModule):
             Nothing is selected by them.
         shuffle_seed: seed of the order of the training images, which depends on it and on the epoch alone.
 
+    Attributes:
+        classes: number of classes.
+        image_shape: channels, height and width of an image.
+        pictures: whether the images can be looked at, rotated and inverted.
+
     Raises:
-        UserError: if the sizes contradict each other; from :meth:`prepare_data` if files are missing or damaged.
+        UserError: if the sizes contradict each other.
     """
 
-    dataset_class: ClassVar[type[datasets.MNIST]] = datasets.MNIST
-    classes: ClassVar[int] = 10
-    image_shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
+    classes: ClassVar[int]
+    image_shape: ClassVar[tuple[int, int, int]]
+    pictures: ClassVar[bool] = True
 
-    @validate_call
     def __init__(
-        self,
-        root: str = "data",
-        batch_size: PositiveInt = 32,
-        validation_size: NonNegativeInt = 5000,
-        split_seed: int = 0,
-        validate_on_test: bool = False,
-        shuffle_seed: int = 0,
+        self, *, batch_size: int, validation_size: int, split_seed: int, validate_on_test: bool, shuffle_seed: int
     ) -> None:
         super().__init__()
         if validate_on_test and validation_size:
             raise UserError("data.validate_on_test needs data.validation_size=0: there are validation images to use")
-        if validation_size >= 60_000:
-            raise UserError(f"data.validation_size={validation_size} leaves nothing of 60000 images to train on")
-        self.root = Path(root)
-        if not self.root.is_absolute() and not (self.root / self.dataset_class.__name__).exists():
-            self.root = _PROJECT_ROOT / root
         self.batch_size = batch_size
         self.validation_size = validation_size
         self.split_seed = split_seed
@@ -106,55 +105,18 @@ class MNISTDataModule(pl.LightningDataModule):
         self._splits: dict[str, ImageDataset] = {}
 
     @property
+    def data_name(self) -> str:
+        """What the data are called in results."""
+        return type(self).__name__.removesuffix("DataModule")
+
+    @abc.abstractmethod
+    def _read(self, *, train: bool) -> ImageDataset:
+        """Return the training images, the held-out ones included, or the test images."""
+
+    @property
     def validation_name(self) -> Literal["validation", "test"]:
         """What the per-epoch validation curves are measured on."""
         return "test" if self.validate_on_test else "validation"
-
-    def prepare_data(self) -> None:
-        """Make sure that the files are there, downloading them if torchvision can, and whole.
-
-        Raises:
-            UserError: if a file is missing or its md5 sum is not the one that torchvision expects.
-        """
-        raw = self.root / self.dataset_class.__name__ / "raw"
-        archives = [(raw / name, md5) for name, md5 in self.dataset_class.resources]
-        if not all(archive.is_file() for archive, _ in archives):
-            try:
-                self.dataset_class(str(self.root), download=True)
-            except Exception as error:  # torchvision raises what its transport raised
-                raise UserError(
-                    f"{self.dataset_class.__name__}: files missing in {raw} and the download failed "
-                    f"({type(error).__name__}); put the four .gz files there or set data.root"
-                ) from error
-        for archive, md5 in archives:
-            if archive.is_file() and hashlib.md5(archive.read_bytes()).hexdigest() != md5:
-                raise UserError(
-                    f"{archive} is damaged (its md5 sum is not {md5}); restore it, "
-                    f"for the shipped files with: git checkout -- {archive.parent}"
-                )
-
-    def present(self) -> bool:
-        """Return whether the files are there, without a download."""
-        raw = self.root / self.dataset_class.__name__ / "raw"
-        return all((raw / name).is_file() for name, _ in self.dataset_class.resources)
-
-    def _read(self, *, train: bool) -> ImageDataset:
-        """Return a split, extracted into a temporary folder: the shipped one is never written to, by no process."""
-        raw = self.root / self.dataset_class.__name__ / "raw"
-        archives = [raw / name for name, _ in self.dataset_class.resources]
-        with tempfile.TemporaryDirectory() as scratch:
-            root = self.root
-            if all(archive.is_file() for archive in archives):
-                root = Path(scratch)
-                extracted = root / self.dataset_class.__name__ / "raw"
-                extracted.mkdir(parents=True)
-                for archive in archives:
-                    extract_archive(str(archive), str(extracted))
-            try:
-                dataset = self.dataset_class(str(root), train=train)
-            except (RuntimeError, ValueError, AssertionError, OSError) as error:
-                raise UserError(f"{raw} cannot be read ({error}); remove the extracted files there") from error
-        return ImageDataset(dataset.data.unsqueeze(1), dataset.targets)
 
     def setup(self, stage: str | None = None) -> None:
         """Read what a stage needs: ``fit`` the training images, ``test`` the test images, ``None`` both."""
@@ -206,7 +168,172 @@ class MNISTDataModule(pl.LightningDataModule):
         return DataLoader(split, batch_size=128, collate_fn=_as_is, generator=generator) if len(split) else []
 
 
+class MNISTDataModule(ImageDataModule):
+    """MNIST, from the four original files under ``root/MNIST/raw``, read by torchvision.
+
+    Args:
+        root: directory of the data; a relative one is looked for in the working directory, then in the project's.
+        batch_size: images in a training batch; the last batch of an epoch may be smaller.
+        validation_size: number of training images held out for validation; 0 trains on all, as the note does.
+        split_seed: seed of the choice of the held-out images.
+        validate_on_test: with ``validation_size=0``, use the test set for the per-epoch curves (the note's Figure 1).
+            Nothing is selected by them.
+        shuffle_seed: seed of the order of the training images, which depends on it and on the epoch alone.
+
+    Raises:
+        UserError: if the sizes contradict each other; from :meth:`prepare_data` if files are missing or damaged.
+    """
+
+    dataset_class: ClassVar[type[datasets.MNIST]] = datasets.MNIST
+    classes = 10
+    image_shape = (1, 28, 28)
+
+    @validate_call
+    def __init__(
+        self,
+        root: str = "data",
+        batch_size: PositiveInt = 32,
+        validation_size: NonNegativeInt = 5000,
+        split_seed: int = 0,
+        validate_on_test: bool = False,
+        shuffle_seed: int = 0,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            validation_size=validation_size,
+            split_seed=split_seed,
+            validate_on_test=validate_on_test,
+            shuffle_seed=shuffle_seed,
+        )
+        if validation_size >= 60_000:
+            raise UserError(f"data.validation_size={validation_size} leaves nothing of 60000 images to train on")
+        self.root = Path(root)
+        if not self.root.is_absolute() and not (self.root / self.dataset_class.__name__).exists():
+            self.root = _PROJECT_ROOT / root
+
+    @property
+    def data_name(self) -> str:
+        """What the data are called in results."""
+        return self.dataset_class.__name__
+
+    def prepare_data(self) -> None:
+        """Make sure that the files are there, downloading them if torchvision can, and whole.
+
+        Raises:
+            UserError: if a file is missing or its md5 sum is not the one that torchvision expects.
+        """
+        raw = self.root / self.dataset_class.__name__ / "raw"
+        archives = [(raw / name, md5) for name, md5 in self.dataset_class.resources]
+        if not all(archive.is_file() for archive, _ in archives):
+            try:
+                self.dataset_class(str(self.root), download=True)
+            except Exception as error:  # torchvision raises what its transport raised
+                raise UserError(
+                    f"{self.dataset_class.__name__}: files missing in {raw} and the download failed "
+                    f"({type(error).__name__}); put the four .gz files there or set data.root"
+                ) from error
+        for archive, md5 in archives:
+            if archive.is_file() and hashlib.md5(archive.read_bytes()).hexdigest() != md5:
+                raise UserError(
+                    f"{archive} is damaged (its md5 sum is not {md5}); restore it, "
+                    f"for the shipped files with: git checkout -- {archive.parent}"
+                )
+
+    def present(self) -> bool:
+        """Return whether the files are there, without a download."""
+        raw = self.root / self.dataset_class.__name__ / "raw"
+        return all((raw / name).is_file() for name, _ in self.dataset_class.resources)
+
+    def _read(self, *, train: bool) -> ImageDataset:
+        """Return a split, extracted into a temporary folder: the shipped one is never written to, by no process."""
+        raw = self.root / self.dataset_class.__name__ / "raw"
+        archives = [raw / name for name, _ in self.dataset_class.resources]
+        with tempfile.TemporaryDirectory() as scratch:
+            root = self.root
+            if all(archive.is_file() for archive in archives):
+                root = Path(scratch)
+                extracted = root / self.dataset_class.__name__ / "raw"
+                extracted.mkdir(parents=True)
+                for archive in archives:
+                    extract_archive(str(archive), str(extracted))
+            try:
+                dataset = self.dataset_class(str(root), train=train)
+            except (RuntimeError, ValueError, AssertionError, OSError) as error:
+                raise UserError(f"{raw} cannot be read ({error}); remove the extracted files there") from error
+        return ImageDataset(dataset.data.unsqueeze(1), dataset.targets)
+
+
 class FashionMNISTDataModule(MNISTDataModule):
     """Fashion-MNIST, by torchvision: found under ``root/FashionMNIST/raw``, or downloaded to it."""
 
     dataset_class = datasets.FashionMNIST
+
+
+class ToyDataModule(ImageDataModule):
+    """Points of the unit square, along three interleaved spiral arms, one for each class; drawn, not read.
+
+    A point is an image of two pixels, its coordinates, so that models, penalties and attacks see nothing new. Arm ``k``
+    is ``(1/2, 1/2) + r(t)·(cos φ, sin φ)`` with ``r = 0.08 + 0.34 t``, ``φ = 2π (k/3 + turns·t)`` and ``t²`` uniform in
+    [0, 1], which spreads the points along it; Gaussian noise is added, and what leaves the square is put on its edge.
+
+    Args:
+        training_size: number of training points, the held-out ones included.
+        test_size: number of test points.
+        noise: standard deviation of each coordinate about the arm.
+        turns: how much of a full turn an arm makes.
+        data_seed: of the points.
+        batch_size: points in a training batch.
+        validation_size: number of training points held out for validation.
+        split_seed: seed of the choice of the held-out points.
+        validate_on_test: with ``validation_size=0``, use the test set for the per-epoch curves.
+        shuffle_seed: seed of the order of the training points.
+
+    Raises:
+        UserError: if the sizes contradict each other.
+    """
+
+    classes = 3
+    image_shape = (1, 1, 2)
+    pictures = False
+
+    @validate_call
+    def __init__(
+        self,
+        training_size: PositiveInt = 500,
+        test_size: PositiveInt = 1000,
+        noise: NonNegativeFloat = 0.05,
+        turns: float = 0.5,
+        data_seed: int = Field(0, ge=0),
+        batch_size: PositiveInt = 32,
+        validation_size: NonNegativeInt = 200,
+        split_seed: int = 0,
+        validate_on_test: bool = False,
+        shuffle_seed: int = 0,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            validation_size=validation_size,
+            split_seed=split_seed,
+            validate_on_test=validate_on_test,
+            shuffle_seed=shuffle_seed,
+        )
+        if validation_size >= training_size:
+            raise UserError(
+                f"data.validation_size={validation_size} leaves nothing of {training_size} points to train on"
+            )
+        self.training_size = training_size
+        self.test_size = test_size
+        self.noise = noise
+        self.turns = turns
+        self.data_seed = data_seed
+
+    def _read(self, *, train: bool) -> ImageDataset:
+        size = self.training_size if train else self.test_size
+        generator = torch.Generator().manual_seed(2 * self.data_seed + 1 + train)
+        labels = torch.arange(size) % self.classes
+        t = torch.rand(size, generator=generator).sqrt()
+        radius = 0.08 + 0.34 * t
+        angle = 2 * math.pi * (labels / self.classes + self.turns * t)
+        points = 0.5 + radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=-1)
+        points += self.noise * torch.randn(size, 2, generator=generator)
+        return ImageDataset(points.clamp(0, 1).view(-1, *self.image_shape), labels)

@@ -26,7 +26,7 @@ from jacobian_robust import first_order, plots, reliability, simplifications
 from jacobian_robust.attacks import Attack, Norm, Transfer
 from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_checkpoint
 from jacobian_robust.config import build, build_each, describe, plain, read_options
-from jacobian_robust.data import FashionMNISTDataModule, MNISTDataModule
+from jacobian_robust.data import FashionMNISTDataModule, ImageDataModule, MNISTDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import claimed, distinct_names, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory
@@ -118,7 +118,7 @@ class Evaluation:
     reliability: bool = False
     diagnostics: Literal["simplifications"] | None = None
     diagnostics_images: int = 500
-    data: MNISTDataModule | None = None
+    data: ImageDataModule | None = None
 
     @property
     def norms(self) -> list[Norm]:
@@ -140,7 +140,7 @@ class Subject:
     name: str
     checkpoint: Checkpoint
     network: nn.Module
-    datamodule: MNISTDataModule
+    datamodule: ImageDataModule
 
 
 def read_evaluation(cfg: DictConfig) -> Evaluation:
@@ -163,7 +163,7 @@ def evaluate(cfg: DictConfig) -> Results:
     keep_freed_memory()
     evaluation = read_evaluation(cfg)
     if cfg.get("data"):
-        evaluation = replace(evaluation, data=build(cfg, "data", MNISTDataModule))
+        evaluation = replace(evaluation, data=build(cfg, "data", ImageDataModule))
     resume, trust = (_flag(cfg, name) for name in ("resume", "trust"))
     network = build(cfg, "model", nn.Module, optional=True)
     places = cfg.checkpoint if isinstance(cfg.checkpoint, list | ListConfig) else [cfg.checkpoint]
@@ -236,7 +236,7 @@ def subjects(
     return found
 
 
-def _check_logits(network: nn.Module, datamodule: MNISTDataModule, checkpoint: Checkpoint) -> None:
+def _check_logits(network: nn.Module, datamodule: ImageDataModule, checkpoint: Checkpoint) -> None:
     what = f"checkpoint {checkpoint.path}" if checkpoint.path else "model"
     try:
         with torch.no_grad():
@@ -454,6 +454,7 @@ class _Details:
     radii: first_order.Radii | None
     smallest: Tensor | None
     study: simplifications.Study | None
+    pictures: bool
 
 
 def _measure(
@@ -489,7 +490,7 @@ def _measure(
         epochs=checkpoint.epochs,
         seconds_per_epoch=_mean([row["seconds"] for row in checkpoint.rows if "seconds" in row]),
         wandb=checkpoint.wandb,
-        data=f"{subject.datamodule.dataset_class.__name__} {evaluation.split}",
+        data=f"{subject.datamodule.data_name} {evaluation.split}",
         verdict=verdict(checks) if checks else None,
         checks=[SanityCheck(**asdict(check)) for check in checks],
         images=len(images),
@@ -508,7 +509,16 @@ def _measure(
         if evaluation.reliability
         else [],
     )
-    return model, _Details(subject.name, labels, log_p.exp().amax(-1), sweeps, predicted, smallest, study)
+    return model, _Details(
+        subject.name,
+        labels,
+        log_p.exp().amax(-1),
+        sweeps,
+        predicted,
+        smallest,
+        study,
+        subject.datamodule.pictures,
+    )
 
 
 def _sweep(
@@ -664,14 +674,19 @@ def _study(
         )
 
 
-def _other_images(datamodule: MNISTDataModule, images: Tensor, evaluation: Evaluation) -> dict[str, Tensor]:
+def _other_images(datamodule: ImageDataModule, images: Tensor, evaluation: Evaluation) -> dict[str, Tensor]:
     """Return images of another kind: made from the evaluated ones, and the other data set where its files are."""
-    found = reliability.transformed(images, seed=evaluation.seed)
+    found = reliability.transformed(images, seed=evaluation.seed, pictures=datamodule.pictures)
+    if not datamodule.pictures:
+        what = f"the points of {datamodule.data_name} are no pictures"
+        Console().print(f"left out: rotated and inverted images, {what}", soft_wrap=True)
+    if not isinstance(datamodule, MNISTDataModule):
+        return found
     other = MNISTDataModule if isinstance(datamodule, FashionMNISTDataModule) else FashionMNISTDataModule
     elsewhere = other(root=str(datamodule.root), validation_size=0)
     if elsewhere.present():
         elsewhere.setup("test")
-        found[other.dataset_class.__name__] = elsewhere.split("test").first(len(images))[0].to(images)
+        found[elsewhere.data_name] = elsewhere.split("test").first(len(images))[0].to(images)
     return found
 
 
@@ -719,7 +734,7 @@ def _figures(results: Results, alike: Sequence[Group], details: Sequence[_Detail
         figures["first_order"] = plots.predicted_against_found(points)
     for model, detail in zip(results.models, details, strict=True):
         suffix = f"_{model.name.replace('/', '_')}" if len(details) > 1 else ""
-        for swept in detail.sweeps:
+        for swept in detail.sweeps if detail.pictures else ():
             examples = {b.eps: e for b, e in zip(swept.budgets, swept.examples, strict=True)}
             figures[f"examples_{swept.norm}{suffix}"] = plots.adversarial_examples(
                 examples, title=f"{model.name}: images broken in {plots.NORMS[swept.norm]}"

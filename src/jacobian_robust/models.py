@@ -1,13 +1,15 @@
 """Classifiers: pixels in [0, 1] in, logits out. A model that wants normalised pixels normalises them itself."""
 
+import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, PositiveInt, validate_call
 from torch import Tensor, nn
 
-__all__ = ["LeNet", "PixelInput"]
+__all__ = ["MLP", "LeNet", "PixelInput"]
 
 
 class LeNet(nn.Module):
@@ -50,6 +52,41 @@ class LeNet(nn.Module):
         """Return the logits of images with pixels in [0, 1]."""
         logits: Tensor = self.layers(images)
         return logits.softmax(-1) if self.double_softmax else logits
+
+
+class MLP(nn.Module):
+    """A small network of infinitely differentiable layers, for which curvature is defined everywhere.
+
+    Args:
+        classes: number of logits.
+        inputs: numbers in an image.
+        width: of the hidden layers.
+        depth: number of hidden layers.
+        activation: ``tanh``, or ``softplus``.
+    """
+
+    @validate_call
+    def __init__(
+        self,
+        classes: int = Field(3, ge=2),
+        inputs: PositiveInt = 2,
+        width: PositiveInt = 32,
+        depth: PositiveInt = 2,
+        activation: Literal["tanh", "softplus"] = "tanh",
+    ) -> None:
+        super().__init__()
+        sizes = [inputs, *[width] * depth]
+        hidden = [
+            layer
+            for before, after in itertools.pairwise(sizes)
+            for layer in (nn.Linear(before, after), nn.Tanh() if activation == "tanh" else nn.Softplus())
+        ]
+        self.layers = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, classes))
+
+    def forward(self, images: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
+        """Return the logits of images with pixels in [0, 1], which the network itself moves to [-3, 3]."""
+        logits: Tensor = self.layers(6 * images - 3)
+        return logits
 
 
 class PixelInput(nn.Module):

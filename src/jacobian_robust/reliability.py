@@ -64,13 +64,21 @@ def calibration(log_p: Float[Tensor, "images classes"], labels: Int[Tensor, "ima
     )
 
 
-def transformed(images: Float[Tensor, "images *shape"], *, seed: int = 0) -> dict[str, Float[Tensor, "images *shape"]]:
+def transformed(
+    images: Float[Tensor, "images *shape"], *, seed: int = 0, pictures: bool = True
+) -> dict[str, Float[Tensor, "images *shape"]]:
     """Return images of another kind made from the given ones: rotated by 90°, inverted, uniform noise.
 
     Some digits look like digits after a rotation: no score should reach an AUROC of 1 there.
+
+    Args:
+        images: pixels in [0, 1].
+        seed: of the noise.
+        pictures: whether turning and inverting them means anything; otherwise the noise is all there is.
     """
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed)).to(images)
-    return {"rotated by 90°": images.rot90(dims=(-2, -1)), "inverted": 1 - images, "uniform noise": noise}
+    turned = {"rotated by 90°": images.rot90(dims=(-2, -1)), "inverted": 1 - images} if pictures else {}
+    return turned | {"uniform noise": noise}
 
 
 def out_of_distribution(

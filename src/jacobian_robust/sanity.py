@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from jacobian_robust.attacks import FGSM, PGD, Attack, Ball, Norm, Square, Transfer
+from jacobian_robust.attacks import FGSM, PGD, SQUARES, Attack, Ball, Norm, Square, Transfer
 from jacobian_robust.robustness import Sweep, attack_standing, sweep
 
 __all__ = ["Check", "Status", "checks_of", "sanity_checks", "verdict"]
@@ -85,7 +85,7 @@ class _Subject:
     attacks: Sequence[Attack]
     result: Sweep
     seed: int
-    training_images: UInt8[Tensor, "training *shape"] | None
+    training_images: UInt8[Tensor, "training *shape"] | Float[Tensor, "training *shape"] | None
     others: Sequence[nn.Module]
     eps: float
     standing: Bool[Tensor, "sample"]
@@ -145,7 +145,7 @@ def sanity_checks(
     *,
     sample: int = 100,
     seed: int = 0,
-    training_images: UInt8[Tensor, "training *shape"] | None = None,
+    training_images: UInt8[Tensor, "training *shape"] | Float[Tensor, "training *shape"] | None = None,
     others: Sequence[nn.Module] = (),
     progress: Callable[[str], None] = lambda name: None,
 ) -> list[Check]:
@@ -253,8 +253,10 @@ def _unseen(subject: _Subject) -> Outcome:
     if subject.training_images is None:
         return "skip", "the training images are not known"
     seen = {image.tobytes() for image in subject.training_images.numpy(force=True)}
-    evaluated = (subject.evaluated * 255).round().to(torch.uint8).numpy(force=True)
-    known = sum(image.tobytes() in seen for image in evaluated)
+    evaluated = subject.evaluated
+    if not subject.training_images.is_floating_point():
+        evaluated = (evaluated * 255).round().to(torch.uint8)
+    known = sum(image.tobytes() in seen for image in evaluated.numpy(force=True))
     return _share(known, len(evaluated)), f"{known or 'none'} of {len(evaluated)} images are training images"
 
 
@@ -345,6 +347,8 @@ def _saturation(subject: _Subject) -> Outcome:
 
 
 def _gradient_free(subject: _Subject) -> Outcome:
+    if subject.ball == "l2" and min(subject.images.shape[-2:]) < SQUARES:
+        return "skip", f"Square in ℓ2 tiles an image with {SQUARES} squares a side, and these have fewer pixels"
     square = Square(name="square", norm=subject.ball, eps=(subject.eps,), queries=QUERIES)
     return subject.attacked_again(square, f"Square ({QUERIES} queries, no gradients)")
 

@@ -28,7 +28,7 @@ from jacobian_robust.callbacks import METRICS, EpochRecord, EtaSchedule, Jacobia
 from jacobian_robust.checkpointing import Intervals, RunCheckpoint, newest_checkpoint
 from jacobian_robust.checkpoints import export, find_checkpoints, load_checkpoint
 from jacobian_robust.config import build, describe, plain, read_options
-from jacobian_robust.data import MNISTDataModule
+from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import Terminated, UserError
 from jacobian_robust.evaluation import Evaluation, read_evaluation, report, subjects
 from jacobian_robust.files import claimed, from_here, write_atomically
@@ -86,7 +86,7 @@ class _Run:
     name: str
     directory: Path
     module: RobustClassifier
-    datamodule: MNISTDataModule
+    datamodule: ImageDataModule
     trainer: pl.Trainer
     record: EpochRecord
     checkpoint: Path | None
@@ -213,7 +213,7 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
     if cfg.trainer.get("limit_train_batches", 1) == 0:
         raise UserError("trainer.limit_train_batches=0 leaves nothing to train on; give a share or a number of batches")
     pl.seed_everything(options.seed, workers=True, verbose=False)
-    datamodule: MNISTDataModule = build(cfg, "data", MNISTDataModule, shuffle_seed=options.seed)
+    datamodule: ImageDataModule = build(cfg, "data", ImageDataModule, shuffle_seed=options.seed)
     model: nn.Module = build(cfg, "model", nn.Module)
     _check_fit(model, datamodule)
     penalty: Penalty | None = build(cfg, "regularizer", Penalty, optional=True)
@@ -291,7 +291,7 @@ def trainer_arguments(callbacks: list[pl.Callback], directory: Path) -> dict[str
     }
 
 
-def _check_fit(model: nn.Module, datamodule: MNISTDataModule) -> None:
+def _check_fit(model: nn.Module, datamodule: ImageDataModule) -> None:
     """Raise a UserError unless the model maps the data's images to a logit for each class."""
     training = model.training
     try:
@@ -307,7 +307,7 @@ def _check_fit(model: nn.Module, datamodule: MNISTDataModule) -> None:
     model.train(training)
 
 
-def _check_differentiable(model: nn.Module, datamodule: MNISTDataModule) -> None:
+def _check_differentiable(model: nn.Module, datamodule: ImageDataModule) -> None:
     """Raise a UserError unless the gradient of the Jacobian's norm through the model is what it should be."""
     images = torch.rand(4, *datamodule.image_shape, generator=torch.Generator().manual_seed(0))
     try:
@@ -375,7 +375,7 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
     console = Console()
     console.print(f"[bold]{run.name}[/bold]: {run.trainer.max_epochs} epochs → {run.directory}")
     config = plain(run.cfg)
-    tags = [run.name, type(run.datamodule).dataset_class.__name__, type(run.module.model).__name__]
+    tags = [run.name, run.datamodule.data_name, type(run.module.model).__name__]
     pl.seed_everything(options.seed, workers=True, verbose=False)
     started = time.perf_counter()
     with wandb_run(

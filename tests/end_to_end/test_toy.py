@@ -1,0 +1,135 @@
+"""The toy model through the real entry points, and its figures."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from jacobian_robust.errors import UserError
+from jacobian_robust.evaluation import evaluate
+from jacobian_robust.toy import Toy, classifiers, main, toy
+from jacobian_robust.training import train
+
+from .conftest import ROOT, composed
+
+FIGURES = ("decision_regions", "information_balls", "heights", "geodesic_balls", "circles", "attacks")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Path:
+    """The twins of experiment=toy, trained for six short epochs and attacked."""
+    directory = tmp_path_factory.mktemp("toy") / "pair"
+    cfg = composed(
+        "train",
+        "experiment=toy",
+        "logger=csv",
+        "trainer.enable_progress_bar=false",
+        "trainer.max_epochs=6",
+        "data.training_size=200",
+        "data.validation_size=40",
+        "data.test_size=60",
+        "monitor_images=20",
+        "sanity_images=10",
+        "geometry_images=10",
+        "attack.pgd_l2.steps=5",
+        f"output_dir={directory}",
+    )
+    metrics = train(cfg)
+    assert metrics["train_accuracy"] > 0.5
+    assert metrics["twin_robust_accuracy_l2_0.1"] <= metrics["twin_robust_accuracy_l2_0.025"]
+    return directory
+
+
+def test_a_run_of_the_toy_is_a_run_like_any_other(pair):
+    for name in ("vanilla", "frobenius"):
+        held = {path.name for path in (pair / name).iterdir()}
+        assert {"config.yaml", "checkpoints", "model.safetensors", "metrics.csv", "curves.png", "summary.json"} <= held
+    report = json.loads((pair / "evaluation" / "robustness.json").read_text())
+    assert [model["data"] for model in report["models"]] == ["Toy test", "Toy test"]
+    assert not list((pair / "evaluation").glob("examples_*"))  # two pixels are no picture
+    others = [row["against"] for model in report["models"] for row in model["out_of_distribution"]]
+    assert others == ["uniform noise", "uniform noise"]
+
+
+def test_what_does_not_apply_to_points_is_left_out_in_words(pair, tmp_path, capsys):
+    def run(name, *overrides):
+        return evaluate(
+            composed(
+                "evaluate", f"checkpoint={pair}/vanilla", "logger=csv", *overrides, f"output_dir={tmp_path}/{name}"
+            )
+        )
+
+    options = ["attack.pgd_l2.eps=[0.05]", "attack.pgd_l2.step_size=0.02", "limit=20", "sanity_images=10"]
+    results = run("pgd", "attack=pgd_l2", *options)
+    assert results.models[0].images == 20
+    assert "left out: rotated and inverted images, the points of Toy are no pictures" in capsys.readouterr().out
+    skipped = {check.name: check.why for check in results.models[0].checks if check.status == "skip"}
+    assert "Square in ℓ2 tiles an image" in skipped["gradient-free"]
+    with pytest.raises(UserError, match=r"Square in ℓ2 tiles an image .* 1×2 pixels"):
+        run("square", "attack=square_l2", "limit=20")
+    with pytest.raises(UserError, match="DLR losses need 4 classes or more, and there are 3"):
+        run("aa", "attack=autoattack_l2", "limit=20")
+    assert run("square_linf", "attack=square", "attack.square.queries=20", "limit=20", "sanity_images=0").models
+
+
+def test_the_figures_and_their_numbers(pair, tmp_path):
+    results = toy(pair, tmp_path / "out", rays=6)
+    assert Toy.model_validate_json((tmp_path / "out" / "toy.json").read_bytes()) == results
+    for name in FIGURES:
+        assert (tmp_path / "out" / f"{name}.png").stat().st_size > 10_000
+        assert (tmp_path / "out" / f"{name}.svg").read_text().startswith("<?xml")
+    report = json.loads((pair / "evaluation" / "robustness.json").read_text())
+    for model, evaluated in zip(results.classifiers, report["models"], strict=True):
+        assert model.name in ("vanilla", "frobenius")
+        assert model.clean_accuracy == pytest.approx(evaluated["clean_accuracy"], abs=0.02)  # float64 against float32
+        searched = [budget.search for budget in model.budgets]
+        assert searched == sorted(searched, reverse=True)
+        assert all(b.search <= b.pgd + 0.05 for b in model.budgets)
+        for ball in model.balls:
+            assert ball.reached + ball.left + ball.folded == ball.rays == 6
+            assert ball.great_circle_error < 1e-4
+        for attack in model.attacks:
+            assert attack.euclidean <= results.eps * (1 + 1e-9)
+            assert not attack.broken or attack.fisher_rao >= attack.boundary - 1e-9
+    with pytest.raises(UserError, match="holds something already"):
+        toy(pair, tmp_path / "out")
+
+
+def test_wrong_runs_are_told_in_one_line(pair, tmp_path, monkeypatch):
+    mnist = ROOT / "docs" / "results" / "checkpoints"
+    for place, message in (
+        (tmp_path / "nowhere", "no such file or directory"),
+        (pair / "vanilla", "1 checkpoints without a penalty and 0 with one"),
+        (mnist, "classifies MNIST, not points of the plane"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["toy", str(place), "--out", str(tmp_path / "out")])
+        with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+            main()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_the_committed_checkpoints_give_the_committed_numbers(tmp_path):
+    stored = json.loads((ROOT / "docs" / "toy" / "toy.json").read_text())
+    again = json.loads(toy(ROOT / "docs" / "toy", tmp_path / "out").model_dump_json())
+    for ours, theirs in zip(again["classifiers"], stored["classifiers"], strict=True):
+        for key in ("sha256", "clean_accuracy", "center", "boundary"):
+            assert ours[key] == theirs[key]
+        for group in ("budgets", "attacks", "balls"):
+            for one, other in zip(ours[group], theirs[group], strict=True):
+                # How near a great circle a geodesic stays is rounding.
+                kept = [key for key in other if key != "great_circle_error"]
+                assert {k: one[k] for k in kept} == pytest.approx({k: other[k] for k in kept}, rel=1e-4, abs=1e-6)
+
+
+def test_the_committed_figures_say_what_the_committed_checkpoints_are():
+    models, eps, points, labels = classifiers(ROOT / "docs" / "toy")
+    stored = Toy.model_validate_json((ROOT / "docs" / "toy" / "toy.json").read_bytes())
+    assert stored.eps == eps
+    for model, told in zip(models, stored.classifiers, strict=True):
+        assert (model.name, model.checkpoint.sha256) == (told.name, told.sha256)
+        assert float((model.predicted(points) == labels).double().mean()) == told.clean_accuracy
+        assert {path.stem for path in (ROOT / "docs" / "toy").glob("*.png")} == set(FIGURES)
+    assert torch.equal(labels.bincount(), torch.tensor([334, 333, 333]))
