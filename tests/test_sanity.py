@@ -39,6 +39,21 @@ class Noisy(Honest):
         return super().forward(images) + torch.randn(len(images), 2)
 
 
+class BatchNormalised(Honest):
+    """Normalises by the batch's own statistics, whatever its mode."""
+
+    def forward(self, images):
+        return super().forward(images - images.mean(0) + 0.5)
+
+
+class Undefined(Honest):
+    """Divides zero by zero for light images."""
+
+    def forward(self, images):
+        light = images.flatten(1).mean(1, keepdim=True) > 0.5
+        return super().forward(images).masked_fill(light, torch.nan)
+
+
 class WithDropout(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(Honest(), nn.Dropout(0.1))
@@ -71,10 +86,12 @@ def test_an_honest_model_passes_everything(images):
         (nn.Sequential(Honest(), nn.Softmax(-1)).eval(), {"logits"}),
         (Rounding().eval(), {"gradients", "gradient-free", "chance at a large budget"}),
         (Honest(1e4).eval(), {"gradients", "saturation"}),
-        (Noisy().eval(), {"deterministic"}),
+        (Noisy().eval(), {"deterministic", "budget zero"}),
+        (BatchNormalised().eval(), {"deterministic"}),
+        (Undefined().eval(), {"logits"}),
         (WithDropout().train(), {"evaluation mode", "deterministic"}),
     ],
-    ids=["softmax", "rounding", "huge logits", "noise", "dropout"],
+    ids=["softmax", "rounding", "huge logits", "noise", "batch normalisation", "nan", "dropout"],
 )
 def test_a_planted_fault_is_caught(model, caught_by, images):
     checks = checked(model, images)

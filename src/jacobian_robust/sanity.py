@@ -32,6 +32,12 @@ UNCONVERGED = 0.05
 SATURATED = 15.0
 """Lead of a logit (e^-15 = 3e-7) above which the float32 cross-entropy of an image has lost its digits."""
 
+DIFFERENT = 1e-3
+"""Change of the logits between two answers to the same batch, as a share of the largest, that is no rounding."""
+
+DIFFERENT_ALONE = 1e-2
+"""The same for an image alone: kernels for another size of batch round in another way, on a GPU to three digits."""
+
 QUERIES = 300
 """Of the gradient-free attack."""
 
@@ -99,9 +105,9 @@ class _Subject:
         assert self.norm != "gaussian"
         return self.norm
 
-    def outputs(self) -> Float[Tensor, "sample classes"]:
+    def outputs(self, batch_size: int = 100) -> Float[Tensor, "sample classes"]:
         with torch.no_grad():
-            return torch.cat([self.model(chunk) for chunk in self.images.split(100)])
+            return torch.cat([self.model(chunk) for chunk in self.images.split(batch_size)])
 
     def white_box(self, eps: float, *, steps: int, kind: type[PGD] = PGD) -> PGD:
         """Return a strong attack of the ball, whatever the evaluation's own."""
@@ -229,18 +235,36 @@ def _evaluation_mode(subject: _Subject) -> Outcome:
 def _deterministic(subject: _Subject) -> Outcome:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         first, second = subject.outputs(), subject.outputs()
-    changed = int((first.argmax(-1) != second.argmax(-1)).sum())
-    difference = (first - second).abs().max() / first.abs().max().clamp_min(torch.finfo(first.dtype).tiny)
-    if changed or difference > 1e-3:
+        apart = subject.outputs(batch_size=1)
+    difference, changed = _difference(first, second)
+    if changed or difference > DIFFERENT:
         return "fail", (
             f"asked twice, the model gives other logits (up to {difference:.1%} of the largest) and {changed} other "
             "classes: attack the mean over its randomness instead"
         )
-    return "pass", "asked twice, the model gives the same answer"
+    difference, changed = _difference(first, apart)
+    if difference > DIFFERENT_ALONE:
+        return "fail", (
+            f"asked for each image alone, the model gives other logits (up to {difference:.1%} of the largest) and "
+            f"{changed} other classes: the images of a batch influence each other, as in batch normalisation by the "
+            "batch's own statistics"
+        )
+    return "pass", "asked twice, and for each image alone, the model gives the same answer"
+
+
+def _difference(first: Tensor, second: Tensor) -> tuple[float, int]:
+    """Return the largest change of a logit, as a share of the largest logit, and how many classes change."""
+    difference = (first - second).abs().max() / first.abs().max().clamp_min(torch.finfo(first.dtype).tiny)
+    return float(difference), int((first.argmax(-1) != second.argmax(-1)).sum())
 
 
 def _logits(subject: _Subject) -> Outcome:
     outputs = subject.outputs().double()
+    if without := int((~outputs.isfinite()).any(-1).sum()):
+        return "fail", (
+            f"the logits of {without} of {len(subject)} images are not finite: no class is predicted, and no loss to "
+            "climb is defined; look for an overflow or a division by zero in the model"
+        )
     if (outputs >= 0).all() and ((outputs.sum(-1) - 1).abs() < 1e-4).all():
         return "fail", (
             "the outputs are probabilities (no row has a negative entry, all rows sum to 1): the attack's own softmax "
