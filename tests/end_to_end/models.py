@@ -1,6 +1,9 @@
-"""Classifiers that no penalty on the Jacobian can be trained with."""
+"""Classifiers that no penalty on the Jacobian can be trained with, or that cannot be evaluated as they are."""
 
+import torch
 from torch import Tensor, nn
+
+from jacobian_robust.models import LeNet
 
 
 class BatchNormalised(nn.Sequential):
@@ -12,3 +15,20 @@ class BatchNormalised(nn.Sequential):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = super().forward(images)
         return logits
+
+
+class Detached(LeNet):
+    """Shows its parameters to autograd, and hides the image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.detach())
+
+
+class Undefined(LeNet):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * torch.nan
+
+
+class DoublePrecision(LeNet):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).double()
