@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from jacobian_robust.attacks import FGSM, PGD, Attack, Ball, Norm, Square, Transfer
+from jacobian_robust.attacks import FAB, FGSM, PGD, Attack, AutoAttack, Ball, Norm, Square, Transfer
 from jacobian_robust.robustness import Sweep, attack_standing, sweep
 
 __all__ = ["Check", "Status", "checks_of", "sanity_checks", "verdict"]
@@ -370,14 +370,40 @@ def _saturation(subject: _Subject) -> Outcome:
 
 def _gradient_free(subject: _Subject) -> Outcome:
     square = Square(name="square", norm=subject.ball, eps=(subject.eps,), queries=QUERIES)
-    return subject.attacked_again(square, f"Square ({QUERIES} queries, no gradients)")
+    again = subject.attacked_again(square, f"Square ({QUERIES} queries, no gradients)")
+    return _with_the_evaluations_own(subject, Square, again)
 
 
 def _transfer(subject: _Subject) -> Outcome:
-    if not subject.others:
-        return "skip", "there is no other model to transfer examples from: evaluate two checkpoints together"
-    attack = subject.white_box(subject.eps, steps=50, kind=Transfer)
-    return subject.attacked_again(attack, "what breaks another model", surrogates=subject.others)
+    again: Outcome = ("skip", "there is no other model to transfer examples from: evaluate two checkpoints together")
+    if subject.others:
+        attack = subject.white_box(subject.eps, steps=50, kind=Transfer)
+        again = subject.attacked_again(attack, "what breaks another model", surrogates=subject.others)
+    return _with_the_evaluations_own(subject, Transfer, again)
+
+
+def _with_the_evaluations_own(subject: _Subject, kind: type[Square | Transfer], again: Outcome) -> Outcome:
+    """Return an outcome with what the evaluation's own attacks of a kind broke after gradients had been followed.
+
+    It is a warning at most: those images count as broken already.
+    """
+    of = {attack.name: attack for attack in subject.attacks}
+    worst = (0, 0, 0.0)
+    for budget in subject.result.budgets:
+        followed = False
+        for made in budget.attacks:
+            attack = of[made.attack]
+            if followed and isinstance(attack, kind):
+                worst = max(worst, (made.broken, made.met, budget.eps))
+            followed |= isinstance(attack, PGD | AutoAttack | FAB) and not isinstance(attack, Transfer)
+    broken, met, eps = worst
+    status, why = again
+    if not broken:
+        return again
+    return "fail" if status == "fail" else "warn", (
+        f"at ε {eps:g} {broken} of the {met} images that gradients had left fell to the evaluation's own "
+        f"{kind.__name__}; {why}"
+    )
 
 
 _Check = Callable[[_Subject], Outcome]
