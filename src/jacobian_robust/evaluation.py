@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
 import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, ListConfig
@@ -488,7 +489,8 @@ def _measure(
         _sweep(subject, images, labels, norm, transfers | sources, evaluation, directory / PROGRESS / f"{i}_{norm}.pt")
         for norm in evaluation.norms
     ]
-    checks = _checks(subject, images, labels, sweeps, others, evaluation)
+    named = [network for networks in sources.values() for network in networks]
+    checks = _checks(subject, images, labels, sweeps, others + named, evaluation)
     log_p = reliability.log_probabilities(subject.network, images)
     predicted, smallest, compared = _first_order(subject, images, labels, sweeps, evaluation)
     checkpoint = subject.checkpoint
@@ -535,7 +537,7 @@ def _sweep(
     """Attack one of the models in one norm."""
     attacks = [attack for attack in evaluation.attacks if attack.norm == norm]
     identity = {
-        "sha256": subject.checkpoint.sha256,
+        "sha256": subject.checkpoint.sha256 or _weights_hash(subject.network),
         "attacks": {attack.name: _parameters(attack) for attack in attacks},
         "seed": evaluation.seed,
         "independent": evaluation.independent,
@@ -557,6 +559,12 @@ def _sweep(
         )
     finally:
         bars.close()
+
+
+def _weights_hash(network: nn.Module) -> str:
+    """Return a hash of the weights of a classifier that no file holds: a function may return others the next time."""
+    state = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    return hashlib.sha256(safetensors.torch.save({k: v.contiguous() for k, v in state.items()})).hexdigest()
 
 
 def _checks(
@@ -768,7 +776,7 @@ def _verdicts(results: Results) -> list[Text]:
     for model in results.models:
         if model.verdict is None:
             continue
-        found = {status: [c for c in model.checks if c.status == status] for status in ("pass", "warn", "fail")}
+        found = {status: [c for c in model.checks if c.status == status] for status in ("pass", "warn", "fail", "skip")}
         counts = ", ".join(f"{len(checks)} {status}" for status, checks in found.items() if checks)
         lines.append(Text.assemble(f"{model.name}: sanity ", (model.verdict, _STYLES[model.verdict]), f" ({counts})"))
         lines += [

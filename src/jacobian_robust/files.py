@@ -28,6 +28,8 @@ RESULTS = (
     "evaluation",
     "robustness.json",
     "robustness.csv",
+    "images.csv",
+    "report.html",
 )
 
 
