@@ -123,6 +123,19 @@ def test_only_correct_images_are_attacked_and_both_conventions_reported():
     assert budget.robust_accuracy == pytest.approx(1 / 3)
 
 
+def test_an_image_whose_logits_are_nan_is_not_right():
+    """The largest of them would be the nan itself, always in the same place: a class that no attack can change."""
+
+    class Undefined(Linear):
+        def forward(self, images):
+            return super().forward(images) * torch.nan
+
+    images, labels = grey(0.4, 0.3)
+    result = sweep(Undefined().eval(), images, labels, [PGD(**PGD_OPTIONS)])
+    assert (result.clean_correct, result.budgets[0].correct) == (0, 0)
+    assert result.predicted.tolist() == [-1, -1]
+
+
 def test_a_model_that_is_never_right_has_no_share_of_attacked():
     images, labels = grey(0.4)
     result = sweep(Linear().eval(), images, 1 - labels, [PGD(**PGD_OPTIONS)])

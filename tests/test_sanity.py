@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from jacobian_robust import sanity
-from jacobian_robust.attacks import FGSM, PGD, GaussianNoise
+from jacobian_robust.attacks import FGSM, PGD, GaussianNoise, Square
 from jacobian_robust.robustness import sweep
 from jacobian_robust.sanity import Check, checks_of, sanity_checks, verdict
 
@@ -37,6 +37,21 @@ class Rounding(Honest):
 class Noisy(Honest):
     def forward(self, images):
         return super().forward(images) + torch.randn(len(images), 2)
+
+
+class BatchNormalised(Honest):
+    """Normalises by the batch's own statistics, whatever its mode."""
+
+    def forward(self, images):
+        return super().forward(images - images.mean(0) + 0.5)
+
+
+class Undefined(Honest):
+    """Divides zero by zero for light images."""
+
+    def forward(self, images):
+        light = images.flatten(1).mean(1, keepdim=True) > 0.5
+        return super().forward(images).masked_fill(light, torch.nan)
 
 
 class WithDropout(nn.Sequential):
@@ -72,14 +87,26 @@ def test_an_honest_model_passes_everything(images):
         (Rounding().eval(), {"gradients", "gradient-free", "chance at a large budget"}),
         (Honest(1e4).eval(), {"gradients", "saturation"}),
         (Noisy().eval(), {"deterministic"}),
+        (BatchNormalised().eval(), {"deterministic"}),
+        (Undefined().eval(), {"logits"}),
         (WithDropout().train(), {"evaluation mode", "deterministic"}),
     ],
-    ids=["softmax", "rounding", "huge logits", "noise", "dropout"],
+    ids=["softmax", "rounding", "huge logits", "noise", "batch normalisation", "nan", "dropout"],
 )
 def test_a_planted_fault_is_caught(model, caught_by, images):
     checks = checked(model, images)
     assert caught_by <= {name for name, check in checks.items() if check.status == "fail"}
     assert verdict(list(checks.values())) == "fail"
+
+
+def test_a_budget_of_zero_that_changes_predictions_is_caught(images):
+    torch.manual_seed(0)
+
+    class Loud(Honest):
+        def forward(self, images):
+            return super().forward(images) + 30 * torch.randn(len(images), 2)
+
+    assert checked(Loud().eval(), images)["budget zero"].status == "fail"
 
 
 def test_training_images_are_recognised(images):
@@ -105,6 +132,25 @@ def test_gradients_that_mislead_are_caught(images, attack):
     checks = checked(Wave().eval(), images, attack)
     assert checks["gradient-free"].status == "fail"
     assert checks["convergence"].status in ("warn", "fail")
+
+
+def test_what_the_evaluations_own_square_broke_after_gradients_is_told(images):
+    """The check's own Square meets only what that one left, and breaks nothing."""
+    model, labels = Rounding().eval(), Honest()(images).argmax(-1)
+    square = Square(name="square", norm="linf", eps=[0.1], queries=2000)
+
+    def outcome(*attacks):
+        result = sweep(model, images, labels, attacks)
+        broken = [made.broken for made in result.budgets[-1].attacks if made.attack == "square"]
+        checks = sanity_checks(model, images, labels, attacks, [result])
+        return broken, next(check for check in checks if check.name == "gradient-free")
+
+    (broken,), after = outcome(replace(ATTACK, eps=(0.1,)), square)
+    assert broken > 10
+    assert after.status in ("warn", "fail")
+    assert f"at ε 0.1 {broken} of the" in after.why
+    _, alone = outcome(square)
+    assert "evaluation's own" not in alone.why
 
 
 def test_what_breaks_another_model_and_this_one_too_is_caught(images, monkeypatch):

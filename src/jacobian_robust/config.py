@@ -68,6 +68,11 @@ def build_each(cfg: DictConfig, group: str, kind: type = object) -> list[Any]:
                 f"{group}.{name}: an option belongs to one of {', '.join(map(str, cfg[group]))}, as in "
                 f"{group}.{next(iter(cfg[group]))}.{name}={entry}"
             )
+        if not entry.get("_target_"):
+            raise UserError(
+                f"{group}.{name} has options, but was not chosen: {group}=[…] takes the place of a suite's choice, and "
+                f"the suite's options stay; leave out {group}=… or the suite"
+            )
     return [_make(entry, f"{group}.{name}", kind, name=name) for name, entry in cfg[group].items()]
 
 

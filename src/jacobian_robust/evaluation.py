@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
 import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, ListConfig
@@ -23,14 +24,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from jacobian_robust import first_order, plots, reliability, simplifications
-from jacobian_robust.attacks import Attack, Norm, Transfer
+from jacobian_robust.attacks import Attack, GaussianNoise, Norm, Square, Transfer, UniformNoise
 from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_checkpoint
 from jacobian_robust.config import build, build_each, describe, plain, read_options
 from jacobian_robust.data import FashionMNISTDataModule, ImageDataModule, MNISTDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import claimed, distinct_names, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory
-from jacobian_robust.models import PixelInput
+from jacobian_robust.models import PixelInput, SinglePrecision
 from jacobian_robust.provenance import versions
 from jacobian_robust.regularizers import condition_of
 from jacobian_robust.report import write_report
@@ -124,6 +125,16 @@ class Evaluation:
     def norms(self) -> list[Norm]:
         """The norms of the attacks, in their order."""
         return list(dict.fromkeys(attack.norm for attack in self.attacks))
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether the classifiers have to be differentiable: not for random search, noise and named sources."""
+        followed = any(
+            not isinstance(attack, Square | UniformNoise | GaussianNoise)
+            and not (isinstance(attack, Transfer) and attack.source)
+            for attack in self.attacks
+        )
+        return followed or self.sanity_images > 0 or self.geometry_images > 0
 
 
 @dataclass(frozen=True)
@@ -230,24 +241,51 @@ def subjects(
         datamodule = evaluation.data or checkpoint.datamodule()
         datamodule.require(evaluation.split)
         datamodule.prepare_data()
-        classifier = classifier.to(_device())
-        _check_logits(classifier, datamodule, checkpoint)
+        classifier = _placed(classifier, datamodule, checkpoint, gradient=evaluation.needs_gradient)
         found.append(Subject(name, checkpoint, classifier, datamodule))
     return found
 
 
-def _check_logits(network: nn.Module, datamodule: ImageDataModule, checkpoint: Checkpoint) -> None:
+def _placed(network: nn.Module, datamodule: ImageDataModule, checkpoint: Checkpoint, *, gradient: bool) -> nn.Module:
+    """Return a classifier on the device, with logits in float32.
+
+    Raises:
+        UserError: if it does not return logits for the data's classes, or has no gradient though one is needed.
+    """
+    network = network.to(_device())
     what = f"checkpoint {checkpoint.path}" if checkpoint.path else "model"
-    try:
-        with torch.no_grad():
-            logits = network(torch.zeros(3, *datamodule.image_shape, device=_device()))
-    except Exception as error:  # a foreign model can fail in any way
-        raise UserError(
-            f"{what}: takes no batch of 3 images of shape {datamodule.image_shape}: {describe(error)}"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.shape != (3, datamodule.classes):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"{what}: must return (batch, {datamodule.classes}) logits, not {shape} for a batch of 3")
+    for batch in (3, 1):  # survivors can be any number
+        images = torch.zeros(batch, *datamodule.image_shape, device=_device(), requires_grad=True)
+        try:
+            logits = network(images)
+        except Exception as error:  # a foreign model can fail in any way
+            of = f"{batch} images" if batch > 1 else "1 image"
+            raise UserError(
+                f"{what}: takes no batch of {of} of shape {datamodule.image_shape}: {describe(error)}"
+            ) from error
+        if not isinstance(logits, Tensor) or logits.shape != (batch, datamodule.classes):
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(
+                f"{what}: must return (batch, {datamodule.classes}) logits, not {shape} for a batch of {batch}"
+            )
+        if not logits.is_floating_point():
+            raise UserError(f"{what}: must return logits, not numbers of type {logits.dtype}")
+        if logits.isnan().all():
+            raise UserError(f"{what}: returns nan for black images: an evaluation would say nothing")
+        if gradient and not _reaches(logits, images):
+            raise UserError(
+                f"{what}: its logits have no gradient with respect to the image (detached, or computed outside torch), "
+                "which this evaluation needs; without, there are attack=[square,square_l2] with sanity_images=0 and "
+                "geometry_images=0"
+            )
+    return network if logits.dtype == torch.float32 else SinglePrecision(network).eval()
+
+
+def _reaches(logits: Tensor, images: Tensor) -> bool:
+    """Return whether logits have a gradient with respect to the images, which may be zero."""
+    if not logits.requires_grad:
+        return False
+    return torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is not None
 
 
 def report(
@@ -346,8 +384,10 @@ def _transferable(evaluation: Evaluation, models: Sequence[Subject]) -> tuple[Ev
     sources, attacks = {}, []
     for attack in evaluation.attacks:
         if isinstance(attack, Transfer) and attack.source:
-            named = [load_checkpoint(path).model() for path in find_checkpoints([attack.source])]
-            sources[attack.name] = [network.to(_device()) for network in named]
+            sources[attack.name] = [
+                _placed(checkpoint.model(), models[0].datamodule, checkpoint, gradient=True)
+                for checkpoint in map(load_checkpoint, find_checkpoints([attack.source]))
+            ]
         elif isinstance(attack, Transfer) and len(models) == 1:
             hint = f"name one, attack.{attack.name}.source=CHECKPOINT, or evaluate two checkpoints together"
             if len(evaluation.attacks) == 1:
@@ -475,7 +515,8 @@ def _measure(
         _sweep(subject, images, labels, norm, transfers | sources, evaluation, directory / PROGRESS / f"{i}_{norm}.pt")
         for norm in evaluation.norms
     ]
-    checks = _checks(subject, images, labels, sweeps, others, evaluation)
+    named = [network for networks in sources.values() for network in networks]
+    checks = _checks(subject, images, labels, sweeps, others + named, evaluation)
     log_p = reliability.log_probabilities(subject.network, images)
     sample = _nearest(subject, images, labels, sweeps, evaluation)
     predicted, smallest, compared = _first_order(sample, evaluation)
@@ -533,7 +574,7 @@ def _sweep(
     """Attack one of the models in one norm."""
     attacks = [attack for attack in evaluation.attacks if attack.norm == norm]
     identity = {
-        "sha256": subject.checkpoint.sha256,
+        "sha256": subject.checkpoint.sha256 or _weights_hash(subject.network),
         "attacks": {attack.name: _parameters(attack) for attack in attacks},
         "seed": evaluation.seed,
         "independent": evaluation.independent,
@@ -555,6 +596,12 @@ def _sweep(
         )
     finally:
         bars.close()
+
+
+def _weights_hash(network: nn.Module) -> str:
+    """Return a hash of the weights of a classifier that no file holds: a function may return others the next time."""
+    state = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    return hashlib.sha256(safetensors.torch.save({k: v.contiguous() for k, v in state.items()})).hexdigest()
 
 
 def _checks(
@@ -843,7 +890,7 @@ def _verdicts(results: Results) -> list[Text]:
     for model in results.models:
         if model.verdict is None:
             continue
-        found = {status: [c for c in model.checks if c.status == status] for status in ("pass", "warn", "fail")}
+        found = {status: [c for c in model.checks if c.status == status] for status in ("pass", "warn", "fail", "skip")}
         counts = ", ".join(f"{len(checks)} {status}" for status, checks in found.items() if checks)
         lines.append(Text.assemble(f"{model.name}: sanity ", (model.verdict, _STYLES[model.verdict]), f" ({counts})"))
         lines += [

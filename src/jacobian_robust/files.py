@@ -29,6 +29,8 @@ RESULTS = (
     "evaluation",
     "robustness.json",
     "robustness.csv",
+    "images.csv",
+    "report.html",
 )
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from pydantic import Field, PositiveInt, validate_call
 from torch import Tensor, nn
 
-__all__ = ["MLP", "LeNet", "PixelInput"]
+__all__ = ["MLP", "LeNet", "PixelInput", "SinglePrecision"]
 
 
 class LeNet(nn.Module):
@@ -118,3 +118,20 @@ class PixelInput(nn.Module):
         """Return the logits of images with pixels in [0, 1]."""
         logits: Tensor = self.model((self.low + (self.high - self.low) * images - self.mean) / self.std)
         return logits
+
+
+class SinglePrecision(nn.Module):
+    """A classifier whose logits are float32, which the attack libraries expect, around one with others.
+
+    Args:
+        model: returns logits.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Return the logits of images with pixels in [0, 1]."""
+        logits: Tensor = self.model(images)
+        return logits.float()

@@ -108,7 +108,7 @@ def _scores(log_p: Float[Tensor, "images classes"]) -> dict[str, Float[Tensor, "
     p = log_p.exp()
     return {
         "max_probability": p.amax(-1),
-        "entropy": (p * log_p).sum(-1),
+        "entropy": -torch.special.entr(p).sum(-1),  # 0 where a probability is
         "distance_to_center": distance_to_center(p),
     }
 

@@ -1,4 +1,4 @@
-"""What ``robustness.json`` holds: a versioned schema, typed. ``docs/results.md`` explains it field by field."""
+"""What ``robustness.json`` holds: a versioned schema, typed, which ``docs/robustness.schema.json`` explains."""
 
 import hashlib
 import json
@@ -38,7 +38,8 @@ FORMAT: Literal[3] = 3
 class Strict(BaseModel):
     """A part of a results file: immutable, without unknown fields, each field described by its docstring."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # JSON has no infinity, such as a negative log-likelihood can be: a string, which is read back as the number
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="strings")
 
 
 class AttackOutcome(Strict):

@@ -135,9 +135,17 @@ class Sweep:
 
 
 def predictions(model: nn.Module, images: Float[Tensor, "batch *shape"], batch_size: int = 100) -> Int[Tensor, "batch"]:
-    """Return the predicted classes, with the model in the mode it is in."""
+    """Return the predicted classes, with the model in the mode it is in; -1, which is nobody's label, where one is nan.
+
+    The largest of numbers among which one is nan would be that one: an image of the class in its place would be right,
+    clean and under every attack.
+    """
     with torch.no_grad():
-        return torch.cat([model(chunk).argmax(-1) for chunk in images.split(batch_size)])
+        return torch.cat([_classes(model(chunk)) for chunk in images.split(batch_size)])
+
+
+def _classes(logits: Float[Tensor, "batch classes"]) -> Int[Tensor, "batch"]:
+    return logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)
 
 
 def distances(

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from jacobian_robust.attacks import FGSM, PGD, SQUARES, Attack, Ball, Norm, Square, Transfer
+from jacobian_robust.attacks import FAB, FGSM, PGD, SQUARES, Attack, AutoAttack, Ball, Norm, Square, Transfer
 from jacobian_robust.robustness import Sweep, attack_standing, sweep
 
 __all__ = ["Check", "Status", "checks_of", "sanity_checks", "verdict"]
@@ -31,6 +31,12 @@ UNCONVERGED = 0.05
 
 SATURATED = 15.0
 """Lead of a logit (e^-15 = 3e-7) above which the float32 cross-entropy of an image has lost its digits."""
+
+DIFFERENT = 1e-3
+"""Change of the logits between two answers to the same batch, as a share of the largest, that is no rounding."""
+
+DIFFERENT_ALONE = 1e-2
+"""The same for an image alone: kernels for another size of batch round in another way, on a GPU to three digits."""
 
 QUERIES = 300
 """Of the gradient-free attack."""
@@ -99,9 +105,9 @@ class _Subject:
         assert self.norm != "gaussian"
         return self.norm
 
-    def outputs(self) -> Float[Tensor, "sample classes"]:
+    def outputs(self, batch_size: int = 100) -> Float[Tensor, "sample classes"]:
         with torch.no_grad():
-            return torch.cat([self.model(chunk) for chunk in self.images.split(100)])
+            return torch.cat([self.model(chunk) for chunk in self.images.split(batch_size)])
 
     def white_box(self, eps: float, *, steps: int, kind: type[PGD] = PGD) -> PGD:
         """Return a strong attack of the ball, whatever the evaluation's own."""
@@ -229,18 +235,36 @@ def _evaluation_mode(subject: _Subject) -> Outcome:
 def _deterministic(subject: _Subject) -> Outcome:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         first, second = subject.outputs(), subject.outputs()
-    changed = int((first.argmax(-1) != second.argmax(-1)).sum())
-    difference = (first - second).abs().max() / first.abs().max().clamp_min(torch.finfo(first.dtype).tiny)
-    if changed or difference > 1e-3:
+        apart = subject.outputs(batch_size=1)
+    difference, changed = _difference(first, second)
+    if changed or difference > DIFFERENT:
         return "fail", (
             f"asked twice, the model gives other logits (up to {difference:.1%} of the largest) and {changed} other "
             "classes: attack the mean over its randomness instead"
         )
-    return "pass", "asked twice, the model gives the same answer"
+    difference, changed = _difference(first, apart)
+    if difference > DIFFERENT_ALONE:
+        return "fail", (
+            f"asked for each image alone, the model gives other logits (up to {difference:.1%} of the largest) and "
+            f"{changed} other classes: the images of a batch influence each other, as in batch normalisation by the "
+            "batch's own statistics"
+        )
+    return "pass", "asked twice, and for each image alone, the model gives the same answer"
+
+
+def _difference(first: Tensor, second: Tensor) -> tuple[float, int]:
+    """Return the largest change of a logit, as a share of the largest logit, and how many classes change."""
+    difference = (first - second).abs().max() / first.abs().max().clamp_min(torch.finfo(first.dtype).tiny)
+    return float(difference), int((first.argmax(-1) != second.argmax(-1)).sum())
 
 
 def _logits(subject: _Subject) -> Outcome:
     outputs = subject.outputs().double()
+    if without := int((~outputs.isfinite()).any(-1).sum()):
+        return "fail", (
+            f"the logits of {without} of {len(subject)} images are not finite: no class is predicted, and no loss to "
+            "climb is defined; look for an overflow or a division by zero in the model"
+        )
     if (outputs >= 0).all() and ((outputs.sum(-1) - 1).abs() < 1e-4).all():
         return "fail", (
             "the outputs are probabilities (no row has a negative entry, all rows sum to 1): the attack's own softmax "
@@ -350,14 +374,40 @@ def _gradient_free(subject: _Subject) -> Outcome:
     if subject.ball == "l2" and min(subject.images.shape[-2:]) < SQUARES:
         return "skip", f"Square in ℓ2 tiles an image with {SQUARES} squares a side, and these have fewer pixels"
     square = Square(name="square", norm=subject.ball, eps=(subject.eps,), queries=QUERIES)
-    return subject.attacked_again(square, f"Square ({QUERIES} queries, no gradients)")
+    again = subject.attacked_again(square, f"Square ({QUERIES} queries, no gradients)")
+    return _with_the_evaluations_own(subject, Square, again)
 
 
 def _transfer(subject: _Subject) -> Outcome:
-    if not subject.others:
-        return "skip", "there is no other model to transfer examples from: evaluate two checkpoints together"
-    attack = subject.white_box(subject.eps, steps=50, kind=Transfer)
-    return subject.attacked_again(attack, "what breaks another model", surrogates=subject.others)
+    again: Outcome = ("skip", "there is no other model to transfer examples from: evaluate two checkpoints together")
+    if subject.others:
+        attack = subject.white_box(subject.eps, steps=50, kind=Transfer)
+        again = subject.attacked_again(attack, "what breaks another model", surrogates=subject.others)
+    return _with_the_evaluations_own(subject, Transfer, again)
+
+
+def _with_the_evaluations_own(subject: _Subject, kind: type[Square | Transfer], again: Outcome) -> Outcome:
+    """Return an outcome with what the evaluation's own attacks of a kind broke after gradients had been followed.
+
+    It is a warning at most: those images count as broken already.
+    """
+    of = {attack.name: attack for attack in subject.attacks}
+    worst = (0, 0, 0.0)
+    for budget in subject.result.budgets:
+        followed = False
+        for made in budget.attacks:
+            attack = of[made.attack]
+            if followed and isinstance(attack, kind):
+                worst = max(worst, (made.broken, made.met, budget.eps))
+            followed |= isinstance(attack, PGD | AutoAttack | FAB) and not isinstance(attack, Transfer)
+    broken, met, eps = worst
+    status, why = again
+    if not broken:
+        return again
+    return "fail" if status == "fail" else "warn", (
+        f"at ε {eps:g} {broken} of the {met} images that gradients had left fell to the evaluation's own "
+        f"{kind.__name__}; {why}"
+    )
 
 
 _Check = Callable[[_Subject], Outcome]

@@ -1,6 +1,9 @@
 """Classifiers of other kinds than the project's own."""
 
+import torch
 from torch import Tensor, nn
+
+from jacobian_robust.models import LeNet
 
 
 class BatchNormalised(nn.Sequential):
@@ -19,3 +22,20 @@ class WithDropout(nn.Sequential):
 
     def __init__(self, **_: int) -> None:
         super().__init__(nn.Flatten(), nn.Linear(784, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 10))
+
+
+class Detached(LeNet):
+    """Shows its parameters to autograd, and hides the image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.detach())
+
+
+class Undefined(LeNet):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * torch.nan
+
+
+class DoublePrecision(LeNet):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).double()

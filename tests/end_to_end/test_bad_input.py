@@ -98,6 +98,7 @@ EVALUATE = [
     (["checkpoint=GOOD", "attack.pgd_linf.restarts=0"], "attack.pgd_linf.restarts", "greater than 0"),
     (["checkpoint=GOOD", "attack.pgd_linf.step_size=-1"], "attack.pgd_linf.step_size", "greater than 0"),
     (["checkpoint=GOOD", "attack.pgd_linf.norm=l3"], "attack.pgd_linf.norm", "'linf' or 'l2'"),
+    (["checkpoint=GOOD", "suite=quick", "attack=fgsm"], "attack.pgd_linf_strong has options", "was not chosen"),
     (["checkpoint=GOOD", "limit=-3"], "limit", "greater than 0"),
     (["checkpoint=GOOD", "diagnostics=everything"], "diagnostics", "'simplifications' or None"),
     (
@@ -163,7 +164,7 @@ def test_going_on_from_a_finished_run_or_another_network(door, trained):
     assert "stands for 2 checkpoints" in door("train", f"ckpt_path={trained.directory}").error
 
 
-@pytest.mark.parametrize("file", ["config.yaml", "metrics.csv", "robustness.json"])
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.csv", "robustness.json", "report.html"])
 def test_results_are_never_overwritten(door, tmp_path, trained, file):
     run = tmp_path / "run"
     run.mkdir()

@@ -104,10 +104,43 @@ def test_what_is_missing_is_said(kind, options, said, classifier, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_a_model_of_something_else_is_refused_before_any_work(tmp_path):
     torch.save(nn.Sequential(nn.Flatten(), nn.Linear(784, 7)), tmp_path / "seven.pt")
     with pytest.raises(UserError, match=r"must return \(batch, 10\) logits, not \(3, 7\)"):
         run(tmp_path, f"checkpoint={tmp_path}/seven.pt", "data=mnist", "trust=true")
+    torch.jit.trace(nn.Sequential(nn.Flatten(), nn.Linear(784, 7)), torch.rand(2, 1, 28, 28)).save(tmp_path / "7.pt")
+    with pytest.raises(UserError, match=r"7.pt: must return \(batch, 10\) logits, not \(3, 7\)"):
+        run(
+            tmp_path,
+            "+model._target_=jacobian_robust.models.LeNet",
+            "attack=[pgd_linf,transfer]",
+            f"attack.transfer.source={tmp_path}/7.pt",
+            "data=mnist",
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("Detached", "no gradient with respect to the image"), ("Undefined", "nan")]
+)
+def test_a_model_that_no_attack_can_follow_is_refused_before_any_work(name, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, f"+model._target_=tests.end_to_end.models.{name}", "data=mnist")
+    assert not (tmp_path / "results").exists()
+
+
+def test_random_search_needs_no_gradient(tmp_path):
+    options = ["attack=square", "attack.square.queries=2", "limit=5", "logger=csv", f"output_dir={tmp_path}/r"]
+    options += ["sanity_images=0", "geometry_images=0", "+model._target_=tests.end_to_end.models.Detached"]
+    (model,) = evaluate(composed("evaluate", *options, "data=mnist")).models
+    assert model.calibration is not None
+
+
+def test_logits_in_double_precision_are_attacked_in_single(tmp_path):
+    """The libraries' random search and FAB write them into float32 tensors."""
+    rest = ["geometry_images=3", "reliability=true", "sanity_images=3", "limit=3"]
+    (model,) = run(tmp_path, "+model._target_=tests.end_to_end.models.DoublePrecision", "data=mnist", *rest).models
+    assert model.images == 3
     torch.save(nn.Linear(3, 10), tmp_path / "flat.pt")
     with pytest.raises(UserError, match="takes no batch of 3 images"):
         run(tmp_path, f"checkpoint={tmp_path}/flat.pt", "data=mnist", "trust=true")
