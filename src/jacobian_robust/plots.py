@@ -416,6 +416,8 @@ def noise_curves(models: Sequence[Model]) -> Figure:
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")
     axes = figure.subplots()
     for i, model in enumerate(models):
+        if not model.noise:
+            continue
         axes.plot(
             [point.sigma for point in model.noise],
             [point.accuracy for point in model.noise],
@@ -440,7 +442,7 @@ def comparison(results: Results, alike: Sequence[Group]) -> dict[str, Figure]:
         figures[f"accuracy_{norm}"] = accuracy_curves(results.models, norm=norm, split=results.split)
         if alike:
             figures[f"seeds_{norm}"] = group_curves(alike, norm=norm)
-    if results.models[0].calibration:
+    if any(model.calibration for model in results.models):
         figures["calibration"] = reliability_diagram(results.models)
         figures["noise"] = noise_curves(results.models)
     for model in results.models:

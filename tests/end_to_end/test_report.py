@@ -14,7 +14,7 @@ from jacobian_robust import evaluation
 from jacobian_robust.compare import compare
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate
-from jacobian_robust.results import groups
+from jacobian_robust.results import Results, groups
 
 from . import wandb_records
 from .conftest import ROOT, composed
@@ -201,6 +201,21 @@ def test_seeds_are_put_together_with_their_spread(trained, tmp_path, capsys):
     assert (tmp_path / "r" / "seeds_linf.png").is_file()
 
 
+def test_evaluations_that_measured_less_are_compared_by_what_they_have(trained, tmp_path):
+    options = [*ATTACK, "limit=10", "logger=csv"]
+    for name, more in (("vanilla", []), ("frobenius", ["geometry_images=10", "reliability=true"])):
+        place = [f"checkpoint={trained.directory}/{name}", f"output_dir={tmp_path}/{name}"]
+        evaluate(composed("evaluate", *options, *more, *place))
+    compare([tmp_path / "vanilla", tmp_path / "frobenius"], tmp_path / "both")
+    text = (tmp_path / "both" / "report.html").read_text()
+    for figure in ("first_order", "calibration", "noise"):
+        assert f'id="{figure}"' in text
+    for heading in ("What the geometry predicts", "Beyond adversaries", "Telling images of another kind"):
+        part = text.split(heading)[1].split("</table>")[0]
+        assert "<td>frobenius</td>" in part
+        assert "<td>vanilla</td>" not in part
+
+
 def test_fashion_mnist_is_looked_at_where_its_files_are(trained, tmp_path):
     shutil.copytree(ROOT / "data" / "MNIST", tmp_path / "data" / "MNIST")
     options = ["data=mnist", f"data.root={tmp_path}/data", "logger=csv", f"checkpoint={trained.directory}/vanilla"]
@@ -230,6 +245,14 @@ def test_evaluations_made_apart_are_compared_as_if_made_together(trained, tmp_pa
     assert "frobenius" in (tmp_path / "both" / "report.html").read_text()
     with pytest.raises(UserError, match="already holds a result"):
         compare(places, tmp_path / "both")
+    with pytest.raises(UserError, match=r"vanilla is named twice"):
+        compare([tmp_path / "vanilla", tmp_path / "vanilla"], tmp_path / "none")
+    elsewhere = Results.model_validate_json((tmp_path / "frobenius" / "robustness.json").read_text())
+    (model,) = elsewhere.models
+    elsewhere = elsewhere.model_copy(update={"models": [model.model_copy(update={"data": "FashionMNIST test"})]})
+    (tmp_path / "fashion.json").write_text(elsewhere.model_dump_json())
+    with pytest.raises(UserError, match=r"fashion is of FashionMNIST test, .*vanilla of MNIST test"):
+        compare([tmp_path / "vanilla", tmp_path / "fashion.json"], tmp_path / "none")
     run("other", trained.directory / "vanilla", "seed=1", "limit=20")
     with pytest.raises(UserError, match=r"other was evaluated otherwise than .*vanilla: seed differ"):
         compare([tmp_path / "vanilla", tmp_path / "other"], tmp_path / "none")
