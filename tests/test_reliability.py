@@ -56,6 +56,18 @@ def test_images_of_another_kind_are_told_apart_as_well_as_the_scores_are():
     assert (apart.images, alike.images) == (30, 20)
 
 
+def test_a_probability_of_zero_adds_no_entropy():
+    class Certain(nn.Module):
+        def forward(self, images):
+            return torch.where(torch.arange(2) == 0, 0.0, -torch.inf).expand(len(images), 2)
+
+    certain, undecided = torch.full((50, 1, 4, 4), 0.9), torch.full((30, 1, 4, 4), 0.5)
+    (row,) = out_of_distribution(Mean(), log_probabilities(Certain(), certain), {"grey": undecided})
+    assert row.entropy == 1
+    (row,) = out_of_distribution(Certain(), log_probabilities(Certain(), certain), {"the same": undecided})
+    assert row.entropy == 0.5
+
+
 def test_transformed_images_are_other_images_within_the_pixel_range():
     images = torch.rand(5, 1, 6, 6)
     made = transformed(images)

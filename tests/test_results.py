@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jacobian_robust.results import Budget, Model, Results, Threat, groups, settings_hash
+from jacobian_robust.results import Budget, Calibration, Model, Results, Threat, groups, settings_hash
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "robustness.schema.json"
 
@@ -46,6 +46,11 @@ def test_every_field_of_the_schema_is_explained():
     for name, part in (Results.model_json_schema()["$defs"] | {"Results": Results.model_json_schema()}).items():
         for field, described in part["properties"].items():
             assert described.get("description"), f"{name}.{field}"
+
+
+def test_an_infinite_likelihood_survives_the_file():
+    calibration = Calibration(ece=0.1, nll=math.inf, brier=0.2, bins=[])
+    assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
 
 
 def test_seeds_of_one_setting_are_a_group_with_mean_and_standard_deviation():

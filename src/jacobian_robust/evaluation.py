@@ -243,7 +243,18 @@ def subjects(
         datamodule.prepare_data()
         classifier = _placed(classifier, datamodule, checkpoint, gradient=evaluation.needs_gradient)
         found.append(Subject(name, checkpoint, classifier, datamodule))
+    if len({_images_of(subject.datamodule, evaluation) for subject in found}) > 1:
+        raise UserError(
+            f"the checkpoints were trained on other data, of which their {evaluation.split} images differ, and cannot "
+            "share a table: evaluate them apart, or on the same, data=NAME"
+        )
     return found
+
+
+def _images_of(datamodule: ImageDataModule, evaluation: Evaluation) -> tuple[str | int, ...]:
+    """Return what decides which images are evaluated."""
+    held_out = (datamodule.validation_size, datamodule.split_seed) if evaluation.split == "validation" else ()
+    return (datamodule.data_name, *held_out)
 
 
 def _placed(network: nn.Module, datamodule: ImageDataModule, checkpoint: Checkpoint, *, gradient: bool) -> nn.Module:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
+from jacobian_robust.data import FashionMNISTDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate
 from jacobian_robust.results import Results
@@ -113,6 +114,29 @@ def test_the_held_out_images_can_be_attacked_to_choose_settings_by(trained, tmp_
     with torch.no_grad():
         correct = int((checkpoint.model()(images).argmax(-1) == labels).sum())
     assert model.clean_correct == correct
+
+
+def test_checkpoints_that_hold_out_other_images_share_no_table(trained, tmp_path, monkeypatch):
+    stored = torch.load(trained.directory / "vanilla" / "checkpoints" / "last.ckpt", weights_only=True)
+    stored["jacobian_robust"]["config"]["data"]["validation_size"] = 100
+    torch.save(stored, tmp_path / "other.ckpt")
+    both = f"checkpoint=[{trained.directory}/vanilla,{tmp_path}/other.ckpt]"
+    with pytest.raises(UserError, match="validation images differ"):
+        run(tmp_path, both, "split=validation")
+    stored["jacobian_robust"]["config"]["data"]["_target_"] = "jacobian_robust.data.FashionMNISTDataModule"
+    monkeypatch.setattr(FashionMNISTDataModule, "prepare_data", lambda self: None)  # its files are not needed to refuse
+    torch.save(stored, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="test images differ"):
+        run(tmp_path, both)
+    assert not (tmp_path / "results").exists()
+
+
+def test_each_attack_has_a_bar_with_what_stands(trained, tmp_path, capsys):
+    report = run(tmp_path, f"checkpoint={trained.directory}/vanilla", "logger=csv", "attack.pgd_linf.eps=[0.05,0.1]")
+    bars = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    for budget in report.models[0].threats[0].budgets:
+        shown = [bar for bar in bars if bar.startswith(f"pgd_linf ε={budget.eps:g} on vanilla")]
+        assert f"standing={budget.correct}]" in shown[-1]
 
 
 def test_the_same_evaluation_twice_gives_the_same_counts(trained, tmp_path):
