@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from jacobian_robust.adversaries import Adversary
 from jacobian_robust.callbacks import METRICS, EpochRecord, EtaSchedule, JacobianMonitor, TrainingProgress
 from jacobian_robust.checkpointing import Intervals, RunCheckpoint, newest_checkpoint
 from jacobian_robust.checkpoints import export, find_checkpoints, load_checkpoint
@@ -37,7 +38,7 @@ from jacobian_robust.model_checks import check_model
 from jacobian_robust.module import RobustClassifier
 from jacobian_robust.plots import training_curves
 from jacobian_robust.provenance import versions
-from jacobian_robust.regularizers import Amortization, Penalty, condition_of
+from jacobian_robust.regularizers import Amortization, Penalty, condition_of, needs_input_graph
 from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wandb_run
 
 __all__ = ["train", "trainer_arguments"]
@@ -116,15 +117,16 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
     directory = from_here(options.output_dir)
     name = options.name or _label(cfg)
     if options.twin:
-        if not cfg.regularizer:
+        if not (cfg.regularizer or cfg.adversary):
             raise UserError(
-                "twin=true trains an undefended twin beside a penalty: choose one, as regularizer=frobenius"
+                "twin=true trains an undefended twin beside a penalty or an adversary: choose one, as "
+                "regularizer=frobenius"
             )
         if name in ("vanilla", "evaluation"):
             raise UserError(f"name={name}: with twin=true a directory beside the run is called so; choose another name")
         undefended = cfg.copy()
         with open_dict(undefended):
-            undefended.regularizer = None
+            undefended.regularizer = undefended.adversary = None
         runs = [
             _assemble(undefended, options, _label(undefended), directory / _label(undefended), measured_as=cfg),
             _assemble(cfg, options, name, directory / name, measured_as=cfg),
@@ -201,8 +203,13 @@ def _evaluate(
 
 
 def _label(cfg: DictConfig) -> str:
-    """Return the short name of what distinguishes a run: its penalty, or ``vanilla`` (the note's word) without one."""
-    return str(cfg.regularizer.get("_target_", "")).rpartition(".")[-1].lower() if cfg.regularizer else "vanilla"
+    """Return the short name of what distinguishes a run: its penalty and its adversary, as ``margin+pgd``.
+
+    A run without either is ``vanilla``, the note's word.
+    """
+    chosen = [cfg[group] for group in ("regularizer", "adversary") if cfg[group]]
+    names = [str(group.get("_target_", "")).rpartition(".")[-1].lower() for group in chosen]
+    return "+".join(names) or "vanilla"
 
 
 def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *, measured_as: DictConfig) -> _Run:
@@ -217,8 +224,14 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
     model: nn.Module = build(cfg, "model", nn.Module)
     _check_fit(model, datamodule)
     penalty: Penalty | None = build(cfg, "regularizer", Penalty, optional=True)
-    if penalty is not None:
+    if penalty is not None and needs_input_graph(penalty):
         _check_differentiable(model, datamodule)
+    adversary: Adversary | None = build(cfg, "adversary", Adversary, optional=True)
+    if adversary is not None and adversary.idle(penalised=penalty is not None):
+        raise UserError(
+            "adversary: nothing of the loss is taken at the displaced images; give adversary.fit_at=adversary, or "
+            "adversary.penalty_at=adversary and a penalty, or adversary=none"
+        )
     eta: EtaSchedule = build(cfg, "eta", EtaSchedule)
     optimizer: Callable[..., torch.optim.Optimizer] = build(cfg, "optimizer")
     try:
@@ -234,7 +247,13 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
     datamodule.prepare_data()
 
     module = RobustClassifier(
-        model, optimizer, penalty, amortization=options.amortization, seed=options.seed, config=config
+        model,
+        optimizer,
+        penalty,
+        adversary=adversary,
+        amortization=options.amortization,
+        seed=options.seed,
+        config=config,
     )
     eps, bound = condition_of(build(measured_as, "regularizer", optional=True), datamodule.classes)
     monitor = JacobianMonitor(options.monitor_images, eps=eps, bound=bound)
