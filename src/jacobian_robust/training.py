@@ -43,7 +43,7 @@ from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wa
 __all__ = ["train", "trainer_arguments"]
 
 NOT_IN_CHECKPOINT = (
-    *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name"),
+    *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name", "objective"),
     *("evaluate", "attack", "suite", "limit", "split", "independent"),
     *("sanity_images", "geometry_images", "reliability", "diagnostics", "diagnostics_images"),
 )
