@@ -123,7 +123,8 @@ def _say(text: str, *, failed: bool = False) -> None:
 
 
 def _overrides() -> list[str]:
-    return [option for option in HydraConfig.get().overrides.task if not option.startswith("resume=")]
+    without = ("resume=", "search.storage=", "search.study=")
+    return [option for option in HydraConfig.get().overrides.task if not option.startswith(without)]
 
 
 def _run(task: str, cfg: DictConfig, directory: Path, log: bool) -> Job:

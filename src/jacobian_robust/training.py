@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 import torch
@@ -17,17 +17,26 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, open_dict
-from pydantic import BaseModel, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.profilers import PassThroughProfiler
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from jacobian_robust.callbacks import METRICS, EpochRecord, EtaSchedule, JacobianMonitor, TrainingProgress
+from jacobian_robust.attacks import Attack, Transfer
+from jacobian_robust.callbacks import (
+    METRICS,
+    AttackMonitor,
+    EpochRecord,
+    EtaSchedule,
+    JacobianMonitor,
+    Monitor,
+    TrainingProgress,
+)
 from jacobian_robust.checkpointing import Intervals, RunCheckpoint, newest_checkpoint
 from jacobian_robust.checkpoints import export, find_checkpoints, load_checkpoint
-from jacobian_robust.config import build, describe, plain, read_options
+from jacobian_robust.config import build, build_each, describe, plain, read_options
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import Terminated, UserError
 from jacobian_robust.evaluation import Evaluation, read_evaluation, report, subjects
@@ -40,10 +49,13 @@ from jacobian_robust.provenance import versions
 from jacobian_robust.regularizers import Amortization, Penalty, condition_of
 from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wandb_run
 
+if TYPE_CHECKING:
+    from jacobian_robust.search import Pruning
+
 __all__ = ["train", "trainer_arguments"]
 
 NOT_IN_CHECKPOINT = (
-    *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name", "objective"),
+    *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name", "objective", "search"),
     *("evaluate", "attack", "suite", "limit", "split", "independent"),
     *("sanity_images", "geometry_images", "reliability", "diagnostics", "diagnostics_images"),
 )
@@ -63,6 +75,17 @@ SET_HERE = (
 """Arguments of Lightning's Trainer that are not the user's to choose."""
 
 
+class _Search(BaseModel):
+    """Which trial of which study a training is; it is none without a number."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    storage: str | None
+    study: str | None
+    trial: NonNegativeInt | None
+    pruner: dict[str, Any] | None
+
+
 class _Options(BaseModel):
     """The scalars of ``conf/train.yaml``."""
 
@@ -73,6 +96,9 @@ class _Options(BaseModel):
     resume: bool
     checkpoints: Intervals
     monitor_images: NonNegativeInt
+    monitor_attack_images: NonNegativeInt
+    objective: str | None
+    search: _Search
     output_dir: str
     amortization: Amortization
     name: str | None = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$")
@@ -89,6 +115,7 @@ class _Run:
     datamodule: ImageDataModule
     trainer: pl.Trainer
     record: EpochRecord
+    pruning: "Pruning | None"
     checkpoint: Path | None
     done: bool
 
@@ -166,7 +193,8 @@ def _finished(run: _Run) -> dict[str, float | int]:
     checkpoint = load_checkpoint(run.last_checkpoint)
     run.record.rows = checkpoint.rows
     run.module.wandb = checkpoint.wandb
-    return dict(checkpoint.rows[-1])
+    pruned = json.loads((run.directory / "summary.json").read_text(encoding="utf-8")).get("pruned")
+    return dict(checkpoint.rows[-1]) | ({"pruned": True} if pruned else {})
 
 
 def _evaluate(
@@ -237,13 +265,15 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
         model, optimizer, penalty, amortization=options.amortization, seed=options.seed, config=config
     )
     eps, bound = condition_of(build(measured_as, "regularizer", optional=True), datamodule.classes)
-    monitor = JacobianMonitor(options.monitor_images, eps=eps, bound=bound)
-    record = EpochRecord(directory / "metrics.csv", monitor)
-    callbacks: list[pl.Callback] = [
-        monitor,
-        record,
-        RunCheckpoint(directory / "checkpoints", options.checkpoints),
-    ]
+    monitors: list[Monitor] = [JacobianMonitor(options.monitor_images, eps=eps, bound=bound)]
+    if options.monitor_attack_images:
+        monitors.append(AttackMonitor(options.monitor_attack_images, _first_attack(cfg)))
+    record = EpochRecord(directory / "metrics.csv", monitors)
+    callbacks: list[pl.Callback] = [*monitors, record]
+    pruning = None if options.search.trial is None else _pruning(cfg, options, record)
+    if pruning is not None:
+        callbacks.append(pruning)
+    callbacks.append(RunCheckpoint(directory / "checkpoints", options.checkpoints))
     if penalty is not None:
         callbacks.insert(0, eta)
     if cfg.trainer.get("enable_progress_bar", True):
@@ -264,7 +294,38 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
         raise UserError(
             f"trainer.devices={cfg.trainer.get('devices')}: training runs on one device, give trainer.devices=1"
         )
-    return _Run(cfg, name, directory, module, datamodule, trainer, record, resumed, done)
+    return _Run(cfg, name, directory, module, datamodule, trainer, record, pruning, resumed, done)
+
+
+def _first_attack(cfg: DictConfig) -> Attack:
+    """Return the attack that watches over a training."""
+    attack: Attack = build_each(cfg, "attack", Attack)[0]
+    if isinstance(attack, Transfer):
+        raise UserError(
+            "monitor_attack_images: an attack of the network itself has to come first in attack=, not transfer"
+        )
+    return attack
+
+
+def _pruning(cfg: DictConfig, options: _Options, record: EpochRecord) -> "Pruning":
+    """Return the callback through which a trial of a search reports."""
+    from optuna.pruners import BasePruner, NopPruner  # not at the top: few trainings are a trial
+
+    from jacobian_robust.search import Pruning
+
+    assert options.search.trial is not None
+    search, objective = options.search, options.objective
+    epochs = [f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS]
+    if objective not in epochs:
+        raise UserError(f"objective={objective}: a search goes by one of {', '.join(epochs)}")
+    if objective.endswith("robust_accuracy") and not options.monitor_attack_images:
+        raise UserError(f"objective={objective} needs monitor_attack_images, the number of images to attack, as 500")
+    if cfg.data.get("validate_on_test"):
+        raise UserError("data.validate_on_test=true: a search must not see the test images; set data.validation_size")
+    if search.storage is None or search.study is None:
+        raise UserError("search.trial needs search.storage and search.study; hparams_search=optuna fills them in")
+    pruner = build(cfg.search, "pruner", BasePruner, optional=True) or NopPruner()
+    return Pruning(search.storage, search.study, options.search.trial, pruner, record, objective)
 
 
 class _NoProfiler(PassThroughProfiler):
@@ -382,7 +443,7 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
         logger,
         directory=run.directory,
         group=_group(options),
-        name=f"{run.name}-seed{options.seed}",
+        name=f"{run.name}-{_job()}seed{options.seed}",
         job_type="train",
         tags=tags,
         config=config,
@@ -402,6 +463,8 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
             raise Terminated(_how_to_go_on(run, options)) from None
         seconds = time.perf_counter() - started
         metrics = run.record.rows[-1]
+        if pruned := run.pruning is not None and run.pruning.pruned:
+            console.print(f"{run.name}: the search ends this trial after {len(run.record.rows)} epochs")
         figure = training_curves(
             run.record.rows,
             twin=twin.record.rows if twin else None,
@@ -413,6 +476,7 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
             "name": run.name,
             "seed": options.seed,
             "metrics": metrics,
+            "pruned": pruned,
             "epochs": len(run.record.rows),
             "steps": run.trainer.global_step,
             "seconds": round(seconds, 1),
@@ -431,7 +495,7 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
         f"results: {run.directory}/checkpoints/last.ckpt, model.safetensors, metrics.csv, curves.png, summary.json",
         soft_wrap=True,
     )
-    return dict(metrics)
+    return dict(metrics) | ({"pruned": True} if pruned else {})
 
 
 def _how_to_go_on(run: _Run, options: _Options) -> str:
@@ -443,8 +507,13 @@ def _how_to_go_on(run: _Run, options: _Options) -> str:
 def _group(options: _Options) -> str:
     """Return the name of the directory that a sweep's runs, or a run, its twin and its evaluation, share."""
     directory = Path(options.output_dir).resolve()
+    return (directory.parent if _job() else directory).name
+
+
+def _job() -> str:
+    """Return the number of a sweep's job, for its name in W&B; nothing outside a sweep."""
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    return (directory.parent if in_sweep else directory).name
+    return f"{HydraConfig.get().job.num}-" if in_sweep else ""
 
 
 def _closing_table(run: _Run, metrics: Mapping[str, float | int], seconds: float) -> Table:
