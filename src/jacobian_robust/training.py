@@ -36,7 +36,7 @@ from jacobian_robust.callbacks import (
 )
 from jacobian_robust.checkpointing import Intervals, RunCheckpoint, newest_checkpoint
 from jacobian_robust.checkpoints import export, find_checkpoints, load_checkpoint
-from jacobian_robust.config import build, build_each, describe, plain, read_options
+from jacobian_robust.config import build, build_each, describe, flat, plain, read_options
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import Terminated, UserError
 from jacobian_robust.evaluation import Evaluation, read_evaluation, report, subjects
@@ -389,7 +389,7 @@ def _check_resumable(place: str, config: Mapping[str, Any], epochs: int) -> Path
         raise UserError(
             f"ckpt_path={place}: all {epochs} epochs are finished; raise trainer.max_epochs above {checkpoint.epochs}"
         )
-    ours, theirs = (_flat(c) for c in (config, checkpoint.config))
+    ours, theirs = (flat(c) for c in (config, checkpoint.config))
     for field in sorted(ours.keys() | theirs.keys()):
         change = f"{field} was {theirs.get(field)} and is {ours.get(field)}"
         if ours.get(field) == theirs.get(field) or field in ("data.root", "trainer.max_epochs"):
@@ -398,15 +398,6 @@ def _check_resumable(place: str, config: Mapping[str, Any], epochs: int) -> Path
             raise UserError(f"ckpt_path={place}: {change}; a resumed run keeps it")
         Console().print(f"resumed with a change: {change}", soft_wrap=True)
     return found[0]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested mappings by their dotted names."""
-    leaves: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        leaves |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return leaves
 
 
 @contextlib.contextmanager
