@@ -86,7 +86,7 @@ def _read_all(places: Sequence[Path]) -> dict[Path, Results]:
     for place in _evaluations(places):
         directory, results = _read(place)
         if directory in read:
-            raise UserError(f"{place} is named twice")
+            raise UserError(f"{directory} is named twice")
         read[directory] = results
     (first, of), *rest = read.items()
     for place, other in rest:

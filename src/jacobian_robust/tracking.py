@@ -92,7 +92,12 @@ def wandb_run(
             tags=sorted({*tags, *options.tags}),
             config=config,
             notes=notes or None,
-            id=resumed.rpartition("/")[-1] if resumed else None,
+            # The run that a W&B agent asks for, by WANDB_RUN_ID, is the training's.
+            id=resumed.rpartition("/")[-1]
+            if resumed
+            else wandb.util.generate_id()
+            if job_type == "evaluation"
+            else None,
             resume="allow" if resumed else None,
             dir=directory.resolve(),  # the writing process may have another working directory
             mode="offline" if options.offline else "online",
