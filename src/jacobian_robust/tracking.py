@@ -82,6 +82,9 @@ def wandb_run(
     if options is None:
         yield None
         return
+    identity = resumed.rpartition("/")[-1] if resumed else None
+    if job_type == "evaluation" and identity is None:  # the run that a W&B agent asks for is the training's
+        identity = wandb.util.generate_id()
     try:
         run = wandb.init(
             project=options.project,

@@ -225,6 +225,5 @@ def test_a_wandb_agent_finds_its_command_its_metric_and_its_run(door, tmp_path):
         agent.setenv("WANDB_SWEEP_ID", "sweep")
         assert door("train", *drawn, *fixed, *brief, *small).status == 0
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*-asked4")
-    logged = {item.nested_key[0] if item.nested_key else item.key
-              for record in wandb_records.read_records(offline) for item in record.history.item}  # fmt: skip
+    logged = {key for row in wandb_records.history(wandb_records.read_records(offline)) for key in row}
     assert described["metric"]["name"] in logged
