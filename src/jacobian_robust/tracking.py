@@ -1,6 +1,7 @@
 """Weights & Biases: runs that close with the right status, and what is logged of an evaluation."""
 
 import contextlib
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -84,7 +85,7 @@ def wandb_run(
         return
     identity = resumed.rpartition("/")[-1] if resumed else None
     if job_type == "evaluation" and identity is None:  # the run that a W&B agent asks for is the training's
-        identity = wandb.util.generate_id()
+        identity = uuid.uuid4().hex[:8]
     try:
         run = wandb.init(
             project=options.project,
@@ -95,12 +96,7 @@ def wandb_run(
             tags=sorted({*tags, *options.tags}),
             config=config,
             notes=notes or None,
-            # The run that a W&B agent asks for, by WANDB_RUN_ID, is the training's.
-            id=resumed.rpartition("/")[-1]
-            if resumed
-            else wandb.util.generate_id()
-            if job_type == "evaluation"
-            else None,
+            id=identity,
             resume="allow" if resumed else None,
             dir=directory.resolve(),  # the writing process may have another working directory
             mode="offline" if options.offline else "online",
