@@ -19,6 +19,7 @@ from jacobian_robust.files import write_atomically
 from jacobian_robust.jacobian import jacobian_norms
 from jacobian_robust.module import RobustClassifier
 from jacobian_robust.regularizers import Bound, satisfies_condition
+from jacobian_robust.shares import gathered
 
 __all__ = [
     "METRICS",
@@ -118,18 +119,25 @@ class JacobianMonitor(pl.Callback):
         self.bound: Bound = bound
         self.latest: dict[str, dict[str, float]] = {}
 
-    def measure(self, model: torch.nn.Module, images: Tensor) -> dict[str, float]:
-        """Return the mean norm and the share of satisfied conditions over images ``(n, …)``."""
-        norm_sum, satisfied = 0.0, 0
+    def measure(self, model: torch.nn.Module, images: Tensor, *, process: int = 0, of: int = 1) -> dict[str, float]:
+        """Return the mean norm and the share of satisfied conditions over images ``(n, …)``.
+
+        Of several processes that call this each measures a part; what they return is the same, and what one would.
+        """
         dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
-        for chunk in images.split(50):
+        measured: dict[int, tuple[float, int]] = {}
+        for number, chunk in list(enumerate(images.split(50)))[process::of]:
             inputs = chunk.to(dtype).requires_grad_()
             with torch.enable_grad():
                 logits = model(inputs)
                 frobenius, spectral = jacobian_norms(logits, inputs)
-            norm_sum += frobenius.sum().item()
-            satisfied += int(satisfies_condition(spectral, logits, bound=self.bound, eps=self.eps).sum())
-        return {"jacobian_norm": norm_sum / len(images), "condition_satisfied": satisfied / len(images)}
+            satisfied = satisfies_condition(spectral, logits, bound=self.bound, eps=self.eps)
+            measured[number] = frobenius.sum().item(), int(satisfied.sum())
+        if of > 1:
+            measured = {number: value for part in gathered(measured) for number, value in part.items()}
+        in_order = [measured[number] for number in sorted(measured)]
+        norm_sum, holds = sum(norm for norm, _ in in_order), sum(count for _, count in in_order)
+        return {"jacobian_norm": norm_sum / len(images), "condition_satisfied": holds / len(images)}
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure both splits."""
@@ -141,7 +149,10 @@ class JacobianMonitor(pl.Callback):
         for stage, split in splits.items():
             images, _ = datamodule.split(split).first(self.images)
             if len(images):
-                self.latest[stage] = self.measure(pl_module.model, images.to(pl_module.device))
+                images = images.to(pl_module.device)
+                self.latest[stage] = self.measure(
+                    pl_module.model, images, process=trainer.global_rank, of=trainer.world_size
+                )
         pl_module.train(training)
 
 
