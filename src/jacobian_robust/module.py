@@ -159,7 +159,7 @@ class RobustClassifier(pl.LightningModule):
         *,
         generator: torch.Generator | None = None,
         create_graph: bool = True,
-        weight: float = 1,
+        weight: int | float = 1,
         penalised: int | None = None,
     ) -> LossTerms:
         """Return the loss of a batch (eq. 16) and its parts.
