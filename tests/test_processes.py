@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jacobian_robust.errors import Terminated, UserError
-from jacobian_robust.processes import ProcessDied, Stop, run_together
+from jacobian_robust.processes import ProcessDied, Stop, Workers, run_together
 
 
 def write(path, stop):
@@ -122,3 +122,43 @@ def test_none_outlives_the_process_that_started_it(tmp_path):
     parent.kill()
     parent.wait()
     assert eventually(lambda: not any(alive(tmp_path / str(i)) for i in range(2)))
+
+
+def doubling(number, path):
+    (path / str(number)).write_text(str(os.getpid()))
+
+    def double(job):
+        if job == "mistake":
+            raise UserError("an option")
+        if job == "death":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.2 if job == 0 else 0)
+        return 2 * job
+
+    return double
+
+
+def test_workers_answer_in_order_whoever_was_slow(tmp_path):
+    with Workers(3, doubling, tmp_path) as workers:
+        assert list(workers.map(range(20))) == list(range(0, 40, 2))
+        abandoned = workers.map(range(20))
+        assert next(abandoned) == 0
+        abandoned.close()
+        assert list(workers.map(["a", "b"])) == ["aa", "bb"]
+        assert list(workers.map([])) == []
+    assert len(list(tmp_path.iterdir())) == 3
+    assert not any(alive(path) for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("job", "error", "why"), [("mistake", UserError, "an option"), ("death", ProcessDied, "was killed by SIGKILL")]
+)
+def test_what_befalls_a_worker_is_told(tmp_path, job, error, why):
+    with pytest.raises(error, match=why), Workers(2, doubling, tmp_path) as workers:
+        list(workers.map([1, 2, job, 3]))
+    assert not any(alive(path) for path in tmp_path.iterdir())
+
+
+def test_a_worker_that_cannot_begin_says_why():
+    with pytest.raises(RuntimeError, match="FileNotFoundError"), Workers(1, doubling, Path("/nowhere")) as workers:
+        list(workers.map([1]))

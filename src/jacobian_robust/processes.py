@@ -1,4 +1,7 @@
-"""Other processes: several that train together. None outlives the one that started them, and one's failure ends all."""
+"""Other processes: several that train together, or share work. None outlives the one that started them.
+
+One's failure ends all, and is told where they were started.
+"""
 
 import contextlib
 import ctypes
@@ -8,7 +11,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawValue
@@ -16,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from jacobian_robust.errors import Terminated, UserError
 
-__all__ = ["ProcessDied", "Stop", "run_together"]
+__all__ = ["ProcessDied", "Stop", "Workers", "run_together"]
 
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would copy a CUDA context, and the locks of other threads
 
@@ -76,24 +79,25 @@ def run_together(task: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
         Terminated: after SIGTERM, when all have ended.
         RuntimeError: with the traceback of any other error.
     """
-    processes: dict[Connection, tuple[int, BaseProcess]] = {}
+    processes: dict[Connection, BaseProcess] = {}
     interrupted = False
     with _answering(signal.SIGTERM, stop.ask):
         try:
             with _answering(signal.SIGINT, None):  # those that are spawned inherit it
-                for number, of_process in enumerate(arguments):
-                    processes |= {connection: (number, p) for connection, p in [_started(task, of_process)]}
+                for of_process in arguments:
+                    connection, process = _started(_do, (task, *of_process))
+                    processes[connection] = process
             try:
                 failures = _ended(processes)
                 if not failures:
-                    for _, process in processes.values():
+                    for process in processes.values():
                         process.join()
             except KeyboardInterrupt:
                 interrupted = True
                 stop.ask()
                 failures = _ended(processes)
         finally:
-            for _, process in processes.values():
+            for process in processes.values():
                 process.kill()
                 process.join()
     if interrupted:
@@ -104,15 +108,94 @@ def run_together(task: Callable[..., None], arguments: Sequence[tuple[Any, ...]]
         raise min(failures, key=lambda failure: ("died", "mistake", "terminated", "bug").index(failure.kind)).error()
 
 
+class Workers:
+    """Processes that do one job after another, and end when the block does.
+
+    Args:
+        number: how many.
+        make: a function of a module, called in each process with its number and the arguments; returns a function that
+            does a job.
+        arguments: for it, what a spawned process can be given.
+
+    Raises:
+        ProcessDied: if one was killed.
+        UserError: as it is raised there.
+        RuntimeError: with the traceback of any other error.
+    """
+
+    def __init__(self, number: int, make: Callable[..., Callable[[Any], Any]], *arguments: Any) -> None:
+        self._processes: dict[Connection, BaseProcess] = {}
+        self._doing: dict[Connection, int] = {}
+        self._given = 0
+        with _answering(signal.SIGINT, None):  # those that are spawned inherit it
+            for i in range(number):
+                connection, process = _started(_work, (make, i, *arguments))
+                self._processes[connection] = process
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes.values():
+            process.kill()
+            process.join()
+
+    def map(self, jobs: Iterable[Any]) -> Iterator[Any]:
+        """Yield what is made of the jobs, in their order."""
+        jobs, next_one = iter(jobs), self._given
+        done: dict[int, Any] = {}
+        while True:
+            idle = [connection for connection in self._processes if connection not in self._doing]
+            # Each has one job at a time: a pipe holds less than a batch, and both ends would wait to be read.
+            for connection, job in zip(idle, jobs, strict=False):
+                self._doing[connection], self._given = self._given, self._given + 1
+                with contextlib.suppress(ConnectionError):  # what it has said, if anything, says more
+                    connection.send(job)
+            while next_one in done:
+                yield done.pop(next_one)
+                next_one += 1
+            if next_one == self._given:
+                return
+            for heard in wait(list(self._doing)):
+                assert isinstance(heard, Connection)
+                # What is left of an abandoned pass has a smaller number, and is asked for no more.
+                done[self._doing.pop(heard)] = self._received(heard)
+
+    def _received(self, connection: Connection) -> Any:
+        try:
+            result = connection.recv()
+        except (EOFError, ConnectionError):
+            process = self._processes[connection]
+            process.join()
+            raise ProcessDied(f"process {_which(connection, self._processes)} {_how_it_died(process)}") from None
+        if isinstance(result, _Failure):
+            raise result.error()
+        return result
+
+
+def _work(connection: Connection, make: Callable[..., Callable[[Any], Any]], *arguments: Any) -> None:
+    do = make(*arguments)
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        connection.send(do(job))
+
+
+def _which(connection: Connection, processes: Mapping[Connection, Any]) -> str:
+    return f"{list(processes).index(connection) + 1} of {len(processes)}"
+
+
 def _started(task: Callable[..., None], arguments: tuple[Any, ...]) -> tuple[Connection, BaseProcess]:
-    ours, theirs = _SPAWN.Pipe(duplex=False)
+    ours, theirs = _SPAWN.Pipe()
     process = _SPAWN.Process(target=_entered, args=(theirs, task, arguments))
     process.start()
     theirs.close()  # so that the end of the process is the end of the pipe
     return ours, process
 
 
-def _ended(processes: dict[Connection, tuple[int, BaseProcess]]) -> list[_Failure]:
+def _ended(processes: dict[Connection, BaseProcess]) -> list[_Failure]:
     """Return the failures, in the order in which they were told; some processes still run if they say nothing."""
     failures: list[_Failure] = []
     deadline = None
@@ -122,12 +205,12 @@ def _ended(processes: dict[Connection, tuple[int, BaseProcess]]) -> list[_Failur
             return failures
         for connection in heard:
             assert isinstance(connection, Connection)
-            number, process = processes[connection]
             try:
                 failure = connection.recv()
-            except EOFError:
+            except (EOFError, ConnectionError):
+                process = processes[connection]
                 process.join()
-                failure = _Failure("died", f"process {number + 1} of {len(processes)} {_how_it_died(process)}")
+                failure = _Failure("died", f"process {_which(connection, processes)} {_how_it_died(process)}")
             connection.close()
             if failure is not None:
                 failures.append(failure)
@@ -144,20 +227,23 @@ def _how_it_died(process: BaseProcess) -> str:
 
 
 def _entered(connection: Connection, task: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Do what a process was started for, and say how it ended: nothing, or a failure."""
+    """Do what a process was started for, and say why it could not."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    failure = None
     try:
-        task(*arguments)
+        task(connection, *arguments)
     except UserError as error:
-        failure = _Failure("mistake", str(error))
+        connection.send(_Failure("mistake", str(error)))
     except Terminated as error:
-        failure = _Failure("terminated", str(error))
+        connection.send(_Failure("terminated", str(error)))
     except BaseException:
-        failure = _Failure("bug", f"in another process:\n{traceback.format_exc()}")
-    connection.send(failure)
+        connection.send(_Failure("bug", f"in another process:\n{traceback.format_exc()}"))
+
+
+def _do(connection: Connection, task: Callable[..., None], *arguments: Any) -> None:
+    task(*arguments)
+    connection.send(None)
 
 
 def _end_with_parent() -> None:

@@ -52,9 +52,12 @@ __all__ = ["train", "trainer_arguments"]
 NOT_IN_CHECKPOINT = (
     *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name"),
     *("evaluate", "attack", "suite", "limit", "split", "independent"),
-    *("sanity_images", "geometry_images", "reliability", "diagnostics", "diagnostics_images"),
+    *("sanity_images", "geometry_images", "reliability", "diagnostics", "diagnostics_images", "processes"),
 )
 """Keys of the config that do not shape the trained network."""
+
+UNRECORDED = ("resume", "processes")
+"""Keys of the config that do not shape the results: a run may be resumed with others."""
 
 SET_HERE = (
     "callbacks",
@@ -164,9 +167,9 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
         runs[0].datamodule.require(evaluation.split)
     with contextlib.ExitStack() as claims:
         # The outer directory first: it says whether the inner ones are this run's to go on with.
-        claims.enter_context(claimed(directory, plain(cfg, without=("resume",)), resume=options.resume))
+        claims.enter_context(claimed(directory, plain(cfg, without=UNRECORDED), resume=options.resume))
         for run in runs if options.twin else ():
-            config = plain(run.cfg, without=("resume",))
+            config = plain(run.cfg, without=UNRECORDED)
             claims.enter_context(claimed(run.directory, config, resume=options.resume))
         return _train(runs, cfg, options, evaluation, logger, directory)
 
@@ -219,7 +222,7 @@ def _evaluate(
             directory=directory,
             logger=logger,
             group=_group(options),
-            config=plain(cfg, without=("resume",)),
+            config=plain(cfg, without=UNRECORDED),
             resume=options.resume,
         )
     except KeyboardInterrupt:
