@@ -348,6 +348,10 @@ class RobustClassifier(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the generator of the probes, and the epoch's means."""
         stored = checkpoint["jacobian_robust"]
+        # With precision=64-true the weights are loaded before the network is converted: they would be rounded.
+        weights = [weight for weight in checkpoint["state_dict"].values() if weight.is_floating_point()]
+        if weights and all(weight.dtype == torch.float64 for weight in weights):
+            self.double()
         self._generator.set_state(stored["generator"].cpu())
         if "means" in stored:  # checkpoints of older versions end with an epoch
             means = stored["means"] if isinstance(stored["means"], list) else [stored["means"]]
