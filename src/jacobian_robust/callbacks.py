@@ -23,6 +23,7 @@ from jacobian_robust.jacobian import jacobian_norms
 from jacobian_robust.module import RobustClassifier
 from jacobian_robust.regularizers import Bound, satisfies_condition
 from jacobian_robust.robustness import sweep
+from jacobian_robust.shares import gathered
 
 __all__ = [
     "METRICS",
@@ -124,8 +125,13 @@ class Monitor(pl.Callback, abc.ABC):
         self.latest: dict[str, dict[str, float]] = {}
 
     @abc.abstractmethod
-    def measure(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return what is measured on images ``(n, …)`` and their labels ``(n,)``, by its name in :data:`METRICS`."""
+    def measure(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, process: int = 0, of: int = 1
+    ) -> dict[str, float]:
+        """Return what is measured on images ``(n, …)`` and their labels ``(n,)``, by its name in :data:`METRICS`.
+
+        Of several processes that call this each can measure a part; what they return is the same, and what one would.
+        """
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure both splits."""
@@ -137,8 +143,10 @@ class Monitor(pl.Callback, abc.ABC):
         for stage, split in splits.items():
             images, labels = datamodule.split(split).first(self.images)
             if len(images):
-                device = pl_module.device
-                self.latest[stage] = self.measure(pl_module.model, images.to(device), labels.to(device))
+                images, labels = images.to(pl_module.device), labels.to(pl_module.device)
+                self.latest[stage] = self.measure(
+                    pl_module.model, images, labels, process=trainer.global_rank, of=trainer.world_size
+                )
         pl_module.train(training)
 
 
@@ -158,18 +166,24 @@ class JacobianMonitor(Monitor):
         self.eps = eps
         self.bound: Bound = bound
 
-    def measure(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
+    def measure(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, process: int = 0, of: int = 1
+    ) -> dict[str, float]:
         """Return the mean norm and the share of satisfied conditions."""
-        norm_sum, satisfied = 0.0, 0
         dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
-        for chunk in images.split(50):
+        measured: dict[int, tuple[float, int]] = {}
+        for number, chunk in list(enumerate(images.split(50)))[process::of]:
             inputs = chunk.to(dtype).requires_grad_()
             with torch.enable_grad():
                 logits = model(inputs)
                 frobenius, spectral = jacobian_norms(logits, inputs)
-            norm_sum += frobenius.sum().item()
-            satisfied += int(satisfies_condition(spectral, logits, bound=self.bound, eps=self.eps).sum())
-        return {"jacobian_norm": norm_sum / len(images), "condition_satisfied": satisfied / len(images)}
+            satisfied = satisfies_condition(spectral, logits, bound=self.bound, eps=self.eps)
+            measured[number] = frobenius.sum().item(), int(satisfied.sum())
+        if of > 1:
+            measured = {number: value for part in gathered(measured) for number, value in part.items()}
+        in_order = [measured[number] for number in sorted(measured)]
+        norm_sum, holds = sum(norm for norm, _ in in_order), sum(count for _, count in in_order)
+        return {"jacobian_norm": norm_sum / len(images), "condition_satisfied": holds / len(images)}
 
 
 class AttackMonitor(Monitor):
@@ -184,8 +198,10 @@ class AttackMonitor(Monitor):
         super().__init__(images)
         self.attack = replace(attack, eps=attack.eps[:1])
 
-    def measure(self, model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return the share of all images that stand."""
+    def measure(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, process: int = 0, of: int = 1
+    ) -> dict[str, float]:
+        """Return the share of all images that stand; each process attacks them all."""
         with torch.enable_grad():
             (budget,) = sweep(model, images, labels, [self.attack], examples=0).budgets
         return {"robust_accuracy": budget.robust_accuracy}

@@ -54,7 +54,10 @@ class Pruning(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report, and ask whether to go on."""
         epoch = trainer.current_epoch + 1
-        if epoch not in self.study.trials[self.trial.number].intermediate_values:  # a resumed run may repeat itself
-            self.trial.report(self.record.rows[-1][self.objective], epoch)
-        if epoch != trainer.max_epochs and self.trial.should_prune():
+        pruned = False
+        if trainer.is_global_zero:
+            if epoch not in self.study.trials[self.trial.number].intermediate_values:  # a resumed run may repeat itself
+                self.trial.report(self.record.rows[-1][self.objective], epoch)
+            pruned = epoch != trainer.max_epochs and self.trial.should_prune()
+        if trainer.strategy.broadcast(pruned):
             self.pruned = trainer.should_stop = True

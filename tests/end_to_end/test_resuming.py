@@ -114,6 +114,18 @@ def test_the_random_streams_of_a_model_go_on(tmp_path, dying, monkeypatch):
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+def test_double_precision_goes_on_bit_for_bit(tmp_path, dying, monkeypatch):
+    """The weights are loaded before Lightning converts the network."""
+    precision = "trainer.precision=64-true"
+    start(tmp_path / "whole", precision)
+    dying(9)
+    with pytest.raises(Killed):
+        start(tmp_path / "run", precision)
+    monkeypatch.undo()
+    start(tmp_path / "run", precision, "resume=true")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, whole, dying, monkeypatch, capsys):
     dying(12)
     with pytest.raises(Killed):
