@@ -36,7 +36,7 @@ def test_every_choice_of_every_group_can_be_made(group, choice):
     elif group == "suite":
         assert read_evaluation(cfg).attacks
     elif choice == "gpu" and not torch.cuda.is_available():
-        with pytest.raises(UserError, match="trainer: .*(GPU|CUDA|gpu|cuda)"):
+        with pytest.raises(UserError, match=r"trainer: .*(GPU|CUDA|gpu|cuda)"):
             build(cfg, group)
     else:
         made = build(cfg, group, optional=group == "regularizer")
