@@ -241,7 +241,9 @@ def test_sigkill_at_random_moments_changes_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_evaluation_killed_at_random_moments_ends_the_same(tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_evaluation_killed_at_random_moments_ends_the_same(tmp_path, processes):
+    """Also if several processes shared it, and one goes on alone."""
     checkpoint = ROOT / "docs" / "results" / "checkpoints" / "note_vanilla.safetensors"
     options = ["attack=[fgsm,pgd_linf]", "limit=400", "sanity_images=0", "geometry_images=0", "reliability=false"]
 
@@ -255,7 +257,9 @@ def test_an_evaluation_killed_at_random_moments_ends_the_same(tmp_path):
     kills = 0
     for _ in range(5):
         process = subprocess.Popen(
-            command(tmp_path / "parted", "resume=true"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(tmp_path / "parted", "resume=true", f"processes={processes}"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         while process.poll() is None and not progress.exists():
             time.sleep(0.1)
