@@ -13,7 +13,7 @@ from jacobian_robust.errors import UserError
 
 Options = TypeVar("Options", bound=BaseModel)
 
-__all__ = ["build", "build_each", "describe", "plain", "read_options"]
+__all__ = ["build", "build_each", "describe", "flat", "plain", "read_options"]
 
 
 def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -27,6 +27,15 @@ def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
         return OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise UserError(describe(error)) from error
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by their dotted names."""
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        leaves |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return leaves
 
 
 def build(cfg: DictConfig, group: str, kind: type = object, *, optional: bool = False, **arguments: Any) -> Any:
