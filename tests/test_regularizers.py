@@ -13,9 +13,12 @@ from jacobian_robust import geometry
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.models import LeNet
 from jacobian_robust.regularizers import (
+    VAT,
+    Curvature,
     Frobenius,
     InputGradient,
     Isometry,
+    LinearMargin,
     LogitJacobian,
     Margin,
     Spectral,
@@ -194,6 +197,97 @@ def test_the_input_gradients_penalty_is_its_formula():
     labels = torch.arange(6) % 4
     (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), labels, reduction="sum"), x)
     torch.testing.assert_close(InputGradient()(model(x), x, labels), gradient.square().sum(1))
+    torch.testing.assert_close(InputGradient(norm="l1")(model(x), x, labels), gradient.abs().sum(1))
+
+
+@pytest.mark.parametrize("distance", ["fisher_rao", "logits"])
+@pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
+@pytest.mark.parametrize("rivals", [1, 2, None])
+def test_the_linear_margin_penalty_is_its_formula(distance, norm, dual, rivals):
+    model = smooth_network()
+    x, labels = torch.randn(6, 5, dtype=torch.float64), torch.arange(6) % 4
+
+    def distances(x, own):
+        value = model(x) if distance == "logits" else model(x).softmax(-1).sqrt()
+        lead = value @ own - value
+        return lead if distance == "logits" else 2 * torch.asin(lead / 2**0.5)
+
+    own = nn.functional.one_hot(labels, 4).double()
+    fall = 0.7 * torch.linalg.vector_norm(vmap(jacrev(distances))(x, own), ord=dual, dim=-1)
+    violation = fall - vmap(distances)(x, own)
+    likeliest = model(x).scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)[:, : rivals or 3]
+    expected = (1 + (5 * violation.gather(1, likeliest).amax(1)).exp()).log() / 5
+    x = x.clone().requires_grad_()
+    penalty = LinearMargin(eps=0.7, norm=norm, distance=distance, kappa=5, rivals=rivals)(model(x), x, labels)
+    torch.testing.assert_close(penalty, expected)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_linear_margin_of_a_linear_model_is_the_radius_at_which_it_breaks(norm):
+    """The penalty is zero below the distance to the boundary of the logits' lead, and positive above it."""
+    torch.manual_seed(0)
+    model = nn.Linear(5, 4).double()
+    x = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
+    labels = model(x).argmax(-1)
+    lead = model(x).gather(1, labels[:, None]) - model(x)
+    slopes = torch.linalg.vector_norm(
+        model.weight[labels][:, None] - model.weight, ord=1 if norm == "linf" else 2, dim=-1
+    )
+    breaks = (lead / slopes).nan_to_num(torch.inf, torch.inf).amin(1)
+    for sample, radius in enumerate(breaks.tolist()):
+        for share, inside in ((0.99, True), (1.01, False)):
+            options = {"eps": share * radius, "norm": norm, "distance": "logits", "kappa": 1e6, "rivals": None}
+            value = LinearMargin(**options)(model(x), x, labels)[sample]
+            assert (value < 1e-9) == inside
+
+
+def test_the_euclidean_linear_margin_is_at_most_the_margin_penalty():
+    """Its gradient is no longer than the Frobenius norm, which counts all classes."""
+    model = smooth_network()
+    x, labels = torch.randn(200, 5, dtype=torch.float64).requires_grad_(), torch.arange(200) % 4
+    linear = LinearMargin(eps=0.7, norm="l2")(model(x), x, labels)
+    bound = Margin(eps=0.7)(model(x), x, labels)
+    assert (linear <= bound + 1e-12).all()
+    assert (linear < 0.99 * bound).any()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e2, 1e4])
+@pytest.mark.parametrize("distance", ["fisher_rao", "logits"])
+def test_the_linear_margin_and_its_gradient_are_finite_however_confident_the_model(scale, distance):
+    torch.manual_seed(0)
+    model = nn.Linear(5, 10)
+    x = torch.randn(8, 5, requires_grad=True)
+    penalty = LinearMargin(eps=0.1, distance=distance, rivals=None)(scale * model(x), x, torch.arange(8)).mean()
+    gradients = torch.autograd.grad(penalty, list(model.parameters()))
+    assert penalty.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_the_virtual_adversary_finds_the_fisher_metrics_top_direction():
+    """At a small radius the divergence is ε²‖J_μ‖₂²/2, and no direction has more."""
+    model = smooth_network()
+    x = torch.randn(6, 5, dtype=torch.float64)
+    jacobian = vmap(jacrev(lambda x: geometry.sphere_embedding(model(x).softmax(-1))))(x)
+    expected = 1e-6 * torch.linalg.matrix_norm(jacobian, 2).square() / 2
+    torch.manual_seed(0)
+    value = VAT(eps=1e-3, xi=1e-3, iterations=50)(model(x), x, model=model)
+    torch.testing.assert_close(value, expected, rtol=1e-2, atol=0)
+
+
+def test_cures_curvature_is_the_hessian_along_the_gradients_sign():
+    model = smooth_network()
+    x, labels = torch.randn(6, 5, dtype=torch.float64), torch.arange(6) % 4
+
+    def loss(x, own):
+        return -model(x).log_softmax(-1) @ own
+
+    own = nn.functional.one_hot(labels, 4).double()
+    z = vmap(jacrev(loss))(x, own).sign() / 5**0.5
+    hessian = vmap(jacrev(jacrev(loss)))(x, own)
+    expected = 1e-6 * (hessian @ z[..., None]).squeeze(-1).square().sum(-1)
+    inputs = x.clone().requires_grad_()
+    value = Curvature(h=1e-3)(model(inputs), inputs, labels, model=model)
+    torch.testing.assert_close(value, expected, rtol=2e-2, atol=0)
 
 
 @pytest.mark.parametrize("bound", ["center", "boundary"])
@@ -231,7 +325,17 @@ def test_the_isometry_penalty_and_its_gradient_are_finite_however_confident_the_
 
 
 @pytest.mark.parametrize(
-    "penalty", [LogitJacobian(projections=None), InputGradient(), Margin(eps=0.5), Isometry(eps=0.5)]
+    "penalty",
+    [
+        *(
+            LogitJacobian(projections=None),
+            InputGradient(),
+            InputGradient(norm="l1"),
+            Margin(eps=0.5),
+            Isometry(eps=0.5),
+        ),
+        *(LinearMargin(eps=0.5), LinearMargin(eps=0.5, norm="l2", distance="logits", rivals=None)),
+    ],
 )
 def test_the_gradient_of_a_penalty_is_that_of_finite_differences(penalty):
     model = smooth_network()
