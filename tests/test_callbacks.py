@@ -8,8 +8,17 @@ from pydantic import ValidationError
 from torch import nn
 
 from jacobian_robust.attacks import PGD
-from jacobian_robust.callbacks import AttackMonitor, ConstantEta, GeometricEta, JacobianMonitor
+from jacobian_robust.callbacks import (
+    AttackMonitor,
+    ConstantEta,
+    GeometricEps,
+    GeometricEta,
+    JacobianMonitor,
+    LinearEps,
+)
+from jacobian_robust.errors import UserError
 from jacobian_robust.jacobian import frobenius_norm
+from jacobian_robust.regularizers import Frobenius, LinearMargin, LogitJacobian, Margin, with_radius
 from jacobian_robust.robustness import sweep
 
 
@@ -46,6 +55,30 @@ def test_impossible_schedules_are_refused(options):
         GeometricEta(**options)
     with pytest.raises(ValidationError):
         ConstantEta(value=-0.1)
+
+
+@given(st.floats(1e-3, 1), st.floats(0, 1))
+def test_a_radius_rises_from_its_start_to_the_whole_and_linearly_or_by_ratios(start, progress):
+    linear, geometric = (schedule(start=start, fraction=0.5) for schedule in (LinearEps, GeometricEps))
+    for schedule in (linear, geometric):
+        assert schedule.share(0.0) == pytest.approx(start)
+        assert schedule.share(1.0) == 1
+    assert linear.share(progress) == pytest.approx((1 - progress) * start + progress)
+    assert geometric.share(0.5) == pytest.approx(start**0.5)
+    assert geometric.share(progress) <= linear.share(progress) + 1e-12
+
+
+@pytest.mark.parametrize("penalty", [Frobenius(delta_over_eps=1e-3), Frobenius(eps=2.0)])
+def test_a_share_of_a_radius_is_that_in_either_notation(penalty):
+    assert with_radius(penalty, 0.25).radius(10) == pytest.approx(penalty.radius(10) / 4)
+    assert with_radius(penalty, 1.0) == penalty
+
+
+def test_a_share_of_a_radius_leaves_the_rest_of_a_penalty_as_it_is():
+    assert with_radius(Margin(eps=4.0, kappa=3.0, probes=2), 0.5) == Margin(eps=2.0, kappa=3.0, probes=2)
+    assert with_radius(LinearMargin(eps=0.2, norm="l2"), 0.5) == LinearMargin(eps=0.1, norm="l2")
+    with pytest.raises(UserError, match="LogitJacobian has no radius"):
+        with_radius(LogitJacobian(), 0.5)
 
 
 def test_monitor_measures_the_exact_mean_norm_and_the_condition():

@@ -21,7 +21,7 @@ from jacobian_robust.errors import UserError
 from jacobian_robust.files import write_atomically
 from jacobian_robust.jacobian import jacobian_norms
 from jacobian_robust.module import RobustClassifier
-from jacobian_robust.regularizers import Bound, satisfies_condition
+from jacobian_robust.regularizers import Bound, Penalty, satisfies_condition, with_radius
 from jacobian_robust.robustness import sweep
 from jacobian_robust.shares import gathered
 
@@ -30,9 +30,12 @@ __all__ = [
     "AttackMonitor",
     "ConstantEta",
     "EpochRecord",
+    "EpsSchedule",
     "EtaSchedule",
+    "GeometricEps",
     "GeometricEta",
     "JacobianMonitor",
+    "LinearEps",
     "Monitor",
     "TrainingProgress",
 ]
@@ -108,6 +111,71 @@ class ConstantEta(EtaSchedule):
     def eta(self, epoch: int, epochs: int) -> float:
         """Return ``η`` for ``epoch``, counted from 0, of ``epochs``."""
         return self.value
+
+
+@dataclass(eq=False, config=_STRICT, kw_only=True)
+class EpsSchedule(pl.Callback, abc.ABC):
+    """Lets the radius ``ε`` of the penalty rise over the first steps, to the penalty's own.
+
+    A large radius from the first step on can stall the cross-entropy: nothing is classified yet that could be kept away
+    from the boundary. (Gowal et al., "On the effectiveness of interval bound propagation for training verifiably robust
+    models", 2018, raise theirs linearly.) A schedule is a pure function of the step: a resumed run has the right ``ε``
+    without any state.
+
+    Args:
+        start: share of ``ε`` in the first step, in (0, 1].
+        fraction: of the training's steps, after which ``ε`` is the penalty's own, in (0, 1].
+
+    Attributes:
+        latest: the share of the last step.
+    """
+
+    start: float = Field(gt=0, le=1)
+    fraction: float = Field(gt=0, le=1)
+
+    def __post_init__(self) -> None:
+        self._whole: Penalty | None = None
+        self._rise = 0.0
+        self.latest = 1.0
+
+    @abc.abstractmethod
+    def share(self, progress: float) -> float:
+        """Return the share of ``ε`` at ``progress`` of the rise, in [0, 1]; it is ``start`` at 0 and 1 at 1."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember the penalty as it is configured."""
+        assert isinstance(pl_module, RobustClassifier)
+        self._whole = pl_module.penalty
+        self._rise = self.fraction * trainer.estimated_stepping_batches
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the radius of the module's penalty."""
+        assert isinstance(pl_module, RobustClassifier)
+        assert self._whole is not None
+        share = self.share(min(trainer.global_step / self._rise, 1.0))
+        if share != self.latest:
+            self.latest = share
+            pl_module.penalty = with_radius(self._whole, share)
+
+
+@dataclass(eq=False, config=_STRICT, kw_only=True)
+class LinearEps(EpsSchedule):
+    """A rise by equal steps."""
+
+    def share(self, progress: float) -> float:
+        """Return the share of ``ε``."""
+        return self.start + (1 - self.start) * progress
+
+
+@dataclass(eq=False, config=_STRICT, kw_only=True)
+class GeometricEps(EpsSchedule):
+    """A rise by equal ratios."""
+
+    def share(self, progress: float) -> float:
+        """Return the share of ``ε``."""
+        return float(self.start ** (1 - progress))
 
 
 class Monitor(pl.Callback, abc.ABC):
@@ -218,12 +286,14 @@ class EpochRecord(pl.Callback):
     Args:
         path: the file.
         monitors: whose measurements join the row.
+        schedule: of the radius ``ε``, whose share in the epoch's last step joins it too.
 
     """
 
-    def __init__(self, path: Path, monitors: Sequence[Monitor]) -> None:
+    def __init__(self, path: Path, monitors: Sequence[Monitor], schedule: EpsSchedule | None = None) -> None:
         self.path = path
         self.monitors = monitors
+        self.schedule = schedule
         self.rows: list[dict[str, float | int]] = []
         self._epoch_started = self._last_batch_ended = 0.0
         self._spent = 0.0
@@ -256,6 +326,8 @@ class EpochRecord(pl.Callback):
         """Complete a row."""
         assert isinstance(pl_module, RobustClassifier)
         row: dict[str, float | int] = {"epoch": trainer.current_epoch + 1, "eta": pl_module.eta}
+        if self.schedule is not None:
+            row["eps_share"] = self.schedule.latest
         stages: tuple[Literal["train", "validation"], ...] = ("train", "validation")
         for stage in stages:
             measured = pl_module.pop_means(stage)
@@ -270,7 +342,8 @@ class EpochRecord(pl.Callback):
             self._write()
 
     def _write(self) -> None:
-        columns = ["epoch", "eta", *(f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS)]
+        columns = ["epoch", "eta", *(["eps_share"] if self.schedule is not None else [])]
+        columns += [f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS]
         columns += ["skipped_steps", "seconds"]
         with write_atomically(self.path) as file:
             writer = csv.DictWriter(file, columns, restval="")

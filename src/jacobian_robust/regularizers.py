@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
@@ -18,6 +19,7 @@ from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_valida
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
+from jacobian_robust.errors import UserError
 from jacobian_robust.geometry import (
     distance_to_boundary,
     distance_to_center,
@@ -47,6 +49,7 @@ __all__ = [
     "needs_input_graph",
     "satisfies_condition",
     "takes_model",
+    "with_radius",
 ]
 
 Bound = Literal["center", "boundary"]
@@ -432,6 +435,21 @@ def condition_of(penalty: object, classes: int) -> tuple[float, Bound]:
     if isinstance(penalty, RadiusPenalty):
         return penalty.radius(classes), penalty.bound
     return max_distance_to_center(classes) / NOTE_DELTA_OVER_EPS, "center"
+
+
+def with_radius(penalty: Penalty, share: float) -> Penalty:
+    """Return the penalty with a ``share`` of its radius ``ε``, the same in eq. 15's other notation ``δ_m/ε``.
+
+    Raises:
+        UserError: if it has no radius.
+    """
+    if isinstance(penalty, RadiusPenalty) and penalty.delta_over_eps is not None:
+        return replace(penalty, delta_over_eps=penalty.delta_over_eps / share)
+    radius = getattr(penalty, "eps", None)
+    if radius is None:
+        raise UserError(f"eps_schedule: {type(penalty).__name__} has no radius ε; give eps_schedule=none")
+    changed: Penalty = replace(penalty, eps=radius * share)  # type: ignore[type-var]
+    return changed
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)

@@ -36,6 +36,7 @@ from jacobian_robust.callbacks import (
     METRICS,
     AttackMonitor,
     EpochRecord,
+    EpsSchedule,
     EtaSchedule,
     JacobianMonitor,
     Monitor,
@@ -54,7 +55,7 @@ from jacobian_robust.module import RobustClassifier
 from jacobian_robust.plots import training_curves
 from jacobian_robust.processes import ProcessDied, Stop, run_together
 from jacobian_robust.provenance import versions
-from jacobian_robust.regularizers import Amortization, Penalty, condition_of, needs_input_graph
+from jacobian_robust.regularizers import Amortization, Penalty, condition_of, needs_input_graph, with_radius
 from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wandb_run
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
             raise UserError(f"name={name}: with twin=true a directory beside the run is called so; choose another name")
         undefended = cfg.copy()
         with open_dict(undefended):
-            undefended.regularizer = undefended.adversary = None
+            undefended.regularizer = undefended.adversary = undefended.eps_schedule = None
         runs = [
             _assemble(undefended, options, _label(undefended), directory / _label(undefended), measured_as=cfg),
             _assemble(cfg, options, name, directory / name, measured_as=cfg),
@@ -309,6 +310,11 @@ def _assemble(
             "adversary.penalty_at=adversary and a penalty, or adversary=none"
         )
     eta: EtaSchedule = build(cfg, "eta", EtaSchedule)
+    schedule: EpsSchedule | None = build(cfg, "eps_schedule", EpsSchedule, optional=True)
+    if schedule is not None:
+        if penalty is None:
+            raise UserError("eps_schedule: there is no penalty whose radius could rise; give eps_schedule=none")
+        with_radius(penalty, schedule.start)
     optimizer: Callable[..., torch.optim.Optimizer] = build(cfg, "optimizer")
     try:
         optimizer(model.parameters())
@@ -335,7 +341,7 @@ def _assemble(
     monitors: list[Monitor] = [JacobianMonitor(options.monitor_images, eps=eps, bound=bound)]
     if options.monitor_attack_images:
         monitors.append(AttackMonitor(options.monitor_attack_images, _first_attack(cfg)))
-    record = EpochRecord(directory / "metrics.csv", monitors)
+    record = EpochRecord(directory / "metrics.csv", monitors, schedule)
     callbacks: list[pl.Callback] = [*monitors, record]
     pruning = None if options.search.trial is None else _pruning(cfg, options, record)
     if pruning is not None:
@@ -343,6 +349,8 @@ def _assemble(
     callbacks.append(RunCheckpoint(directory / "checkpoints", options.checkpoints, process.stop if process else None))
     if penalty is not None:
         callbacks.insert(0, eta)
+    if schedule is not None:
+        callbacks.insert(0, schedule)
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(TrainingProgress())
     if taken := [key for key in SET_HERE if key in cfg.trainer]:

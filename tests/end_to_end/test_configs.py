@@ -8,7 +8,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from jacobian_robust.adversaries import Adversary
-from jacobian_robust.callbacks import EtaSchedule
+from jacobian_robust.callbacks import EpsSchedule, EtaSchedule
 from jacobian_robust.config import build, plain
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import read_evaluation
@@ -23,7 +23,7 @@ CHOICES = [
     if group.is_dir() and group.name not in ("hydra", "experiment")
     for choice in sorted(group.glob("*.yaml"))
 ]
-OPTIONAL = ("regularizer", "adversary")
+OPTIONAL = ("regularizer", "adversary", "eps_schedule")
 EXPERIMENTS = [path.stem for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
 
 
@@ -47,6 +47,8 @@ def test_every_choice_of_every_group_can_be_made(group, choice):
         assert (made is None) == (choice == "none")
         if group == "eta":
             assert isinstance(made, EtaSchedule)
+        if group == "eps_schedule" and made is not None:
+            assert isinstance(made, EpsSchedule)
         if group == "regularizer" and made is not None:
             assert isinstance(made, Penalty)
         if group == "adversary" and made is not None:
@@ -56,7 +58,7 @@ def test_every_choice_of_every_group_can_be_made(group, choice):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_can_be_made_and_tells_its_command(experiment):
     cfg = composed("train", f"experiment={experiment}", "output_dir=somewhere")
-    for group in ("data", "model", "regularizer", "adversary", "eta", "optimizer", "trainer"):
+    for group in ("data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "trainer"):
         build(cfg, group, optional=group in OPTIONAL)
     assert read_evaluation(cfg).attacks
     header = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()

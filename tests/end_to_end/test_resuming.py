@@ -135,6 +135,23 @@ def test_an_adversary_goes_on_bit_for_bit(tmp_path, dying, monkeypatch, options)
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_rising_radius_goes_on_bit_for_bit(tmp_path, dying, monkeypatch):
+    """The run dies within the rise; the share of each epoch's last step is on record."""
+    options = ["eps_schedule=linear", "eps_schedule.fraction=0.9", "eps_schedule.start=0.01"]
+    start(tmp_path / "whole", *options)
+    dying(9)
+    with pytest.raises(Killed):
+        start(tmp_path / "run", *options)
+    monkeypatch.undo()
+    start(tmp_path / "run", *options, "resume=true")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        shares = [float(row["eps_share"]) for row in csv.DictReader(file)]
+    assert shares == sorted(shares)
+    assert 0.01 < shares[0] < 1
+    assert shares[-1] == 1
+
+
 def test_double_precision_goes_on_bit_for_bit(tmp_path, dying, monkeypatch):
     """The weights are loaded before Lightning converts the network."""
     precision = "trainer.precision=64-true"
