@@ -279,7 +279,8 @@ class EpochRecord(pl.Callback):
     """Writes ``metrics.csv``, one row an epoch, and hands the same numbers to the loggers.
 
     ``seconds`` is the time of the epoch's training steps, without validation and measurements. ``skipped_steps`` counts
-    those, since the beginning, whose loss or gradient was not finite.
+    those, since the beginning, whose loss or gradient was not finite. ``multiplier`` is the classes' mean, of a penalty
+    that is a constraint.
 
     The rows travel in the checkpoints, so that a resumed run's table and curves begin at epoch 1.
 
@@ -328,6 +329,9 @@ class EpochRecord(pl.Callback):
         row: dict[str, float | int] = {"epoch": trainer.current_epoch + 1, "eta": pl_module.eta}
         if self.schedule is not None:
             row["eps_share"] = self.schedule.latest
+        multipliers = getattr(pl_module.penalty, "multipliers", None)
+        if multipliers is not None:
+            row["multiplier"] = multipliers.mean().item()
         stages: tuple[Literal["train", "validation"], ...] = ("train", "validation")
         for stage in stages:
             measured = pl_module.pop_means(stage)
@@ -342,7 +346,7 @@ class EpochRecord(pl.Callback):
             self._write()
 
     def _write(self) -> None:
-        columns = ["epoch", "eta", *(["eps_share"] if self.schedule is not None else [])]
+        columns = ["epoch", "eta", *(name for name in ("eps_share", "multiplier") if name in self.rows[-1])]
         columns += [f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS]
         columns += ["skipped_steps", "seconds"]
         with write_atomically(self.path) as file:

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from jacobian_robust.adversaries import Adversary, Place
+from jacobian_robust.constraints import Lagrangian
 from jacobian_robust.double_backward import FastDoubleBackward
 from jacobian_robust.errors import UserError
 from jacobian_robust.regularizers import Amortization, Penalty, needs_input_graph, takes_model
@@ -298,6 +299,8 @@ class RobustClassifier(pl.LightningModule):
         if any(any_process(not terms.loss.isfinite(), device=terms.loss.device)):
             self._skip("loss")
             return None
+        if isinstance(self.penalty, Lagrangian) and terms.penalty is not None:
+            self.penalty.learn()
         if share is None:
             self._means["train"].add(terms, whole[1])
             return terms.loss
@@ -391,6 +394,7 @@ class RobustClassifier(pl.LightningModule):
             "skipped_steps": self.skipped_steps,
             "wandb": self.wandb,
             "adversary": self.adversary.state_dict() if self.adversary is not None else {},
+            "penalty": self.penalty.state_dict() if isinstance(self.penalty, Lagrangian) else {},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -408,3 +412,5 @@ class RobustClassifier(pl.LightningModule):
         self.skipped_steps = stored.get("skipped_steps", 0)
         if self.adversary is not None and stored.get("adversary"):
             self.adversary.load_state_dict(stored["adversary"])
+        if isinstance(self.penalty, Lagrangian) and stored.get("penalty"):
+            self.penalty.load_state_dict(stored["penalty"])

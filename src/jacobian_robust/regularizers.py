@@ -430,6 +430,7 @@ def condition_of(penalty: object, classes: int) -> tuple[float, Bound]:
         penalty: a penalty, or ``None``.
         classes: the number of classes.
     """
+    penalty = getattr(penalty, "penalty", penalty)  # a constraint's
     if isinstance(penalty, Margin | LinearMargin):  # an ℓ∞ ball holds the Euclidean one of its radius
         return penalty.eps, "boundary"
     if isinstance(penalty, RadiusPenalty):

@@ -45,6 +45,7 @@ from jacobian_robust.callbacks import (
 from jacobian_robust.checkpointing import Intervals, RunCheckpoint, newest_checkpoint
 from jacobian_robust.checkpoints import export, find_checkpoints, load_checkpoint
 from jacobian_robust.config import build, build_each, describe, flat, plain, read_options
+from jacobian_robust.constraints import Lagrangian
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import Terminated, UserError
 from jacobian_robust.evaluation import Evaluation, read_evaluation, report, subjects
@@ -370,6 +371,8 @@ def _assemble(
     _check_devices(trainer, cfg, process)
     if adversary is not None and isinstance(trainer.strategy, DDPStrategy):
         raise UserError("adversary: its draws are for one device; give trainer=default, or adversary=none")
+    if isinstance(penalty, Lagrangian) and isinstance(trainer.strategy, DDPStrategy):
+        raise UserError("regularizer: a Lagrangian's multipliers are for one device; give trainer=default")
     return _Run(cfg, name, directory, module, datamodule, trainer, record, pruning, resumed, done)
 
 

@@ -152,6 +152,26 @@ def test_a_rising_radius_goes_on_bit_for_bit(tmp_path, dying, monkeypatch):
     assert shares[-1] == 1
 
 
+def test_multipliers_go_on_bit_for_bit(tmp_path, dying, monkeypatch):
+    options = [*SHORT, *(option for option in OPTIONS if "probes" not in option), "logger=csv"]
+    options += ["regularizer=lagrangian", "regularizer.penalty.probes=1", "eta=constant", "eta.value=0.5"]
+
+    def start(name, *more):
+        train(composed("train", *options, f"output_dir={tmp_path}/{name}", *more))
+
+    start("whole")
+    dying(9)
+    with pytest.raises(Killed):
+        start("run")
+    monkeypatch.undo()
+    start("run", "resume=true")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        multipliers = [float(row["multiplier"]) for row in csv.DictReader(file)]
+    assert multipliers[0] > 0
+    assert multipliers[1] != multipliers[0]
+
+
 def test_double_precision_goes_on_bit_for_bit(tmp_path, dying, monkeypatch):
     """The weights are loaded before Lightning converts the network."""
     precision = "trainer.precision=64-true"
