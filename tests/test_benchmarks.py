@@ -64,3 +64,10 @@ def test_the_evaluation_cost_benchmark_runs():
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
     labels = model(images).argmax(-1)
     assert benchmark["reference"](model, images, labels) == benchmark["our_reference"](model, images, labels)
+
+
+def test_the_defence_cost_benchmark_runs():
+    benchmark = runpy.run_path(str(BENCHMARKS / "defence_cost.py"))
+    measured = benchmark["measure"](benchmark["DEFENCES"], seconds=0.0)
+    assert measured["regularizer=none"]["ratio"] == 1
+    assert measured["regularizer=none adversary=pgd"]["ratio"] > 2  # nine, on an idle machine

@@ -1,0 +1,111 @@
+"""What a training step of each defence costs, as a ratio to the plain one: ``python benchmarks/defence_cost.py``.
+
+Every row is what stands behind ``train.py``, with the options of its YAML: the framework's own loss and backward pass
+of a LeNet, 32 random images, the optimizer's step at a learning rate of zero. All take turns in one process; ratios are
+of medians. A step of ``adversary=free`` is one of its replays.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+from rich.table import Table
+
+from jacobian_robust.adversaries import Adversary
+from jacobian_robust.config import build
+from jacobian_robust.memory import keep_freed_memory
+from jacobian_robust.models import LeNet
+from jacobian_robust.module import RobustClassifier
+from jacobian_robust.regularizers import Penalty
+
+CONF = Path(__file__).parents[1] / "conf"
+DEFENCES = (
+    "regularizer=none",
+    "regularizer=frobenius regularizer.probes=1",
+    "regularizer=frobenius",
+    "regularizer=spectral",
+    "regularizer=isometry",
+    "regularizer=margin",
+    "regularizer=linear_margin",
+    "regularizer=linear_margin regularizer.rivals=3",
+    "regularizer=lagrangian",
+    "regularizer=hoffman",
+    "regularizer=input_gradient",
+    "regularizer=input_gradient regularizer.norm=l1",
+    "regularizer=vat",
+    "regularizer=curvature",
+    "regularizer=none adversary=noise",
+    "regularizer=none adversary=fgsm",
+    "regularizer=none adversary=pgd",
+    "regularizer=none adversary=free",
+    "regularizer=none adversary=trades",
+    "regularizer=margin adversary=noise adversary.fit_at=clean adversary.penalty_at=adversary",
+    "regularizer=margin adversary=fgsm",
+    "regularizer=margin adversary=fgsm adversary.penalty_at=adversary",
+)
+"""Options of ``train.py``."""
+
+
+def step_of(options: str) -> Callable[[], None]:
+    """Return a training step."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [*shlex.split(options), "output_dir=."])
+    penalty = build(cfg, "regularizer", Penalty, optional=True)
+    adversary = build(cfg, "adversary", Adversary, optional=True)
+    torch.manual_seed(0)
+    batch = torch.rand(32, 1, 28, 28), torch.randint(0, 10, (32,))
+    module = RobustClassifier(LeNet(), lambda p: torch.optim.SGD(p, lr=0.0), penalty, adversary=adversary)
+    module.eta = 0.5
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
+
+    def step() -> None:
+        due = batch if adversary is None else adversary.next_batch(batch)
+        loss = module.loss_terms(due, generator=module._generator, attacked=True).loss
+        optimizer.zero_grad()
+        module.backward(loss)
+        optimizer.step()
+
+    return step
+
+
+def measure(defences: tuple[str, ...], seconds: float) -> dict[str, dict[str, float]]:
+    """Return milliseconds and ratio of each defence; the first one is the plain step."""
+    steps = {options: step_of(options) for options in defences}
+    times: dict[str, list[float]] = {options: [] for options in defences}
+    for step in steps.values():
+        step()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or not all(times.values()):
+        for options, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[options].append(time.perf_counter() - start)
+    medians = {options: statistics.median(taken) for options, taken in times.items()}
+    plain = medians[defences[0]]
+    return {options: {"ms": 1000 * taken, "ratio": taken / plain} for options, taken in medians.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=120.0, help="of measuring")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    measured = measure(DEFENCES, arguments.seconds)
+    table = Table("options of train.py", "ms", "ratio to the plain step")
+    for options, figures in measured.items():
+        table.add_row(options, f"{figures['ms']:.1f}", f"{figures['ratio']:.2f}")
+    Console().print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(measured, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
