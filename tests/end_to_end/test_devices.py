@@ -36,7 +36,8 @@ def on_two(directory, *overrides, check=True):
 def rows(directory):
     with (directory / "metrics.csv").open() as file:
         return [
-            {name: float(value) for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)
+            {name: float(value) for name, value in row.items() if value and name != "seconds"}
+            for row in csv.DictReader(file)
         ]
 
 
