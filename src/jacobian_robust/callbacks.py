@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor
@@ -18,6 +18,7 @@ from jacobian_robust.errors import UserError
 from jacobian_robust.files import write_atomically
 from jacobian_robust.jacobian import jacobian_norms
 from jacobian_robust.module import RobustClassifier
+from jacobian_robust.options import STRICT
 from jacobian_robust.regularizers import Bound, satisfies_condition
 
 __all__ = [
@@ -32,9 +33,6 @@ __all__ = [
 
 METRICS = ("loss", "cross_entropy", "penalty", "accuracy", "jacobian_norm", "condition_satisfied")
 """What is recorded of each split in each epoch."""
-
-
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class EtaSchedule(pl.Callback, abc.ABC):
@@ -58,22 +56,22 @@ class EtaSchedule(pl.Callback, abc.ABC):
         pl_module.eta = self.eta(trainer.current_epoch, trainer.max_epochs)
 
 
-@dataclass(eq=False, config=_STRICT, kw_only=True)
+@dataclass(eq=False, config=STRICT, kw_only=True)
 class GeometricEta(EtaSchedule):
     """The note's rule, ``η_i = η_min (η_max / η_min)^((i-1)/(N-1))`` for epoch ``i`` of ``N`` (section 4.2).
 
     With one epoch ``η`` is ``min``.
 
     Args:
-        min: ``η`` of the first epoch, in (0, 1].
+        min: ``η`` of the first epoch, positive, at most 1.
         max: ``η`` of the last epoch, at least ``min``, at most 1.
 
     Raises:
         UserError: if ``min`` is larger than ``max``.
     """
 
-    min: float = Field(gt=0, le=1)
-    max: float = Field(gt=0, le=1)
+    min: float = Field(ge=1e-30, le=1)
+    max: float = Field(ge=1e-30, le=1)
 
     def __post_init__(self) -> None:
         if self.min > self.max:
@@ -85,7 +83,7 @@ class GeometricEta(EtaSchedule):
         return self.min * (self.max / self.min) ** progress
 
 
-@dataclass(eq=False, config=_STRICT, kw_only=True)
+@dataclass(eq=False, config=STRICT, kw_only=True)
 class ConstantEta(EtaSchedule):
     """The same ``η`` in every epoch.
 

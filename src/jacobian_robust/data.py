@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int, UInt8
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, validate_call
+from pydantic import Field, validate_call
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
@@ -18,6 +18,7 @@ from torchvision.datasets.utils import extract_archive
 
 from jacobian_robust.errors import UserError
 from jacobian_robust.loading import EpochSampler, ResumableLoader
+from jacobian_robust.options import STRICT, Count, NonEmpty, Seed, Size
 
 __all__ = ["FashionMNISTDataModule", "ImageDataModule", "ImageDataset", "MNISTDataModule", "ToyDataModule"]
 
@@ -188,15 +189,15 @@ class MNISTDataModule(ImageDataModule):
     classes = 10
     image_shape = (1, 28, 28)
 
-    @validate_call
+    @validate_call(config=STRICT)
     def __init__(
         self,
-        root: str = "data",
-        batch_size: PositiveInt = 32,
-        validation_size: NonNegativeInt = 5000,
-        split_seed: int = 0,
+        root: NonEmpty = "data",
+        batch_size: Count = 32,
+        validation_size: Size = 5000,
+        split_seed: Seed = 0,
         validate_on_test: bool = False,
-        shuffle_seed: int = 0,
+        shuffle_seed: Seed = 0,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -296,19 +297,19 @@ class ToyDataModule(ImageDataModule):
     image_shape = (1, 1, 2)
     pictures = False
 
-    @validate_call
+    @validate_call(config=STRICT)
     def __init__(
         self,
-        training_size: PositiveInt = 500,
-        test_size: PositiveInt = 1000,
-        noise: NonNegativeFloat = 0.05,
-        turns: float = 0.5,
-        data_seed: int = Field(0, ge=0),
-        batch_size: PositiveInt = 32,
-        validation_size: NonNegativeInt = 200,
-        split_seed: int = 0,
+        training_size: int = Field(500, gt=0, le=10**7),
+        test_size: int = Field(1000, gt=0, le=10**7),
+        noise: float = Field(0.05, ge=0, le=1e6),
+        turns: float = Field(0.5, ge=-1e6, le=1e6),
+        data_seed: Seed = 0,
+        batch_size: Count = 32,
+        validation_size: Size = 200,
+        split_seed: Seed = 0,
         validate_on_test: bool = False,
-        shuffle_seed: int = 0,
+        shuffle_seed: Seed = 0,
     ) -> None:
         super().__init__(
             batch_size=batch_size,

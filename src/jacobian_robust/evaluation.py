@@ -15,8 +15,8 @@ from typing import Any, Literal
 import safetensors.torch
 import torch
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, ListConfig
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, model_validator
+from omegaconf import DictConfig
+from pydantic import BaseModel, ValidationError, model_validator
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -26,12 +26,13 @@ from tqdm import tqdm
 from jacobian_robust import first_order, plots, reliability, simplifications
 from jacobian_robust.attacks import Attack, GaussianNoise, Norm, Square, Transfer, UniformNoise
 from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_checkpoint
-from jacobian_robust.config import build, build_each, describe, plain, read_options
+from jacobian_robust.config import build, build_each, check, describe, plain, read_options
 from jacobian_robust.data import FashionMNISTDataModule, ImageDataModule, MNISTDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import claimed, distinct_names, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import PixelInput, SinglePrecision
+from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.provenance import versions
 from jacobian_robust.regularizers import condition_of
 from jacobian_robust.report import write_report
@@ -61,21 +62,34 @@ L2_RADII = (0.5, 1.0, 1.5, 2.0)
 class _Options(BaseModel):
     """The scalars of ``conf/evaluate.yaml``, which ``conf/train.yaml`` has too."""
 
-    seed: int = Field(ge=0, lt=2**32)
-    limit: PositiveInt | None
+    seed: Seed
+    limit: Count | None
     split: Literal["test", "validation"]
-    independent: bool
-    sanity_images: int = Field(ge=0)
-    geometry_images: int = Field(ge=0)
-    reliability: bool
+    independent: Flag
+    sanity_images: Size
+    geometry_images: Size
+    reliability: Flag
     diagnostics: Literal["simplifications", None]
-    diagnostics_images: PositiveInt
+    diagnostics_images: Count
+
+
+EVALUATION_OPTIONS = (*_Options.model_fields,)
+"""Those of them that are scalars, by name."""
+
+
+class _Places(BaseModel):
+    """The scalars that ``conf/evaluate.yaml`` has alone."""
+
+    checkpoint: NonEmpty | list[NonEmpty] | None
+    resume: Flag
+    trust: Flag
+    output_dir: NonEmpty
 
 
 class _Input(BaseModel):
     """What a model takes for a pixel, if not a number in [0, 1]."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = STRICT
 
     low: float = 0.0
     high: float = 1.0
@@ -172,18 +186,19 @@ def evaluate(cfg: DictConfig) -> Results:
         UserError: if an option, a checkpoint, a data file or a directory is at fault.
     """
     keep_freed_memory()
+    check(cfg, {*EVALUATION_OPTIONS, *_Places.model_fields, "input"}, ("attack", "logger", "data", "model"))
+    options = read_options(_Places, cfg)
     evaluation = read_evaluation(cfg)
     if cfg.get("data"):
         evaluation = replace(evaluation, data=build(cfg, "data", ImageDataModule))
-    resume, trust = (_flag(cfg, name) for name in ("resume", "trust"))
     network = build(cfg, "model", nn.Module, optional=True)
-    places = cfg.checkpoint if isinstance(cfg.checkpoint, list | ListConfig) else [cfg.checkpoint]
-    named = [str(place) for place in places if place is not None]
+    named = options.checkpoint if isinstance(options.checkpoint, list) else [options.checkpoint or ""]
+    named = [place for place in named if place]
     if named or network is None:
-        checkpoints = [load_checkpoint(path, trust=trust) for path in find_checkpoints(named)]
+        checkpoints = [load_checkpoint(path, trust=options.trust) for path in find_checkpoints(named)]
     else:
         checkpoints = [Checkpoint(None, None)]
-    directory = from_here(cfg.output_dir)
+    directory = from_here(options.output_dir)
     named_models = subjects(checkpoints, evaluation, network=network, pixels=_pixels(cfg))
     try:
         return report(
@@ -193,17 +208,10 @@ def evaluate(cfg: DictConfig) -> Results:
             group=directory.name,
             logger=read_logger(cfg),
             config=plain(cfg, without=("resume",)) | {"output_dir": str(directory)},
-            resume=resume,
+            resume=options.resume,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with the same options, hydra.run.dir={directory} and resume=true") from None
-
-
-def _flag(cfg: DictConfig, name: str) -> bool:
-    try:
-        return TypeAdapter(bool).validate_python(cfg.get(name, False), strict=True)
-    except ValidationError as error:
-        raise UserError(f"{name}: give true or false (got {cfg.get(name)!r})") from error
 
 
 def _pixels(cfg: DictConfig) -> dict[str, Any]:

@@ -7,11 +7,11 @@ Jacobian matrix".
 
 import abc
 import math
-from typing import Literal, Protocol, runtime_checkable
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from jacobian_robust.geometry import (
     signed_distance_to_boundary,
 )
 from jacobian_robust.jacobian import frobenius_norm, gram_matrix, spectral_norm
+from jacobian_robust.options import STRICT, Count
 
 __all__ = [
     "Amortization",
@@ -41,6 +42,9 @@ __all__ = [
 ]
 
 Bound = Literal["center", "boundary"]
+
+Magnitude = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""A positive number that float32 can be multiplied with, divided by and squared."""
 
 
 @runtime_checkable
@@ -67,7 +71,7 @@ class Penalty(Protocol):
         """
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT | {"strict": False}, kw_only=True)  # made of a mapping, too
 class Amortization:
     """How seldom a penalty is computed, so that it costs less. The loss is the same in the mean.
 
@@ -77,8 +81,8 @@ class Amortization:
             for the batch's.
     """
 
-    every: PositiveInt = 1
-    fraction: float = Field(default=1.0, gt=0, le=1)
+    every: Count = 1
+    fraction: float = Field(default=1.0, gt=0, le=1, strict=True)
 
     def weight(self, step: int) -> int:
         """Return by what the penalty is multiplied in a step, counted from 0: a pure function, right after resuming."""
@@ -116,7 +120,7 @@ def _distance(logits: Tensor, bound: Bound) -> Float[Tensor, "batch"]:
     return distance_to_center(p) if bound == "center" else distance_to_boundary(p)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class RadiusPenalty:
     """What the note's penalties share: the Euclidean radius that they protect, and where they measure.
 
@@ -130,8 +134,8 @@ class RadiusPenalty:
             decision ``boundary``.
     """
 
-    eps: PositiveFloat | None = None
-    delta_over_eps: PositiveFloat | None = None
+    eps: Magnitude | None = None
+    delta_over_eps: Magnitude | None = None
     chart: Literal["stereographic", "sphere"] = "stereographic"
     bound: Bound = "center"
 
@@ -150,7 +154,7 @@ class RadiusPenalty:
         return max_distance_to_center(classes) / self.delta_over_eps
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class ExponentialPenalty(RadiusPenalty, abc.ABC):
     """The note's penalty ``α = exp(‖J̃‖ - d/(ρε))`` (eq. 15), for a norm that a subclass chooses.
 
@@ -194,7 +198,7 @@ class ExponentialPenalty(RadiusPenalty, abc.ABC):
         return capped_exp(exponent, self.cap)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Frobenius(ExponentialPenalty):
     """Eq. 15 with the Frobenius norm, as in the note: an upper bound of the spectral norm.
 
@@ -203,7 +207,7 @@ class Frobenius(ExponentialPenalty):
             ``None`` is exact.
     """
 
-    probes: PositiveInt | None = None
+    probes: Count | None = None
 
     def norm(
         self,
@@ -217,7 +221,7 @@ class Frobenius(ExponentialPenalty):
         return frobenius_norm(logits, inputs, probes=self.probes, generator=generator, create_graph=create_graph)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Spectral(ExponentialPenalty):
     """Eq. 15 with the spectral norm, which eq. 14 asks for (no simplification 4).
 
@@ -227,8 +231,8 @@ class Spectral(ExponentialPenalty):
         tolerance: relative accuracy to which the subspace grows; ``None`` leaves it as it is.
     """
 
-    columns: PositiveInt | None = None
-    tolerance: PositiveFloat | None = None
+    columns: Count | None = None
+    tolerance: Magnitude | None = None
 
     def norm(
         self,
@@ -242,7 +246,7 @@ class Spectral(ExponentialPenalty):
         return spectral_norm(logits, inputs, columns=self.columns, tolerance=self.tolerance, create_graph=create_graph)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Isometry(RadiusPenalty):
     """``ε²‖J̃ J̃ᵀ - (d/(ρε))² I‖_F``: asks for an isometry up to scale, not only for a bound.
 
@@ -255,7 +259,7 @@ class Isometry(RadiusPenalty):
             has no bound.
     """
 
-    rho_min: float = Field(default=1e-3, gt=0, le=1)
+    rho_min: float = Field(default=1e-3, ge=1e-9, le=1)
 
     def __call__(
         self,
@@ -280,7 +284,7 @@ class Isometry(RadiusPenalty):
         return value
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Margin:
     """``softplus(κ(ε‖J_μ‖_F - d_y))/κ``: asks that a ball of radius ``ε`` stay, to first order, inside the true class.
 
@@ -296,9 +300,9 @@ class Margin:
             ``None`` is exact.
     """
 
-    eps: PositiveFloat
-    kappa: PositiveFloat = 4.0
-    probes: PositiveInt | None = None
+    eps: Magnitude
+    kappa: Magnitude = 4.0
+    probes: Count | None = None
 
     def __call__(
         self,
@@ -333,7 +337,7 @@ def condition_of(penalty: object, classes: int) -> tuple[float, Bound]:
     return max_distance_to_center(classes) / NOTE_DELTA_OVER_EPS, "center"
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class LogitJacobian:
     """``‖J_s‖_F²/2`` of the logits' own Jacobian, by random projections.
 
@@ -345,7 +349,7 @@ class LogitJacobian:
         projections: number ``K`` of directions, a vector–Jacobian product each; ``None`` is exact.
     """
 
-    projections: PositiveInt | None = 1
+    projections: Count | None = 1
 
     def __call__(
         self,
@@ -372,7 +376,7 @@ class LogitJacobian:
         return scale / 2 * torch.stack(squares).sum(0)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class InputGradient:
     """``‖∇_x CE‖²``, the squared input gradient of the loss (Drucker & LeCun, 1992; Ross & Doshi-Velez, 2018)."""
 

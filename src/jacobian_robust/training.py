@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, open_dict
-from pydantic import BaseModel, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.profilers import PassThroughProfiler
 from rich.console import Console
@@ -27,14 +27,15 @@ from torch import nn
 from jacobian_robust.callbacks import METRICS, EpochRecord, EtaSchedule, JacobianMonitor, TrainingProgress
 from jacobian_robust.checkpointing import Intervals, RunCheckpoint, newest_checkpoint
 from jacobian_robust.checkpoints import export, find_checkpoints, load_checkpoint
-from jacobian_robust.config import build, describe, plain, read_options
+from jacobian_robust.config import build, check, describe, plain, read_options
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import Terminated, UserError
-from jacobian_robust.evaluation import Evaluation, read_evaluation, report, subjects
-from jacobian_robust.files import claimed, from_here, write_atomically
+from jacobian_robust.evaluation import EVALUATION_OPTIONS, Evaluation, read_evaluation, report, subjects
+from jacobian_robust.files import RESULTS, claimed, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.model_checks import check_model
 from jacobian_robust.module import RobustClassifier
+from jacobian_robust.options import Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.plots import training_curves
 from jacobian_robust.provenance import versions
 from jacobian_robust.regularizers import Amortization, Penalty, condition_of
@@ -48,6 +49,8 @@ NOT_IN_CHECKPOINT = (
     *("sanity_images", "geometry_images", "reliability", "diagnostics", "diagnostics_images"),
 )
 """Keys of the config that do not shape the trained network."""
+
+GROUPS = ("data", "model", "regularizer", "eta", "optimizer", "trainer", "logger", "attack")
 
 SET_HERE = (
     "callbacks",
@@ -63,17 +66,33 @@ SET_HERE = (
 """Arguments of Lightning's Trainer that are not the user's to choose."""
 
 
+class _TrainerOptions(BaseModel):
+    """What Lightning would accept of its Trainer's arguments and choke on later, or do something else with."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    max_epochs: Count
+    gradient_clip_val: PositiveFloat | None = None  # a negative one would turn the gradient round
+    max_steps: int = Field(-1, ge=-1, lt=2**31)
+    min_steps: Count | None = None
+    min_epochs: Count | None = None
+    check_val_every_n_epoch: Count | None = 1
+    accumulate_grad_batches: Count = 1
+    log_every_n_steps: Size | None = None
+    reload_dataloaders_every_n_epochs: Size = 0
+
+
 class _Options(BaseModel):
     """The scalars of ``conf/train.yaml``."""
 
-    seed: int = Field(ge=0, lt=2**32)
-    twin: bool
-    evaluate: bool
-    ckpt_path: str | None
-    resume: bool
+    seed: Seed
+    twin: Flag
+    evaluate: Flag
+    ckpt_path: NonEmpty | None
+    resume: Flag
     checkpoints: Intervals
-    monitor_images: NonNegativeInt
-    output_dir: str
+    monitor_images: Size
+    output_dir: NonEmpty
     amortization: Amortization
     name: str | None = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$")
 
@@ -108,9 +127,11 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
         UserError: if an option, a file or a directory is at fault.
     """
     keep_freed_memory()
+    check(cfg, {*_Options.model_fields, *EVALUATION_OPTIONS}, GROUPS)
     options = read_options(_Options, cfg)
     logger = read_logger(cfg)
-    evaluation = read_evaluation(cfg) if options.evaluate else None
+    asked = read_evaluation(cfg) if options.evaluate or cfg.get("attack") else None  # what is not used is checked too
+    evaluation = asked if options.evaluate else None
     if options.twin and options.ckpt_path:
         raise UserError("ckpt_path resumes one run: set twin=false")
     directory = from_here(options.output_dir)
@@ -120,7 +141,7 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
             raise UserError(
                 "twin=true trains an undefended twin beside a penalty: choose one, as regularizer=frobenius"
             )
-        if name in ("vanilla", "evaluation"):
+        if name in ("vanilla", *RESULTS):
             raise UserError(f"name={name}: with twin=true a directory beside the run is called so; choose another name")
         undefended = cfg.copy()
         with open_dict(undefended):
@@ -200,6 +221,15 @@ def _evaluate(
     }
 
 
+def _trainer_options(cfg: DictConfig) -> _TrainerOptions:
+    if not isinstance(cfg.get("trainer"), DictConfig):
+        raise UserError("trainer is empty: choose one, trainer=NAME, of those in conf/trainer")
+    try:
+        return _TrainerOptions.model_validate(plain(cfg.trainer))
+    except ValidationError as error:
+        raise UserError(describe(error, "trainer")) from error
+
+
 def _label(cfg: DictConfig) -> str:
     """Return the short name of what distinguishes a run: its penalty, or ``vanilla`` (the note's word) without one."""
     return str(cfg.regularizer.get("_target_", "")).rpartition(".")[-1].lower() if cfg.regularizer else "vanilla"
@@ -208,8 +238,7 @@ def _label(cfg: DictConfig) -> str:
 def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *, measured_as: DictConfig) -> _Run:
     """Make all parts of a run; ``measured_as`` is the config whose penalty says what eq. 14 is measured with."""
     config = plain(cfg, without=NOT_IN_CHECKPOINT)
-    if not isinstance(epochs := cfg.trainer.max_epochs, int) or epochs < 1:
-        raise UserError(f"trainer.max_epochs: give at least 1 epoch (got {epochs!r})")
+    epochs = _trainer_options(cfg).max_epochs
     if cfg.trainer.get("limit_train_batches", 1) == 0:
         raise UserError("trainer.limit_train_batches=0 leaves nothing to train on; give a share or a number of batches")
     pl.seed_everything(options.seed, workers=True, verbose=False)
@@ -220,7 +249,7 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
     if penalty is not None:
         _check_differentiable(model, datamodule)
     eta: EtaSchedule = build(cfg, "eta", EtaSchedule)
-    optimizer: Callable[..., torch.optim.Optimizer] = build(cfg, "optimizer")
+    optimizer: Callable[..., torch.optim.Optimizer] = build(cfg, "optimizer", torch.optim.Optimizer, partial=True)
     try:
         optimizer(model.parameters())
     except (TypeError, ValueError) as error:
@@ -255,7 +284,7 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
             arguments = trainer_arguments(callbacks, directory)
             if "profiler" in cfg.trainer:
                 del arguments["profiler"]
-            trainer: pl.Trainer = build(cfg, "trainer", _partial_=True)(**arguments)
+            trainer: pl.Trainer = build(cfg, "trainer", pl.Trainer, partial=True)(**arguments)
     except UserError:
         raise
     except Exception as error:  # Lightning has no common exception for a bad argument
