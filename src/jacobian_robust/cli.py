@@ -42,6 +42,7 @@ def door(main: Callable[[], None]) -> Callable[[], None]:
         # Hydra then raises instead of printing several lines of its own.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         _composed.clear()
+        _refuse_secrets(sys.argv[1:])
         try:
             main()
         except KeyboardInterrupt as interruption:
@@ -74,6 +75,13 @@ def run(task: Callable[[DictConfig], Any], cfg: DictConfig) -> None:
         _fail(error)
 
 
+def _refuse_secrets(arguments: list[str]) -> None:
+    """End if a key or password is among the options: a sweep would name directories by it, W&B log it."""
+    for name in (argument.partition("=")[0] for argument in arguments):
+        if re.search(r"(?i)api_?key|password|secret|(?<!_)token", name):
+            _fail(UserError(f"{name.lstrip('+~')}: a secret does not belong among the options: set WANDB_API_KEY"))
+
+
 def _fail(error: Exception) -> NoReturn:
     if _VERBOSE:
         traceback.print_exception(error)
@@ -84,5 +92,7 @@ def _fail(error: Exception) -> NoReturn:
         lines = [f"{name}: there is no such option{under}; --cfg job shows all there are, --help the groups"]
     # Hydra's second-best hint and OmegaConf's internals are noise to somebody who misspelt an option.
     kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "To append to your config"))]
-    print(f"error: {'; '.join(kept) or type(error).__name__}", file=sys.stderr)
+    line = f"error: {'; '.join(kept) or type(error).__name__}"
+    # What a file or a directory is called must not move the terminal's cursor.
+    print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
     sys.exit(1)

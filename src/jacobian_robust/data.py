@@ -83,6 +83,7 @@ class ImageDataModule(pl.LightningDataModule, abc.ABC):
         classes: number of classes.
         image_shape: channels, height and width of an image.
         pictures: whether the images can be looked at, rotated and inverted.
+        fetches: whether missing files may be fetched and put where they are looked for.
 
     Raises:
         UserError: if the sizes contradict each other.
@@ -103,6 +104,7 @@ class ImageDataModule(pl.LightningDataModule, abc.ABC):
         self.split_seed = split_seed
         self.validate_on_test = validate_on_test
         self.shuffle_seed = shuffle_seed
+        self.fetches = True
         self._splits: dict[str, ImageDataset] = {}
 
     @property
@@ -226,6 +228,11 @@ class MNISTDataModule(ImageDataModule):
         raw = self.root / self.dataset_class.__name__ / "raw"
         archives = [(raw / name, md5) for name, md5 in self.dataset_class.resources]
         if not all(archive.is_file() for archive, _ in archives):
+            if not self.fetches:
+                raise UserError(
+                    f"{self.dataset_class.__name__}: files missing in {raw}, where the checkpoint says that they lay; "
+                    "name the data, data=NAME, with data.root if need be"
+                )
             try:
                 self.dataset_class(str(self.root), download=True)
             except Exception as error:  # torchvision raises what its transport raised

@@ -340,7 +340,12 @@ def report(
         stack.enter_context(claimed(directory, config, resume=resume))
         if finished.is_file():
             Console().print(f"evaluated already → {finished}", soft_wrap=True)
-            return Results.model_validate_json(finished.read_bytes())
+            try:
+                return Results.model_validate_json(finished.read_bytes())
+            except ValidationError as error:
+                raise UserError(
+                    f"{finished} is damaged, or of another version: choose another hydra.run.dir"
+                ) from error
         run = stack.enter_context(
             wandb_run(
                 logger,
@@ -459,14 +464,19 @@ class _FileJournal:
     def load(self) -> dict[str, Any] | None:
         try:
             stored = torch.load(self.path, weights_only=True)
+            identity, state = stored["identity"], dict(stored["state"])
         except FileNotFoundError:
             return None
-        if stored["identity"] != self.identity:
+        except Exception as error:  # a damaged file makes the reader fail in any way
+            raise UserError(
+                f"{self.path} cannot be read as the progress of an evaluation ({type(error).__name__}): delete it, and "
+                "its part begins anew"
+            ) from error
+        if identity != self.identity:
             raise UserError(
                 f"{self.path} is the progress of another evaluation (other weights, options or versions): finish it "
                 "with those, or choose another hydra.run.dir"
             )
-        state: dict[str, Any] = stored["state"]
         return state
 
     def save(self, state: Callable[[], dict[str, Any]]) -> None:

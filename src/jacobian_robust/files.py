@@ -44,9 +44,13 @@ def claimed(directory: Path, config: dict[str, Any], *, resume: bool = False) ->
         resume: also take a directory that holds a result of the same configuration, to go on with it.
 
     Raises:
-        UserError: if the directory holds a result that is not to be gone on with; nothing is changed.
+        UserError: if the directory holds a result that is not to be gone on with, or a link to a place outside, which
+            would be written to; nothing is changed.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(directory.resolve()):
+            raise UserError(f"{path} is a link to {path.resolve()}, outside of {directory}: remove it")
     text = OmegaConf.to_yaml(OmegaConf.create(config))
     file = directory / "config.yaml"
     held = [name for name in RESULTS if (directory / name).exists()]
