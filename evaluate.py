@@ -8,11 +8,9 @@ from jacobian_robust.cli import door, run
 
 @door
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
     """Evaluate as configured."""
-    from jacobian_robust.evaluation import evaluate  # not at the top: --help and a misspelt option need no torch
-
-    run(evaluate, cfg)
+    return run("jacobian_robust.evaluation.evaluate", cfg)
 
 
 if __name__ == "__main__":

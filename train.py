@@ -8,11 +8,9 @@ from jacobian_robust.cli import door, run
 
 @door
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> float | None:
     """Train as configured."""
-    from jacobian_robust.training import train  # not at the top: --help and a misspelt option need no torch
-
-    run(train, cfg)
+    return run("jacobian_robust.training.train", cfg)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ class AlternatingClassifier(RobustClassifier):
 def measure(penalty: Frobenius | None, datamodule: MNISTDataModule, steps: int, epochs: int) -> dict[str, float]:
     module = AlternatingClassifier(penalty, datamodule, steps)
     with tempfile.TemporaryDirectory() as directory:
-        record = EpochRecord(Path(directory) / "metrics.csv", JacobianMonitor(0, eps=1.0, bound="center"))
+        record = EpochRecord(Path(directory) / "metrics.csv", [JacobianMonitor(0, eps=1.0, bound="center")])
         trainer = pl.Trainer(
             max_epochs=epochs,
             limit_train_batches=steps,

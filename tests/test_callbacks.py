@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
-from jacobian_robust.callbacks import ConstantEta, GeometricEta, JacobianMonitor
+from jacobian_robust.attacks import PGD
+from jacobian_robust.callbacks import AttackMonitor, ConstantEta, GeometricEta, JacobianMonitor
 from jacobian_robust.jacobian import frobenius_norm
+from jacobian_robust.robustness import sweep
 
 
 @given(st.floats(1e-6, 1), st.floats(1e-6, 1), st.integers(2, 100))
@@ -52,8 +54,23 @@ def test_monitor_measures_the_exact_mean_norm_and_the_condition():
     images = torch.rand(60, 1, 3, 3)
     inputs = images.clone().requires_grad_()
     expected = frobenius_norm(model(inputs), inputs).mean().item()
+    labels = torch.zeros(60, dtype=torch.long)
     with torch.no_grad():
-        wide = JacobianMonitor(60, eps=1e6, bound="center").measure(model, images)
-        narrow = JacobianMonitor(60, eps=1e-6, bound="center").measure(model, images)
+        wide = JacobianMonitor(60, eps=1e6, bound="center").measure(model, images, labels)
+        narrow = JacobianMonitor(60, eps=1e-6, bound="center").measure(model, images, labels)
     assert wide["jacobian_norm"] == pytest.approx(expected, rel=1e-5)
     assert (wide["condition_satisfied"], narrow["condition_satisfied"]) == (0, 1)
+
+
+def test_attack_monitor_measures_the_first_budget_and_draws_nothing():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 4)).eval()
+    images = torch.rand(60, 1, 3, 3)
+    labels = model(images).argmax(-1)
+    attack = PGD(name="pgd", norm="linf", eps=[0.05, 0.3], steps=5, step_size=0.02)
+    expected = [budget.robust_accuracy for budget in sweep(model, images, labels, [attack]).budgets]
+    assert expected[1] < expected[0] < 1
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        assert AttackMonitor(60, attack).measure(model, images, labels) == {"robust_accuracy": expected[0]}
+    assert torch.equal(torch.get_rng_state(), state)

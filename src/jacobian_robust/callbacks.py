@@ -3,6 +3,8 @@
 import abc
 import csv
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,27 +13,35 @@ import torch
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pytorch_lightning.callbacks import TQDMProgressBar
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from jacobian_robust.attacks import Attack
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import write_atomically
 from jacobian_robust.jacobian import jacobian_norms
 from jacobian_robust.module import RobustClassifier
 from jacobian_robust.options import STRICT
 from jacobian_robust.regularizers import Bound, satisfies_condition
+from jacobian_robust.robustness import sweep
+from jacobian_robust.shares import gathered
 
 __all__ = [
     "METRICS",
+    "AttackMonitor",
     "ConstantEta",
     "EpochRecord",
     "EtaSchedule",
     "GeometricEta",
     "JacobianMonitor",
+    "Monitor",
     "TrainingProgress",
 ]
 
-METRICS = ("loss", "cross_entropy", "penalty", "accuracy", "jacobian_norm", "condition_satisfied")
+METRICS = (
+    *("loss", "cross_entropy", "penalty", "accuracy"),
+    *("jacobian_norm", "condition_satisfied", "robust_accuracy"),
+)
 """What is recorded of each split in each epoch."""
 
 
@@ -98,36 +108,28 @@ class ConstantEta(EtaSchedule):
         return self.value
 
 
-class JacobianMonitor(pl.Callback):
-    """Measures the Jacobian at the end of each epoch, exactly, the same way for every penalty and for none.
-
-    On the first images of the training and of the validation split, with the model in evaluation mode: the mean
-    ``‖J_μ‖_F``, and the share of images that satisfy eq. 14, ``‖J_μ‖₂ ≤ d/ε``.
+class Monitor(pl.Callback, abc.ABC):
+    """Measures a network at the end of each epoch, in evaluation mode, on the first images of the two splits.
 
     Args:
         images: how many images of each split; 0 measures nothing.
-        eps: the radius ``ε`` of eq. 14.
-        bound: the distance ``d`` of eq. 14.
+
+    Attributes:
+        latest: what was measured last, by split.
     """
 
-    def __init__(self, images: int, *, eps: float, bound: Bound) -> None:
+    def __init__(self, images: int) -> None:
         self.images = images
-        self.eps = eps
-        self.bound: Bound = bound
         self.latest: dict[str, dict[str, float]] = {}
 
-    def measure(self, model: torch.nn.Module, images: Tensor) -> dict[str, float]:
-        """Return the mean norm and the share of satisfied conditions over images ``(n, …)``."""
-        norm_sum, satisfied = 0.0, 0
-        dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
-        for chunk in images.split(50):
-            inputs = chunk.to(dtype).requires_grad_()
-            with torch.enable_grad():
-                logits = model(inputs)
-                frobenius, spectral = jacobian_norms(logits, inputs)
-            norm_sum += frobenius.sum().item()
-            satisfied += int(satisfies_condition(spectral, logits, bound=self.bound, eps=self.eps).sum())
-        return {"jacobian_norm": norm_sum / len(images), "condition_satisfied": satisfied / len(images)}
+    @abc.abstractmethod
+    def measure(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, process: int = 0, of: int = 1
+    ) -> dict[str, float]:
+        """Return what is measured on images ``(n, …)`` and their labels ``(n,)``, by its name in :data:`METRICS`.
+
+        Of several processes that call this each can measure a part; what they return is the same, and what one would.
+        """
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Measure both splits."""
@@ -137,10 +139,70 @@ class JacobianMonitor(pl.Callback):
         pl_module.eval()
         splits = {"train": "train", "validation": datamodule.validation_name}
         for stage, split in splits.items():
-            images, _ = datamodule.split(split).first(self.images)
+            images, labels = datamodule.split(split).first(self.images)
             if len(images):
-                self.latest[stage] = self.measure(pl_module.model, images.to(pl_module.device))
+                images, labels = images.to(pl_module.device), labels.to(pl_module.device)
+                self.latest[stage] = self.measure(
+                    pl_module.model, images, labels, process=trainer.global_rank, of=trainer.world_size
+                )
         pl_module.train(training)
+
+
+class JacobianMonitor(Monitor):
+    """Measures the Jacobian, exactly, the same way for every penalty and for none.
+
+    The mean ``‖J_μ‖_F``, and the share of images that satisfy eq. 14, ``‖J_μ‖₂ ≤ d/ε``.
+
+    Args:
+        images: how many images of each split; 0 measures nothing.
+        eps: the radius ``ε`` of eq. 14.
+        bound: the distance ``d`` of eq. 14.
+    """
+
+    def __init__(self, images: int, *, eps: float, bound: Bound) -> None:
+        super().__init__(images)
+        self.eps = eps
+        self.bound: Bound = bound
+
+    def measure(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, process: int = 0, of: int = 1
+    ) -> dict[str, float]:
+        """Return the mean norm and the share of satisfied conditions."""
+        dtype = next((parameter.dtype for parameter in model.parameters()), images.dtype)
+        measured: dict[int, tuple[float, int]] = {}
+        for number, chunk in list(enumerate(images.split(50)))[process::of]:
+            inputs = chunk.to(dtype).requires_grad_()
+            with torch.enable_grad():
+                logits = model(inputs)
+                frobenius, spectral = jacobian_norms(logits, inputs)
+            satisfied = satisfies_condition(spectral, logits, bound=self.bound, eps=self.eps)
+            measured[number] = frobenius.sum().item(), int(satisfied.sum())
+        if of > 1:
+            measured = {number: value for part in gathered(measured) for number, value in part.items()}
+        in_order = [measured[number] for number in sorted(measured)]
+        norm_sum, holds = sum(norm for norm, _ in in_order), sum(count for _, count in in_order)
+        return {"jacobian_norm": norm_sum / len(images), "condition_satisfied": holds / len(images)}
+
+
+class AttackMonitor(Monitor):
+    """Attacks at one budget, with the same starts in each epoch; torch's global random stream is left as it was.
+
+    Args:
+        images: how many images of each split; 0 measures nothing.
+        attack: the attack; its first budget is taken.
+    """
+
+    def __init__(self, images: int, attack: Attack) -> None:
+        super().__init__(images)
+        self.attack = replace(attack, eps=attack.eps[:1])
+
+    def measure(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, process: int = 0, of: int = 1
+    ) -> dict[str, float]:
+        """Return the share of all images that stand; each process attacks them all."""
+        with torch.enable_grad():
+            (budget,) = sweep(model, images, labels, [self.attack], examples=0).budgets
+        return {"robust_accuracy": budget.robust_accuracy}
 
 
 class EpochRecord(pl.Callback):
@@ -153,13 +215,13 @@ class EpochRecord(pl.Callback):
 
     Args:
         path: the file.
-        monitor: whose measurements join the row.
+        monitors: whose measurements join the row.
 
     """
 
-    def __init__(self, path: Path, monitor: JacobianMonitor) -> None:
+    def __init__(self, path: Path, monitors: Sequence[Monitor]) -> None:
         self.path = path
-        self.monitor = monitor
+        self.monitors = monitors
         self.rows: list[dict[str, float | int]] = []
         self._epoch_started = self._last_batch_ended = 0.0
         self._spent = 0.0
@@ -194,7 +256,9 @@ class EpochRecord(pl.Callback):
         row: dict[str, float | int] = {"epoch": trainer.current_epoch + 1, "eta": pl_module.eta}
         stages: tuple[Literal["train", "validation"], ...] = ("train", "validation")
         for stage in stages:
-            measured = pl_module.pop_means(stage) | self.monitor.latest.get(stage, {})
+            measured = pl_module.pop_means(stage)
+            for monitor in self.monitors:
+                measured |= monitor.latest.get(stage, {})
             row |= {f"{stage}_{name}": measured[name] for name in METRICS if name in measured}
         row["skipped_steps"] = pl_module.skipped_steps
         row["seconds"] = round(self._last_batch_ended - self._epoch_started, 3)

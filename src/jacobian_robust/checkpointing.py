@@ -3,8 +3,10 @@
 import contextlib
 import os
 import random
+import signal
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from rich.console import Console
 from jacobian_robust.errors import Terminated, UserError
 from jacobian_robust.loading import ResumableLoader
 from jacobian_robust.options import STRICT, Count
+from jacobian_robust.shares import any_process, gathered
 
 __all__ = ["Intervals", "RunCheckpoint", "newest_checkpoint"]
 
@@ -61,20 +64,23 @@ class RunCheckpoint(Checkpoint):
     The file is written beside the old one and renamed, so that a run that is killed at any moment leaves a whole one.
     A run that is asked to terminate (SIGTERM) writes another after the current step and ends.
 
-    Python's, NumPy's and torch's random streams travel with it: what a model draws, as for dropout, goes on too.
+    Python's, NumPy's and torch's random streams travel with it: what a model draws, as for dropout, goes on too. Of
+    several processes the first one writes, with the streams of all.
 
     Args:
         directory: the run's ``checkpoints`` directory.
         intervals: how often.
+        stop: whether one of several processes is asked to end; SIGTERM is then not theirs to answer.
 
     Raises:
         UserError: if a checkpoint cannot be written; those that were are left as they are.
         Terminated: after the checkpoint that SIGTERM asked for.
     """
 
-    def __init__(self, directory: Path, intervals: Intervals) -> None:
+    def __init__(self, directory: Path, intervals: Intervals, stop: Callable[[], bool] | None = None) -> None:
         self.directory = directory
         self.intervals = intervals
+        self.stop = stop
         self._written_at = 0.0
         self._step = 0
         self._streams: dict[str, Any] | None = None
@@ -84,12 +90,15 @@ class RunCheckpoint(Checkpoint):
         version, words, gauss = random.getstate()
         numpy = np.random.get_state(legacy=False)  # noqa: NPY002 (the global stream is what others may draw from)
         assert isinstance(numpy, dict)
-        return {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "python": [version, list(words), gauss],
-            "numpy": numpy | {"state": numpy["state"] | {"key": numpy["state"]["key"].tolist()}},
-        }
+        first, *others = gathered(
+            {
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "python": [version, list(words), gauss],
+                "numpy": numpy | {"state": numpy["state"] | {"key": numpy["state"]["key"].tolist()}},
+            }
+        )
+        return first | {"other_processes": others}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the states until the training begins: its preparations draw too."""
@@ -98,14 +107,21 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, and go on with the random streams of a resumed run."""
         self._written_at, self._step = time.monotonic(), trainer.global_step
+        if self.stop is not None:
+            # Lightning answers it by a broadcast from within the handler, which is lost among those of a step.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if self._streams is None:
             return
-        torch.set_rng_state(self._streams["torch"].cpu())
-        if len(self._streams["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([state.cpu() for state in self._streams["cuda"]])
-        version, words, gauss = self._streams["python"]
+        saved = [self._streams, *self._streams.get("other_processes", [])]
+        if trainer.global_rank >= len(saved):  # it is resumed on more devices
+            return
+        streams = saved[trainer.global_rank]
+        torch.set_rng_state(streams["torch"].cpu())
+        if len(streams["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([state.cpu() for state in streams["cuda"]])
+        version, words, gauss = streams["python"]
         random.setstate((version, tuple(words), gauss))
-        np.random.set_state(self._streams["numpy"])  # noqa: NPY002
+        np.random.set_state(streams["numpy"])  # noqa: NPY002
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Write a checkpoint if one is due, and end a run that was asked to."""
@@ -117,17 +133,25 @@ class RunCheckpoint(Checkpoint):
         every_steps, every_seconds = self.intervals.every_steps, self.intervals.every_seconds
         by_steps = every_steps is not None and self._step % every_steps == 0
         by_time = every_seconds is not None and time.monotonic() - self._written_at >= every_seconds
-        if by_steps or by_time or trainer.received_sigterm:
+        # Clocks and signals differ: what one process wants to write or to end for, all do.
+        due, asked = self._agreed(trainer, by_steps or by_time)
+        if due or asked:
             self.write(trainer)
-        if trainer.received_sigterm:
+        if asked:
             raise Terminated
+
+    def _agreed(self, trainer: pl.Trainer, due: bool = False) -> tuple[bool, ...]:
+        """Return whether a checkpoint is due, and whether the run is asked to end, for all processes alike."""
+        asked = trainer.received_sigterm if self.stop is None else self.stop()
+        return any_process(due, asked, device=trainer.strategy.root_device)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write a checkpoint, and end a run that was asked to."""
         if isinstance(trainer.train_dataloader, ResumableLoader):
             trainer.train_dataloader.end_epoch()
+        _, asked = self._agreed(trainer)
         self.write(trainer)
-        if trainer.received_sigterm:
+        if asked:
             raise Terminated
 
     def write(self, trainer: pl.Trainer) -> None:
@@ -137,11 +161,12 @@ class RunCheckpoint(Checkpoint):
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(scratch)
-            with scratch.open("rb") as file:
-                os.fsync(file.fileno())
-            if last.exists():
-                last.replace(previous)
-            scratch.replace(last)
+            if trainer.is_global_zero:
+                with scratch.open("rb") as file:
+                    os.fsync(file.fileno())
+                if last.exists():
+                    last.replace(previous)
+                scratch.replace(last)
         except (OSError, RuntimeError) as error:
             with contextlib.suppress(OSError):
                 scratch.unlink(missing_ok=True)

@@ -1,8 +1,9 @@
-"""One report of finished evaluations: ``python -m jacobian_robust.compare EVALUATION… --out DIRECTORY``.
+"""One report of finished evaluations: ``python -m jacobian_robust.compare PLACE… --out DIRECTORY``.
 
-Evaluations of single checkpoints can run side by side, on several machines, and be put together afterwards. Models that
-differ in their training seed alone are also shown as mean ± standard deviation. The pictures of adversarial examples
-stay in the reports of the single evaluations.
+A place is an evaluation, a run that ended in one (evaluate=true), or a sweep of such runs. They can have been made side
+by side, on several machines. Models that differ in their training seed alone are also shown as mean ± standard
+deviation. The runs of a sweep are called by what distinguishes them, and drawn over the option that was varied. The
+pictures of adversarial examples stay in the reports of the single evaluations.
 """
 
 import argparse
@@ -11,12 +12,15 @@ import csv
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from omegaconf import OmegaConf
 from pydantic import ValidationError
 from rich.console import Console
 from torch import Tensor, tensor
 
 from jacobian_robust import plots
+from jacobian_robust.config import flat
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import print_results
 from jacobian_robust.files import claimed, distinct_names, write_atomically
@@ -29,17 +33,38 @@ ALIKE = ("split", "independent", "seed", "attacks")
 """What has to be the same for figures to be put side by side."""
 
 
+def _evaluations(places: Sequence[Path]) -> list[Path]:
+    """Return the results files of evaluations, of runs and of sweeps of runs."""
+    found = []
+    for place in places:
+        if file := _evaluation(place):
+            found.append(file)
+            continue
+        jobs = sorted(path.parent for path in place.glob("*/config.yaml"))
+        evaluated = [file for job in jobs if (file := _evaluation(job))]
+        if not evaluated:
+            raise UserError(f"{place}: no robustness.json here, in its evaluation/, or in those of the runs below it")
+        if without := [job.name for job in jobs if not _evaluation(job)]:
+            print(
+                f"{place}: {len(without)} of {len(jobs)} runs were not evaluated and are left out: {', '.join(without)}"
+            )
+        found += evaluated
+    return found
+
+
+def _evaluation(place: Path) -> Path | None:
+    files = (place, place / "robustness.json", place / "evaluation" / "robustness.json")
+    return next((file for file in files if file.is_file()), None)
+
+
 def _read(place: Path) -> tuple[Path, Results]:
-    found = [p for p in (place, place / "robustness.json", place / "evaluation" / "robustness.json") if p.is_file()]
-    if not found:
-        raise UserError(f"{place}: no robustness.json in this directory or in its evaluation/")
-    file = found[0].resolve()
+    file = place.resolve()
     called = file.parent if file.name == "robustness.json" else file.with_suffix("")
     try:
-        return called, Results.model_validate_json(found[0].read_bytes())
+        return called, Results.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise UserError(
-            f"{found[0]} is no evaluation of this version ({error.error_count()} errors): evaluate the checkpoint again"
+            f"{place} is no evaluation of this version ({error.error_count()} errors): evaluate the checkpoint again"
         ) from error
 
 
@@ -47,7 +72,7 @@ def gather(places: Sequence[Path]) -> Results:
     """Return the models of finished evaluations as one evaluation.
 
     Args:
-        places: directories of evaluations or of runs that hold one, or ``robustness.json`` files.
+        places: directories of evaluations, of runs that hold one or of sweeps of such runs; ``robustness.json`` files.
 
     Raises:
         UserError: if one cannot be read, or was attacked in another way than the first.
@@ -58,10 +83,10 @@ def gather(places: Sequence[Path]) -> Results:
 def _read_all(places: Sequence[Path]) -> dict[Path, Results]:
     """Return the evaluations by their directory, all of them made alike."""
     read: dict[Path, Results] = {}
-    for place in places:
+    for place in _evaluations(places):
         directory, results = _read(place)
         if directory in read:
-            raise UserError(f"{place} is named twice")
+            raise UserError(f"{directory} is named twice")
         read[directory] = results
     (first, of), *rest = read.items()
     for place, other in rest:
@@ -74,13 +99,49 @@ def _read_all(places: Sequence[Path]) -> dict[Path, Results]:
     return read
 
 
-def _names(read: Mapping[Path, Results]) -> dict[tuple[Path, str], str]:
-    """Return what each model is called, by its evaluation's directory and its name there."""
-    return {
+Place = tuple[Path, str]
+"""A model: the directory of its evaluation, and its name there."""
+
+
+def _names(read: Mapping[Path, Results]) -> dict[Place, str]:
+    """Return what each model is called: the options in which its run differs from the others, if these are known."""
+    names = {
         (directory, model.name): name if len(results.models) == 1 else f"{name}/{model.name}"
         for name, (directory, results) in zip(distinct_names(list(read)), read.items(), strict=True)
         for model in results.models
     }
+    options = {place: " ".join(f"{key}={value}" for key, value in row.items()) for place, row in _varied(read).items()}
+    return options if len({*options.values(), ""}) == len(names) + 1 else names
+
+
+def _varied(read: Mapping[Path, Results]) -> dict[Place, dict[str, Any]]:
+    """Return, by model, the options in which the runs differ; none unless all were trained by runs of this project."""
+    runs = {(directory, model.name): _run(directory, model.name) for directory, r in read.items() for model in r.models}
+    if not all(runs.values()):
+        return {place: {} for place in runs}
+    everywhere = set.intersection(*(set(options) for options in runs.values())) - {"name", "output_dir", "resume"}
+    first = next(iter(runs.values()))
+    varied = [
+        key
+        for key in first
+        if key in everywhere
+        and not key.startswith(("search.", "hydra."))
+        and any(options[key] != first[key] for options in runs.values())
+    ]
+    return {place: {key: options[key] for key in varied} for place, options in runs.items()}
+
+
+def _run(evaluation: Path, model: str) -> dict[str, Any]:
+    """Return the options of the run that an evaluation is part of, by their dotted names."""
+    for run in (evaluation.parent / model, evaluation.parent):  # of a twin pair, of a run
+        if (run / "summary.json").is_file() and (run / "config.yaml").is_file():
+            config: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+            target = (config.get("regularizer") or {}).get("_target_", "none")
+            # Of groups, of which another choice has other fields, the class; and the fields that all runs share.
+            return {"regularizer": str(target).rpartition(".")[-1].lower()} | flat(
+                {key: value for key, value in config.items() if key != "regularizer" or value}
+            )
+    return {}
 
 
 def _together(read: Mapping[Path, Results]) -> Results:
@@ -106,18 +167,27 @@ def _points(read: Mapping[Path, Results]) -> dict[str, tuple[Tensor, Tensor]]:
     return points
 
 
-def compare(places: Sequence[Path], directory: Path) -> Results:
+def compare(places: Sequence[Path], directory: Path, over: str | None = None) -> Results:
     """Write one report of finished evaluations into a directory, print it, and return its results.
+
+    Args:
+        places: as :func:`gather` takes them.
+        directory: a new one.
+        over: the option of the runs to draw the accuracies over; ``None`` for the number that varies, if one does.
 
     Raises:
         UserError: if an evaluation cannot be read or compared, or the directory holds results already.
     """
     read = _read_all(places)
     results = _together(read)
+    varied = list(_varied(read).values())
+    over = _drawn_over(varied, over)
     config = {"evaluations": [str(place) for place in places]}
     alike = groups(results.models)
     with claimed(directory, config):
         figures = plots.comparison(results, alike)
+        if over is not None:
+            figures["trade_off"] = plots.trade_off(results, varied, over)
         if points := _points(read):
             figures["first_order"] = plots.predicted_against_found(points)
         for name, figure in figures.items():
@@ -125,19 +195,49 @@ def compare(places: Sequence[Path], directory: Path) -> Results:
         write_report(directory / "report.html", results, alike, figures, config)
         with write_atomically(directory / "robustness.json") as file:
             file.write(results.model_dump_json(indent=2))
+        _write_rows(directory / "runs.csv", results, varied)
     print_results(results, alike)
-    Console().print(f"results: {directory}/report.html, robustness.json, *.png", soft_wrap=True)
+    Console().print(f"results: {directory}/report.html, robustness.json, runs.csv, *.png", soft_wrap=True)
     return results
+
+
+def _drawn_over(varied: Sequence[Mapping[str, Any]], over: str | None) -> str | None:
+    """Return the option to draw over."""
+    numbers = [
+        key
+        for key in varied[0]
+        if key != "seed" and all(isinstance(row[key], int | float) and not isinstance(row[key], bool) for row in varied)
+    ]
+    if over is None:
+        return numbers[0] if len(numbers) == 1 else None
+    if over not in numbers:
+        known = f"one of {', '.join(numbers)}" if numbers else "there is none here"
+        raise UserError(f"--over {over}: give a number that varies over the runs; {known}")
+    return over
+
+
+def _write_rows(path: Path, results: Results, varied: Sequence[Mapping[str, Any]]) -> None:
+    """Write a row for each model: its options, its accuracies, its cost."""
+    budgets = [(threat.norm, budget.eps) for threat in results.models[0].threats for budget in threat.budgets]
+    with write_atomically(path) as file:
+        writer = csv.writer(file)
+        accuracies = ["clean_accuracy", *(f"robust_accuracy_{norm}_{eps:g}" for norm, eps in budgets)]
+        writer.writerow(["name", *varied[0], *accuracies, "seconds_per_epoch", "checkpoint"])
+        for model, options in zip(results.models, varied, strict=True):
+            robust = [budget.robust_accuracy for threat in model.threats for budget in threat.budgets]
+            values = [model.clean_accuracy, *robust, model.seconds_per_epoch, model.checkpoint]
+            writer.writerow([model.name, *options.values(), *values])
 
 
 def main() -> None:
     """Compare as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m jacobian_robust.compare", description=__doc__)
-    parser.add_argument("evaluations", nargs="+", type=Path, help="directories of evaluations, or of runs with one")
+    parser.add_argument("evaluations", nargs="+", type=Path, help="directories of evaluations, runs or sweeps")
     parser.add_argument("--out", type=Path, required=True, help="new directory for the report")
+    parser.add_argument("--over", metavar="OPTION", help="of the runs, to draw the accuracies over, as eta.max")
     arguments = parser.parse_args()
     try:
-        compare(arguments.evaluations, arguments.out)
+        compare(arguments.evaluations, arguments.out, arguments.over)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 

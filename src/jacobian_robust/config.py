@@ -27,7 +27,7 @@ from jacobian_robust.errors import UserError
 
 Options = TypeVar("Options", bound=BaseModel)
 
-__all__ = ["build", "build_each", "check", "describe", "plain", "read_options"]
+__all__ = ["build", "build_each", "check", "describe", "flat", "plain", "read_options"]
 
 
 def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -87,6 +87,15 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(item, f"{name}.{key}" if name else str(key))
     else:
         yield name, value
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of nested mappings by their dotted names."""
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        leaves |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return leaves
 
 
 def build(

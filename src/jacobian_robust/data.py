@@ -12,13 +12,14 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field, validate_call
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from torchvision import datasets
 from torchvision.datasets.utils import extract_archive
 
 from jacobian_robust.errors import UserError
-from jacobian_robust.loading import EpochSampler, ResumableLoader
+from jacobian_robust.loading import BatchLoader, EpochSampler, ResumableLoader
 from jacobian_robust.options import STRICT, Count, NonEmpty, Seed, Size
+from jacobian_robust.shares import Indices, SharedBatch, parted
 
 __all__ = ["FashionMNISTDataModule", "ImageDataModule", "ImageDataset", "MNISTDataModule", "ToyDataModule"]
 
@@ -28,7 +29,7 @@ Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, "batch"]
 Images = UInt8[Tensor, "images channels height width"] | Float[Tensor, "images channels height width"]
 
 
-class ImageDataset(Dataset[Batch]):
+class ImageDataset(Dataset[Batch | SharedBatch]):
     """Images and labels held in memory and indexed a whole batch at a time.
 
     Args:
@@ -43,13 +44,14 @@ class ImageDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch | SharedBatch:
         return self.__getitems__([index])
 
-    def __getitems__(self, indices: list[int]) -> Batch:
+    def __getitems__(self, indices: list[int]) -> Batch | SharedBatch:
         """Return a batch: float32 pixels in [0, 1] and labels. The DataLoader calls this once a batch."""
         index = torch.tensor(indices, device=self.images.device)
-        return _pixels(self.images[index]), self.labels[index]
+        images, labels = _pixels(self.images[index]), self.labels[index]
+        return SharedBatch(images, labels, indices.share) if isinstance(indices, Indices) else (images, labels)
 
     def to(self, device: torch.device) -> "ImageDataset":
         """Return the same images in a device's memory."""
@@ -72,7 +74,7 @@ class ImageDataModule(pl.LightningDataModule, abc.ABC):
     """Labelled images, split into what is trained on, what is held out of it and what is tested on.
 
     Args:
-        batch_size: images in a training batch; the last batch of an epoch may be smaller.
+        batch_size: images in a training batch, on all devices together; the last batch of an epoch may be smaller.
         validation_size: number of training images held out for validation; 0 trains on all, as the note does.
         split_seed: seed of the choice of the held-out images.
         validate_on_test: with ``validation_size=0``, use the test set for the per-epoch curves (the note's Figure 1).
@@ -151,24 +153,31 @@ class ImageDataModule(pl.LightningDataModule, abc.ABC):
         """Return a split in memory; :meth:`setup` has been called."""
         return self._splits[name]
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(
+        self, batch: Batch | SharedBatch, device: torch.device, dataloader_idx: int
+    ) -> Batch | SharedBatch:
         """Return the batch on a device; Lightning's own search through any nesting of containers is not needed."""
-        inputs, labels = batch
-        return inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        (inputs, labels), share = parted(batch)
+        inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        return (inputs, labels) if share is None else SharedBatch(inputs, labels, share)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> DataLoader[Batch | SharedBatch]:
         """Return shuffled batches; the order is a function of the seed and the epoch, so a resumed run keeps it."""
         split = self.split("train")
         sampler = EpochSampler(len(split), self.shuffle_seed)
-        return ResumableLoader(split, sampler, self.batch_size, collate_fn=_as_is)
+        return ResumableLoader(split, sampler, self.batch_size, collate_fn=_as_is, **self._process())
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+    def val_dataloader(self) -> DataLoader[Batch | SharedBatch] | list[DataLoader[Batch | SharedBatch]]:
         """Return batches of the held-out images, of the test set if asked for, or nothing."""
         split = self.split(self.validation_name)
+        if not len(split):
+            return []
         # A batch of 128 keeps the activations in the processor's cache; large ones were twice as slow on a CPU.
-        # A loader draws a number for each pass, which from the global stream would shift it.
-        generator = torch.Generator().manual_seed(0)
-        return DataLoader(split, batch_size=128, collate_fn=_as_is, generator=generator) if len(split) else []
+        return BatchLoader(split, SequentialSampler(split), 128, collate_fn=_as_is, **self._process())
+
+    def _process(self) -> dict[str, int]:
+        """Return which of how many training processes this is."""
+        return {} if self.trainer is None else {"process": self.trainer.global_rank, "of": self.trainer.world_size}
 
 
 class MNISTDataModule(ImageDataModule):

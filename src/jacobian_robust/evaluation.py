@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from jacobian_robust import first_order, plots, reliability, simplifications
+from jacobian_robust.attackers import Attackers, several
 from jacobian_robust.attacks import Attack, GaussianNoise, Norm, Square, Transfer, UniformNoise
 from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_checkpoint
 from jacobian_robust.config import build, build_each, check, describe, plain, read_options
@@ -33,6 +34,7 @@ from jacobian_robust.files import claimed, distinct_names, from_here, write_atom
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import PixelInput, SinglePrecision
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
+from jacobian_robust.processes import ProcessDied
 from jacobian_robust.provenance import versions
 from jacobian_robust.regularizers import condition_of
 from jacobian_robust.report import write_report
@@ -71,6 +73,7 @@ class _Options(BaseModel):
     reliability: Flag
     diagnostics: Literal["simplifications", None]
     diagnostics_images: Count
+    processes: Count
 
 
 EVALUATION_OPTIONS = (*_Options.model_fields,)
@@ -120,6 +123,7 @@ class Evaluation:
         reliability: whether to look at noise, calibration and images of another kind.
         diagnostics: ``simplifications`` to measure the note's six (:mod:`jacobian_robust.simplifications`).
         diagnostics_images: on how many images of the split, and on as many training images.
+        processes: how many share the attacked batches; the results do not depend on it.
         data: the data to evaluate on, instead of what each checkpoint was trained on.
     """
 
@@ -133,6 +137,7 @@ class Evaluation:
     reliability: bool = False
     diagnostics: Literal["simplifications"] | None = None
     diagnostics_images: int = 500
+    processes: int = 1
     data: ImageDataModule | None = None
 
     @property
@@ -207,7 +212,7 @@ def evaluate(cfg: DictConfig) -> Results:
             directory=directory,
             group=directory.name,
             logger=read_logger(cfg),
-            config=plain(cfg, without=("resume",)) | {"output_dir": str(directory)},
+            config=plain(cfg, without=("resume", "processes")) | {"output_dir": str(directory)},
             resume=options.resume,
         )
     except KeyboardInterrupt:
@@ -358,7 +363,12 @@ def report(
                 notes="".join(f"{name} was trained in run {trainer}.\n" for name, trainer in trained.items()),
             )
         )
-        measured = [_measure(models, i, evaluation, sources, directory) for i in range(len(models))]
+        followed = [subject.network for subject in models] + [n for networks in sources.values() for n in networks]
+        try:
+            with several(evaluation.processes, followed) as attackers:
+                measured = [_measure(models, i, evaluation, sources, directory, attackers) for i in range(len(models))]
+        except ProcessDied as error:
+            raise UserError(f"attacking {error}; the same with resume=true goes on, with processes=1 alone") from error
         results = Results(
             split=evaluation.split,
             independent=evaluation.independent,
@@ -532,6 +542,7 @@ def _measure(
     evaluation: Evaluation,
     sources: dict[str, list[nn.Module]],
     directory: Path,
+    attackers: Attackers,
 ) -> tuple[Model, _Details]:
     """Evaluate one of the models; the others serve to transfer examples from."""
     subject = models[i]
@@ -541,15 +552,19 @@ def _measure(
     images, labels = (tensor.to(_device()) for tensor in split.first(evaluation.limit))
     transfers = {attack.name: others for attack in evaluation.attacks if isinstance(attack, Transfer)}
     sweeps = [
-        _sweep(subject, images, labels, norm, transfers | sources, evaluation, directory / PROGRESS / f"{i}_{norm}.pt")
+        _sweep(
+            *(subject, images, labels, norm, transfers | sources, evaluation),
+            directory / PROGRESS / f"{i}_{norm}.pt",
+            attackers,
+        )
         for norm in evaluation.norms
     ]
     named = [network for networks in sources.values() for network in networks]
-    checks = _checks(subject, images, labels, sweeps, others + named, evaluation)
+    checks = _checks(subject, images, labels, sweeps, others + named, evaluation, attackers)
     log_p = reliability.log_probabilities(subject.network, images)
-    sample = _nearest(subject, images, labels, sweeps, evaluation)
+    sample = _nearest(subject, images, labels, sweeps, evaluation, attackers)
     predicted, smallest, compared = _first_order(sample, evaluation)
-    study = _study(subject, sample, evaluation)
+    study = _study(subject, sample, evaluation, attackers)
     checkpoint = subject.checkpoint
     model = Model(
         name=subject.name,
@@ -599,6 +614,7 @@ def _sweep(
     surrogates: dict[str, list[nn.Module]],
     evaluation: Evaluation,
     progress: Path,
+    attackers: Attackers,
 ) -> Sweep:
     """Attack one of the models in one norm."""
     attacks = [attack for attack in evaluation.attacks if attack.norm == norm]
@@ -622,6 +638,7 @@ def _sweep(
             surrogates=surrogates,
             progress=bars,
             journal=_FileJournal(progress, identity),
+            attackers=attackers,
         )
     finally:
         bars.close()
@@ -640,6 +657,7 @@ def _checks(
     sweeps: Sequence[Sweep],
     others: Sequence[nn.Module],
     evaluation: Evaluation,
+    attackers: Attackers,
 ) -> list[Check]:
     """Return the sanity checks of the evaluation of a model."""
     if not evaluation.sanity_images:
@@ -667,18 +685,24 @@ def _checks(
             training_images=training_images,
             others=others,
             progress=progress,
+            attackers=attackers,
         )
 
 
 def _nearest(
-    subject: Subject, images: Tensor, labels: Tensor, sweeps: Sequence[Sweep], evaluation: Evaluation
+    subject: Subject,
+    images: Tensor,
+    labels: Tensor,
+    sweeps: Sequence[Sweep],
+    evaluation: Evaluation,
+    attackers: Attackers,
 ) -> simplifications.Sample | None:
     """Return the first images with the geometry there and the smallest ℓ2 perturbations known, if anything needs it."""
     number = max(evaluation.geometry_images, evaluation.diagnostics_images if evaluation.diagnostics else 0)
     if not number:
         return None
     images, labels = images[:number], labels[:number]
-    sample = _sample(subject, images, labels, f"geometry of {subject.name}", evaluation)
+    sample = _sample(subject, images, labels, f"geometry of {subject.name}", evaluation, attackers)
     smallest = sample.smallest
     for swept in sweeps:
         if swept.norm == "l2":
@@ -687,14 +711,17 @@ def _nearest(
 
 
 def _sample(
-    subject: Subject, images: Tensor, labels: Tensor, title: str, evaluation: Evaluation
+    subject: Subject, images: Tensor, labels: Tensor, title: str, evaluation: Evaluation, attackers: Attackers
 ) -> simplifications.Sample:
     """Return what the geometry and FAB say of images."""
     correct = predictions(subject.network, images) == labels
     with tqdm(total=len(images) + int(correct.sum()), desc=title, unit="image") as bar:
         predicted = first_order.radii(subject.network, images, progress=bar.update)
         nearest = first_order.smallest_perturbations(
-            subject.network, images, labels, correct, seed=evaluation.seed, progress=bar.update
+            *(subject.network, images, labels, correct),
+            seed=evaluation.seed,
+            progress=bar.update,
+            attackers=attackers,
         )
     return simplifications.Sample(images, correct, predicted, nearest, nearest.length)
 
@@ -718,7 +745,7 @@ def _first_order(
 
 
 def _study(
-    subject: Subject, sample: simplifications.Sample | None, evaluation: Evaluation
+    subject: Subject, sample: simplifications.Sample | None, evaluation: Evaluation, attackers: Attackers
 ) -> simplifications.Study | None:
     """Measure the note's simplifications, if they are asked for."""
     if sample is None or not evaluation.diagnostics:
@@ -734,7 +761,7 @@ def _study(
     if split is not None:
         images, labels = (tensor.to(_device()) for tensor in split.first(evaluation.diagnostics_images))
         title = f"geometry of {subject.name}, training images"
-        training = _sample(subject, images, labels, title, evaluation)
+        training = _sample(subject, images, labels, title, evaluation, attackers)
     sample = sample.first(evaluation.diagnostics_images)
     total = simplifications.PASSES * len(sample.images)
     with tqdm(total=total, desc=f"simplifications of {subject.name}", unit="image") as bar:

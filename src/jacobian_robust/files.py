@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from jacobian_robust.errors import UserError
 
-__all__ = ["claimed", "distinct_names", "from_here", "write_atomically"]
+__all__ = ["claimed", "distinct_names", "from_here", "locked", "write_atomically"]
 
 
 def from_here(path: str | Path) -> Path:
@@ -67,11 +67,22 @@ def claimed(directory: Path, config: dict[str, Any], *, resume: bool = False) ->
                 f"{directory} already holds a result ({', '.join(held) or 'config.yaml'}), which is left as it is: "
                 "choose another hydra.run.dir"
             )
+    with locked(file):
+        yield
+
+
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Keep other processes out of the directory of a file, which is there, while the block runs.
+
+    Raises:
+        UserError: if another process is in it.
+    """
     with file.open("rb") as lock:  # let go by the system when the process ends, however it ends
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"{directory} is in use by another process: let it end, or end it") from error
+            raise UserError(f"{file.parent} is in use by another process: let it end, or end it") from error
         except OSError:  # a file system without locks
             pass
         yield

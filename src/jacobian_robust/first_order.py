@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from jacobian_robust.attackers import Attackers, one_by_one
 from jacobian_robust.attacks import FAB
 from jacobian_robust.geometry import distance_to_boundary, distance_to_center
 from jacobian_robust.jacobian import jacobian_norms
@@ -99,11 +100,14 @@ def smallest_perturbations(
     *,
     seed: int = 0,
     progress: Callable[[int], None] = lambda images: None,
+    attackers: Attackers = one_by_one,
 ) -> Nearest:
     """Return the smallest ℓ2 perturbations that FAB found for the correct images."""
     attack = FAB(name="fab_smallest", norm="l2", eps=(math.sqrt(images[0].numel()),), steps=20, targets=4)
     smallest = Nearest(images.new_full((len(images),), torch.inf), images.clone())
-    for batch in attack_standing(model, images, labels, correct.clone(), attack, attack.eps[0], seed=seed):
+    standing = correct.clone()
+    batches = attack_standing(model, images, labels, standing, attack, attack.eps[0], seed=seed, attackers=attackers)
+    for batch in batches:
         lengths = distances(images[batch.indices], batch.adversarial, "l2")
         smallest.length[batch.indices] = torch.where(batch.fallen, lengths, torch.inf)
         smallest.examples[batch.indices[batch.fallen]] = batch.adversarial[batch.fallen]

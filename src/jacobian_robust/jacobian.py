@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_robust.shares import drawn
+
 __all__ = [
     "FisherFactor",
     "frobenius_norm",
@@ -219,7 +221,11 @@ def random_signs(
 ) -> Float[Tensor, "batch columns"]:
     """Return independent, equally likely ``±1.0``, drawn on the generator's device (the CPU by default)."""
     device = generator.device if generator is not None else None
-    return torch.randint(0, 2, (samples, columns), generator=generator, device=device).mul_(2).sub_(1).float()
+
+    def bits(samples: int) -> Tensor:
+        return torch.randint(0, 2, (samples, columns), generator=generator, device=device)
+
+    return drawn(bits, samples, generator).mul_(2).sub_(1).float()
 
 
 def spectral_norm(

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-__all__ = ["EpochSampler", "ResumableLoader"]
+from jacobian_robust.shares import BatchShares
+
+__all__ = ["BatchLoader", "EpochSampler", "ResumableLoader"]
 
 
 class EpochSampler(Sampler[int]):
@@ -37,22 +39,50 @@ class EpochSampler(Sampler[int]):
         yield from order[first:].tolist()
 
 
-class ResumableLoader(DataLoader[Any]):
-    """A DataLoader that says how many batches of the epoch it has handed out, and goes on behind them.
+class BatchLoader(DataLoader[Any]):
+    """A DataLoader of batches, or of one process's part of each.
 
     Args:
         dataset: the samples.
         sampler: their order.
-        batch_size: samples a batch.
+        batch_size: samples a batch, the parts of all processes together.
+        process: the number of the process.
+        of: how many there are.
         options: of the DataLoader.
     """
 
-    def __init__(self, dataset: Dataset[Any], sampler: EpochSampler, batch_size: int, **options: Any) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        sampler: Sampler[int],
+        batch_size: int,
+        *,
+        process: int = 0,
+        of: int = 1,
+        **options: Any,
+    ) -> None:
+        if of > 1:
+            options["batch_sampler"] = BatchShares(sampler, batch_size, process, of)
+        else:
+            options |= {"sampler": sampler, "batch_size": batch_size}
         # A generator of its own: the loader draws a number for each pass, which would shift the global stream.
-        super().__init__(
-            dataset, sampler=sampler, batch_size=batch_size, generator=torch.Generator().manual_seed(0), **options
-        )
+        super().__init__(dataset, generator=torch.Generator().manual_seed(0), **options)
+
+
+class ResumableLoader(BatchLoader):
+    """A loader that says how many batches of the epoch it has handed out, and goes on behind them.
+
+    Args:
+        dataset: the samples.
+        sampler: their order.
+        batch_size: samples a batch, the parts of all processes together.
+        options: of the loader.
+    """
+
+    def __init__(self, dataset: Dataset[Any], sampler: EpochSampler, batch_size: int, **options: Any) -> None:
+        super().__init__(dataset, sampler, batch_size, **options)
         self._order = sampler
+        self._whole = batch_size
         self._batches = self._resumed_behind = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -69,9 +99,8 @@ class ResumableLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator does
         """Yield batches."""
-        assert self.batch_size is not None
         self._batches, self._resumed_behind = self._resumed_behind, 0
-        self._order.first = self._batches * self.batch_size
+        self._order.first = self._batches * self._whole
         for batch in super().__iter__():
             self._batches += 1
             yield batch

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from jacobian_robust.double_backward import FastDoubleBackward
 from jacobian_robust.errors import UserError
 from jacobian_robust.regularizers import Amortization, Penalty
+from jacobian_robust.shares import Share, SharedBatch, SharedGenerator, any_process, gathered, parted, this_process
 
 __all__ = ["LossTerms", "RobustClassifier"]
 
@@ -54,33 +55,50 @@ class _RunningMeans:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was added so far, not summed up if it is not yet: a sum's order shows in its last digit."""
-        new = [[*terms, labels] for terms, labels in self._new]
+        new = [[None if part is None else part.cpu() for part in (*terms, labels)] for terms, labels in self._new]
         return {"sums": dict(self._sums), "samples": dict(self._samples), "new": new}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._sums, self._samples = dict(state_dict["sums"]), dict(state_dict["samples"])
-        self._new = [(LossTerms(*terms), labels) for *terms, labels in state_dict["new"]]
+        """Go on with a state, added to what there is."""
+        for name, total in state_dict["sums"].items():
+            self._add(name, total, state_dict["samples"][name])
+        self._new += [(LossTerms(*terms), labels) for *terms, labels in state_dict["new"]]
 
     def value(self) -> dict[str, float]:
         self._sum_up()
         return {name: total / self._samples[name] for name, total in self._sums.items()}
 
+    def value_of_all_processes(self) -> dict[str, float]:
+        self._sum_up()
+        whole = _RunningMeans()
+        for sums, samples in gathered((self._sums, self._samples)):
+            whole.load_state_dict({"sums": sums, "samples": samples, "new": []})
+        return whole.value()
+
     def _sum_up(self) -> None:
         for name in ("loss", "cross_entropy", "penalty"):
             measured = [(getattr(terms, name), len(labels)) for terms, labels in self._new]
-            if values := [value for value, _ in measured if value is not None]:
+            # A resumed run's are in the CPU's memory.
+            if values := [value.to(self._new[-1][1].device) for value, _ in measured if value is not None]:
                 samples = [count for value, count in measured if value is not None]
                 weights = torch.tensor(samples, dtype=torch.float64)
                 self._add(name, (torch.stack(values).cpu().double() @ weights).item(), sum(samples))
         if self._new:
-            labels = torch.cat([labels for _, labels in self._new])
-            predicted = torch.cat([terms.logits for terms, _ in self._new]).argmax(-1)
+            device = self._new[-1][1].device
+            labels = torch.cat([labels.to(device) for _, labels in self._new])
+            predicted = torch.cat([terms.logits.to(device) for terms, _ in self._new]).argmax(-1)
             self._add("accuracy", (predicted == labels).sum().item(), len(labels))
         self._new.clear()
 
     def _add(self, name: str, total: float | int, samples: int) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + total
         self._samples[name] = self._samples.get(name, 0) + samples
+
+
+def _generator(seed: int) -> SharedGenerator:
+    generator = SharedGenerator()
+    generator.manual_seed(seed)
+    return generator
 
 
 class RobustClassifier(pl.LightningModule):
@@ -120,7 +138,7 @@ class RobustClassifier(pl.LightningModule):
         self._optimizer = optimizer
         self._config = config or {}
         self.wandb: str | None = None
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = _generator(seed)
         self._means: dict[Stage, _RunningMeans] = {"train": _RunningMeans(), "validation": _RunningMeans()}
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -141,7 +159,7 @@ class RobustClassifier(pl.LightningModule):
         *,
         generator: torch.Generator | None = None,
         create_graph: bool = True,
-        weight: int = 1,
+        weight: int | float = 1,
         penalised: int | None = None,
     ) -> LossTerms:
         """Return the loss of a batch (eq. 16) and its parts.
@@ -174,38 +192,86 @@ class RobustClassifier(pl.LightningModule):
             loss = (1 - self.eta) * cross_entropy + self.eta * weight * penalty
         return LossTerms(loss, cross_entropy, penalty, logits)
 
+    def _part_of_loss(
+        self,
+        batch: Batch,
+        share: Share,
+        *,
+        generator: SharedGenerator,
+        create_graph: bool = True,
+        weight: int = 1,
+        penalised: int | None = None,
+    ) -> LossTerms:
+        """Return the terms of a part of a batch; their means over all parts, by samples, are those of the batch.
+
+        Args:
+            batch: inputs and labels of the part.
+            share: which part it is.
+            generator: source of the penalty's random probes.
+            create_graph: make the penalty differentiable.
+            weight: by what ``η·mean(α)`` of the batch is multiplied.
+            penalised: of how many of the batch's inputs, the first ones, the penalty is computed; all by default.
+        """
+        of_penalised = share._replace(samples=penalised or share.samples)
+        # Without a sample of its own a process draws all the same, so that the streams stay alike.
+        here, counted = of_penalised.counted, share.counted or 1
+        scale = here * share.samples / (of_penalised.samples * counted)
+        generator.share = of_penalised
+        terms = self.loss_terms(
+            batch,
+            generator=generator,
+            create_graph=create_graph,
+            weight=weight * (scale if here else 1),
+            penalised=len(of_penalised.indices),
+        )
+        if terms.penalty is None:
+            return terms
+        if not here:
+            nothing = torch.zeros_like(terms.penalty)
+            return terms._replace(loss=(1 - self.eta) * terms.cross_entropy, penalty=nothing)
+        return terms._replace(penalty=scale * terms.penalty)
+
     def means(self, stage: Stage) -> dict[str, float]:
-        """Return the means of the loss terms over the epoch so far; empty at its start."""
+        """Return the means of the loss terms over the epoch so far, in this process; empty at its start."""
         return self._means[stage].value()
 
     def pop_means(self, stage: Stage) -> dict[str, float]:
         """Return the means of the loss terms over the epoch, and begin anew; empty if there was none."""
-        means = self._means[stage].value()
+        means = self._means[stage].value_of_all_processes()
         self._means[stage] = _RunningMeans()
         return means
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""] | None:
-        """Return the loss of a batch; nothing, which skips the step, if it is not finite."""
-        terms = self.loss_terms(
-            batch,
-            generator=self._generator,
-            weight=self.amortization.weight(self.global_step),
-            # The batch is in random order: its first images are a random part of it.
-            penalised=self.amortization.samples(len(batch[1])),
-        )
-        self._batch = batch
-        if not terms.loss.isfinite():
+    def training_step(self, batch: Batch | SharedBatch, batch_idx: int) -> Float[Tensor, ""] | None:
+        """Return the loss of a batch; nothing, which skips the step, if it is not finite.
+
+        Of a part of a batch, what the mean over the processes makes the whole batch's loss.
+        """
+        whole, share = parted(batch)
+        weight = self.amortization.weight(self.global_step)
+        # The batch is in random order: its first images are a random part of it.
+        penalised = self.amortization.samples(len(whole[1]) if share is None else share.samples)
+        if share is None:
+            terms = self.loss_terms(whole, generator=self._generator, weight=weight, penalised=penalised)
+        else:
+            terms = self._part_of_loss(whole, share, generator=self._generator, weight=weight, penalised=penalised)
+        self._batch = whole
+        if any(any_process(not terms.loss.isfinite(), device=terms.loss.device)):
             self._skip("loss")
             return None
-        self._means["train"].add(terms, batch[1])
-        return terms.loss
+        if share is None:
+            self._means["train"].add(terms, whole[1])
+            return terms.loss
+        if share.counted:
+            self._means["train"].add(terms, whole[1])
+        return terms.loss * (share.counted * share.of / share.samples)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Skip a step whose gradient is not finite: without gradients an optimizer does nothing."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         if not gradients:  # the step is skipped already
             return
-        # The gradient of a finite cross-entropy is finite: plain training need not pay for the look.
+        # The gradient of a finite cross-entropy is finite: plain training need not pay for the look. On several devices
+        # the gradient is their mean already: all of them find the same.
         if self.penalty is None or torch.stack(torch._foreach_norm(gradients)).isfinite().all():
             self._skipped_in_a_row = 0
         else:
@@ -218,16 +284,18 @@ class RobustClassifier(pl.LightningModule):
         Raises:
             UserError: if it is the last of too many in a row; its batch is kept for inspection.
         """
-        Console().print(f"step {self.global_step + 1} is skipped: its {what} is not finite", soft_wrap=True)
+        if this_process() == 0:
+            Console().print(f"step {self.global_step + 1} is skipped: its {what} is not finite", soft_wrap=True)
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row < SKIPPED_IN_A_ROW:
             return
         assert self._batch is not None
-        inputs, labels = self._batch
+        inputs, labels = map(torch.cat, zip(*gathered([part.cpu() for part in self._batch]), strict=True))
         place = Path(self.trainer.default_root_dir) / "nonfinite_batch.pt"
         weights = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
-        torch.save({"inputs": inputs.cpu(), "labels": labels.cpu(), "model": weights}, place)
+        if this_process() == 0:
+            torch.save({"inputs": inputs, "labels": labels, "model": weights}, place)
         raise UserError(
             f"training diverged: the {what} of {SKIPPED_IN_A_ROW} steps in a row was not finite; the last batch and "
             f"the weights are in {place}; try a smaller optimizer.lr, eta.max or regularizer.cap"
@@ -252,11 +320,16 @@ class RobustClassifier(pl.LightningModule):
         if gradient_clip_val is not None:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch | SharedBatch, batch_idx: int) -> None:
         """Measure the loss of a batch, with probes of its own: validation leaves training as it would have been."""
-        generator = torch.Generator().manual_seed(batch_idx)
-        terms = self.loss_terms(batch, generator=generator, create_graph=False)
-        self._means["validation"].add(terms, batch[1])
+        whole, share = parted(batch)
+        generator = _generator(batch_idx)
+        if share is None:
+            terms = self.loss_terms(whole, generator=generator, create_graph=False)
+        else:
+            terms = self._part_of_loss(whole, share, generator=generator, create_graph=False)
+        if share is None or share.counted:
+            self._means["validation"].add(terms, whole[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of the model's parameters."""
@@ -267,7 +340,7 @@ class RobustClassifier(pl.LightningModule):
         checkpoint["jacobian_robust"] = {
             "config": self._config,
             "generator": self._generator.get_state(),
-            "means": self._means["train"].state_dict(),
+            "means": gathered(self._means["train"].state_dict()),
             "skipped_steps": self.skipped_steps,
             "wandb": self.wandb,
         }
@@ -275,7 +348,13 @@ class RobustClassifier(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the generator of the probes, and the epoch's means."""
         stored = checkpoint["jacobian_robust"]
+        # With precision=64-true the weights are loaded before the network is converted: they would be rounded.
+        weights = [weight for weight in checkpoint["state_dict"].values() if weight.is_floating_point()]
+        if weights and all(weight.dtype == torch.float64 for weight in weights):
+            self.double()
         self._generator.set_state(stored["generator"].cpu())
         if "means" in stored:  # checkpoints of older versions end with an epoch
-            self._means["train"].load_state_dict(stored["means"])
+            means = stored["means"] if isinstance(stored["means"], list) else [stored["means"]]
+            for state in means[self.trainer.global_rank :: self.trainer.world_size]:
+                self._means["train"].load_state_dict(state)
         self.skipped_steps = stored.get("skipped_steps", 0)

@@ -28,6 +28,7 @@ __all__ = [
     "progress",
     "reliability_diagram",
     "six_simplifications",
+    "trade_off",
     "training_curves",
 ]
 
@@ -160,6 +161,50 @@ def group_curves(found: Sequence[Group], *, norm: Norm) -> Figure:
     )
     axes.grid(alpha=0.3)
     axes.legend()
+    return figure
+
+
+def trade_off(results: Results, options: Sequence[Mapping[str, Any]], over: str) -> Figure:
+    """Return the accuracies of runs over an option that was varied, and clean accuracy against robust accuracy.
+
+    Args:
+        results: the evaluation of the runs, of whose first norm the budgets are shown.
+        options: by model, the options in which the runs differ.
+        over: one of them, a number.
+    """
+    norm = results.norms[0]
+    budgets = [eps for eps, _ in results.models[0].accuracy(norm) if eps]
+    lines: dict[str, dict[float, list[Model]]] = {}  # by the other options, by the value: a model a seed
+    for model, row in zip(results.models, options, strict=True):
+        name = " ".join(f"{key}={value}" for key, value in row.items() if key not in (over, "seed"))
+        lines.setdefault(name, {}).setdefault(row[over], []).append(model)
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    accuracy, against = figure.subplots(1, 2)
+    for i, (name, by_value) in enumerate(lines.items()):
+        values = sorted(by_value)
+        curves = [[dict(model.accuracy(norm)) for model in by_value[value]] for value in values]
+        for j, eps in enumerate((0.0, *budgets)):
+            found = [[curve[eps] for curve in seeds] for seeds in curves]
+            style = {**_style(j), "linestyle": ("-", "--", ":", "-.")[i % 4]}
+            label = " ".join(filter(None, (name, f"{NORMS[norm]} {eps:g}" if eps else "clean")))
+            accuracy.plot(values, [sum(seeds) / len(seeds) for seeds in found], **style, label=label)
+            accuracy.fill_between(
+                values, list(map(min, found)), list(map(max, found)), color=style["color"], alpha=0.15
+            )
+        clean, robust = ([sum(c[eps] for c in seeds) / len(seeds) for seeds in curves] for eps in (0.0, budgets[0]))
+        against.plot(clean, robust, **_style(i), label=name or over)
+        for value, x, y in zip(values, clean, robust, strict=True):
+            against.annotate(f"{value:g}", (x, y), xytext=(5, 4), textcoords="offset points", fontsize="small")
+    every = [value for by_value in lines.values() for value in by_value]
+    if min(every) > 0 and max(every) > 10 * min(every):
+        accuracy.set_xscale("log")
+    accuracy.set(xlabel=over, ylabel="accuracy on all images", ylim=(-0.02, 1.02))
+    accuracy.set_title(f"Over {over}: mean of the seeds, smallest to largest")
+    against.set(xlabel="clean accuracy", ylabel=f"accuracy at {NORMS[norm]} {budgets[0]:g}")
+    against.set_title(f"Clean against robust; numbers are {over}")
+    for axes in (accuracy, against):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
     return figure
 
 

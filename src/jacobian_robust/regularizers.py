@@ -24,6 +24,7 @@ from jacobian_robust.geometry import (
 )
 from jacobian_robust.jacobian import frobenius_norm, gram_matrix, spectral_norm
 from jacobian_robust.options import STRICT, Count
+from jacobian_robust.shares import drawn
 
 __all__ = [
     "Amortization",
@@ -66,7 +67,8 @@ class Penalty(Protocol):
             logits: the model's outputs before the softmax, with a graph to ``inputs``.
             inputs: what the model was given, with ``requires_grad`` set before the forward pass.
             labels: the true classes.
-            generator: source of the penalty's randomness, if it has any.
+            generator: source of the penalty's randomness, if it has any; to draw the same on several devices as on
+                one, by :func:`jacobian_robust.shares.drawn`.
             create_graph: make the penalty differentiable with respect to the model's parameters.
         """
 
@@ -366,9 +368,14 @@ class LogitJacobian:
             directions = torch.eye(classes, device=logits.device).expand(len(logits), -1, -1).unbind(1)
             scale = 1.0
         else:
-            drawn = torch.randn(self.projections, *logits.shape, generator=generator)
-            directions = nn.functional.normalize(drawn, dim=-1).to(logits.device).unbind(0)
-            scale = classes / self.projections
+            projections = self.projections
+
+            def normal(samples: int) -> Tensor:
+                return torch.randn(projections, samples, classes, generator=generator)
+
+            normals = drawn(normal, len(logits), generator, dim=1)
+            directions = nn.functional.normalize(normals, dim=-1).to(logits.device).unbind(0)
+            scale = classes / projections
         squares = [
             _gradient(logits, inputs, direction.to(logits.dtype), create_graph=create_graph).square().sum(-1)
             for direction in directions

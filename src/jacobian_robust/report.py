@@ -20,6 +20,7 @@ __all__ = ["write_report"]
 CAPTIONS = {
     "accuracy": "Share of all images that stand under every attack, against the budget.",
     "seeds": "Mean and standard deviation over training seeds.",
+    "trade_off": "Runs over the option that was varied: mean over the seeds, and their smallest and largest value.",
     "first_order": "An image a point: the radius that the geometry predicts to first order against the smallest ℓ2 "
     "perturbation that an attack found. Below the line the prediction erred on the unsafe side.",
     "calibration": "Accuracy against confidence on the clean images; the diagonal is a model to be taken at its word.",

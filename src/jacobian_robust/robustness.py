@@ -1,7 +1,5 @@
 """Sweeps of attacks over budgets, with an accounting that believes only what it has checked."""
 
-import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -10,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from jacobian_robust.attackers import Attackers, Job, one_by_one
 from jacobian_robust.attacks import Attack, Norm
 
 __all__ = [
@@ -218,6 +217,7 @@ def attack_standing(
     seed: int = 0,
     surrogates: Sequence[nn.Module] | None = None,
     after: Position | None = None,
+    attackers: Attackers = one_by_one,
 ) -> Iterator[Attacked]:
     """Attack the images that stand, start after start, and take those that fall out of ``standing``.
 
@@ -234,6 +234,7 @@ def attack_standing(
         seed: seed of the attack.
         surrogates: the models whose answers the attack follows, one after the other; by default the model itself.
         after: the last position that was dealt with; by default none was.
+        attackers: who attacks; what they return is checked here, and the same whoever they are.
 
     Raises:
         UserError: if a pixel is outside [0, 1].
@@ -243,11 +244,13 @@ def attack_standing(
         resumed = after if after and after.start == start else None
         survivors = resumed.survivors if resumed else _easiest_first(model, images, labels, standing)
         batches = survivors.split(attack.images_at_once(images.device)) if len(survivors) else ()
-        for batch, indices in enumerate(batches):
-            if resumed and batch <= resumed.batch:
-                continue
-            with _seeded(f"{seed} {attack.name} {eps!r} {start} {batch}"):
-                adversarial = attack.perturb(followed[start % len(followed)], images[indices], labels[indices], eps)
+        left = list(enumerate(batches))[resumed.batch + 1 if resumed else 0 :]
+        source = followed[start % len(followed)]
+        jobs = (
+            Job(source, attack, images[indices], labels[indices], eps, f"{seed} {attack.name} {eps!r} {start} {batch}")
+            for batch, indices in left
+        )
+        for (batch, indices), adversarial in zip(left, attackers(jobs), strict=True):
             adversarial_class = predictions(model, adversarial)
             allowed = is_allowed(images[indices], adversarial, attack.norm, eps)
             fallen = allowed & (adversarial_class != labels[indices])
@@ -271,14 +274,6 @@ def _easiest_first(
     own = labels[survivors, None]
     lead = logits.gather(1, own).squeeze(1) - logits.scatter(1, own, -torch.inf).amax(-1)
     return survivors[lead.argsort(stable=True)]
-
-
-@contextlib.contextmanager
-def _seeded(place: str) -> Iterator[None]:
-    """Draw from a random stream that a text gives, and go on with the old one afterwards."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # manual_seed reseeds them all
-        torch.manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big") >> 1)
-        yield
 
 
 @runtime_checkable
@@ -308,6 +303,7 @@ def sweep(
     surrogates: Mapping[str, Sequence[nn.Module]] | None = None,
     progress: Callable[[str, float, int, int, int], None] = _silent,
     journal: Journal | None = None,
+    attackers: Attackers = one_by_one,
 ) -> Sweep:
     """Attack the correctly classified images at every budget, from the smallest to the largest, attack after attack.
 
@@ -329,6 +325,7 @@ def sweep(
         progress: called after each batch with the attack's name, the budget, the number of images that it met so far
             and at most (its starts times those that stood), and how many stand.
         journal: where to note the state after each batch, and to go on from.
+        attackers: who attacks the batches.
 
     Raises:
         UserError: if a pixel is outside [0, 1].
@@ -356,7 +353,11 @@ def sweep(
             state.begin(correct if independent and first else None, first=first)
         followed = (surrogates or {}).get(attack.name)
         batches = attack_standing(
-            model, images, labels, state.standing, attack, eps, seed=seed, surrogates=followed, after=state.after
+            *(model, images, labels, state.standing, attack, eps),
+            seed=seed,
+            surrogates=followed,
+            after=state.after,
+            attackers=attackers,
         )
         starts = attack.restarts * (len(followed) if followed is not None else 1)
         for batch in batches:

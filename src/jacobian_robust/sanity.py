@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
+from jacobian_robust.attackers import Attackers, one_by_one
 from jacobian_robust.attacks import FAB, FGSM, PGD, SQUARES, Attack, AutoAttack, Ball, Norm, Square, Transfer
 from jacobian_robust.robustness import Sweep, attack_standing, sweep
 
@@ -81,6 +82,7 @@ class _Subject:
         eps: the budget at which further attacks try to break what withstood the evaluation's.
         standing: which images of the sample did; fewer after each check that breaks some, so that an image is held
             against one cause only.
+        attackers: who attacks.
     """
 
     model: nn.Module
@@ -95,6 +97,7 @@ class _Subject:
     others: Sequence[nn.Module]
     eps: float
     standing: Bool[Tensor, "sample"]
+    attackers: Attackers
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -113,6 +116,11 @@ class _Subject:
         """Return a strong attack of the ball, whatever the evaluation's own."""
         return kind(name="pgd", norm=self.ball, eps=(eps,), steps=steps, step_size=max(2.5 * eps / steps, 1e-6))
 
+    def swept(self, attacks: Sequence[Attack], first: int | None = None) -> Sweep:
+        """Return the result of other attacks of the first images, or of all."""
+        images, labels = self.images[:first], self.labels[:first]
+        return sweep(self.model, images, labels, attacks, seed=self.seed, examples=0, attackers=self.attackers)
+
     def attacked_again(
         self, attack: Attack, what: str, *, surrogates: Sequence[nn.Module] = (), tolerated: float = TOLERATED
     ) -> Outcome:
@@ -129,6 +137,7 @@ class _Subject:
             self.eps,
             seed=self.seed,
             surrogates=surrogates or None,
+            attackers=self.attackers,
         ):
             pass
         broken = before - int(self.standing.sum())
@@ -154,6 +163,7 @@ def sanity_checks(
     training_images: UInt8[Tensor, "training *shape"] | Float[Tensor, "training *shape"] | None = None,
     others: Sequence[nn.Module] = (),
     progress: Callable[[str], None] = lambda name: None,
+    attackers: Attackers = one_by_one,
 ) -> list[Check]:
     """Return the outcome of the checks of an evaluation. Model and random stream are left as they were.
 
@@ -168,6 +178,7 @@ def sanity_checks(
         training_images: what the model was trained on, in steps of 1/255, where it is known.
         others: other models of the same task, from which examples are transferred.
         progress: called with the name of each check before it begins.
+        attackers: who attacks.
     """
     subjects = {}
     for swept in sweeps:
@@ -185,6 +196,7 @@ def sanity_checks(
             others=others,
             eps=eps,
             standing=standing,
+            attackers=attackers,
         )
     checks = []
     for name, check, norm in checks_of(list(subjects)):
@@ -287,7 +299,7 @@ def _unseen(subject: _Subject) -> Outcome:
 def _budget_zero(subject: _Subject) -> Outcome:
     cheap = [attack for attack in subject.attacks if isinstance(attack, PGD | FGSM)]
     nothing = [replace(attack, eps=(0.0,), restarts=1) for attack in cheap or [subject.white_box(0.0, steps=20)]]
-    result = sweep(subject.model, subject.images[:20], subject.labels[:20], nothing, seed=subject.seed, examples=0)
+    result = subject.swept(nothing, first=20)
     changed = result.clean_correct - result.budgets[0].correct
     if changed:
         return "fail", f"with a budget of 0 the attacks change {changed} of {result.clean_correct} predictions"
@@ -327,7 +339,7 @@ def _chance(subject: _Subject) -> Outcome:
     pixels = subject.images[0].numel()
     eps = 0.5 if subject.norm == "linf" else 0.5 * math.sqrt(pixels)
     attack = subject.white_box(eps, steps=50)
-    result = sweep(subject.model, subject.images, subject.labels, [attack], seed=subject.seed, examples=0)
+    result = subject.swept([attack])
     most = int(subject.labels.bincount().max())  # what a constant answer gets right
     left = result.budgets[0].correct
     sentence = f"at ε {eps:g}, where all images can become one, {left} of {len(subject)} stay correct"

@@ -1,6 +1,7 @@
 """Weights & Biases: runs that close with the right status, and what is logged of an evaluation."""
 
 import contextlib
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -83,6 +84,9 @@ def wandb_run(
     if options is None:
         yield None
         return
+    identity = resumed.rpartition("/")[-1] if resumed else None
+    if job_type == "evaluation" and identity is None:  # the run that a W&B agent asks for is the training's
+        identity = uuid.uuid4().hex[:8]
     try:
         run = wandb.init(
             project=options.project,
@@ -93,7 +97,7 @@ def wandb_run(
             tags=sorted({*tags, *options.tags}),
             config=config,
             notes=notes or None,
-            id=resumed.rpartition("/")[-1] if resumed else None,
+            id=identity,
             resume="allow" if resumed else None,
             dir=directory.resolve(),  # the writing process may have another working directory
             mode="offline" if options.offline else "online",

@@ -4,30 +4,45 @@ import contextlib
 import copy
 import json
 import logging
+import os
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.profilers import PassThroughProfiler
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from jacobian_robust.callbacks import METRICS, EpochRecord, EtaSchedule, JacobianMonitor, TrainingProgress
+from jacobian_robust.attacks import Attack, Transfer
+from jacobian_robust.callbacks import (
+    METRICS,
+    AttackMonitor,
+    EpochRecord,
+    EtaSchedule,
+    JacobianMonitor,
+    Monitor,
+    TrainingProgress,
+)
 from jacobian_robust.checkpointing import Intervals, RunCheckpoint, newest_checkpoint
 from jacobian_robust.checkpoints import export, find_checkpoints, load_checkpoint
-from jacobian_robust.config import build, check, describe, plain, read_options
+from jacobian_robust.config import build, build_each, check, describe, flat, plain, read_options
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import Terminated, UserError
 from jacobian_robust.evaluation import EVALUATION_OPTIONS, Evaluation, read_evaluation, report, subjects
@@ -35,22 +50,29 @@ from jacobian_robust.files import RESULTS, claimed, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.model_checks import check_model
 from jacobian_robust.module import RobustClassifier
-from jacobian_robust.options import Count, Flag, NonEmpty, Seed, Size
+from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.plots import training_curves
+from jacobian_robust.processes import ProcessDied, Stop, run_together
 from jacobian_robust.provenance import versions
 from jacobian_robust.regularizers import Amortization, Penalty, condition_of
 from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wandb_run
 
+if TYPE_CHECKING:
+    from jacobian_robust.search import Pruning
+
 __all__ = ["train", "trainer_arguments"]
 
 NOT_IN_CHECKPOINT = (
-    *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name"),
+    *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name", "objective", "search"),
     *("evaluate", "attack", "suite", "limit", "split", "independent"),
-    *("sanity_images", "geometry_images", "reliability", "diagnostics", "diagnostics_images"),
+    *("sanity_images", "geometry_images", "reliability", "diagnostics", "diagnostics_images", "processes"),
 )
 """Keys of the config that do not shape the trained network."""
 
 GROUPS = ("data", "model", "regularizer", "eta", "optimizer", "trainer", "logger", "attack")
+
+UNRECORDED = ("resume", "processes")
+"""Keys of the config that do not shape the results: a run may be resumed with others."""
 
 SET_HERE = (
     "callbacks",
@@ -82,6 +104,17 @@ class _TrainerOptions(BaseModel):
     reload_dataloaders_every_n_epochs: Size = 0
 
 
+class _Search(BaseModel):
+    """Which trial of which study a training is; it is none without a number."""
+
+    model_config = STRICT
+
+    storage: NonEmpty | None
+    study: NonEmpty | None
+    trial: Size | None
+    pruner: dict[str, Any] | None
+
+
 class _Options(BaseModel):
     """The scalars of ``conf/train.yaml``."""
 
@@ -92,6 +125,9 @@ class _Options(BaseModel):
     resume: Flag
     checkpoints: Intervals
     monitor_images: Size
+    monitor_attack_images: Size
+    objective: NonEmpty | None
+    search: _Search
     output_dir: NonEmpty
     amortization: Amortization
     name: str | None = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$")
@@ -108,12 +144,35 @@ class _Run:
     datamodule: ImageDataModule
     trainer: pl.Trainer
     record: EpochRecord
+    pruning: "Pruning | None"
     checkpoint: Path | None
     done: bool
 
     @property
     def last_checkpoint(self) -> Path:
         return self.directory / "checkpoints" / "last.ckpt"
+
+    @property
+    def processes(self) -> int:
+        """How many processes train, each on a device; 0 for this one alone."""
+        return self.trainer.world_size if isinstance(self.trainer.strategy, DDPStrategy) else 0
+
+
+@dataclass(frozen=True)
+class _Process:
+    """One of several processes that train together.
+
+    Attributes:
+        number: from 0; the first one writes.
+        of: how many there are.
+        port: on which they find one another.
+        stop: whether they are asked to end.
+    """
+
+    number: int
+    of: int
+    port: int
+    stop: Stop
 
 
 def train(cfg: DictConfig) -> dict[str, float | int]:
@@ -156,9 +215,9 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
         runs[0].datamodule.require(evaluation.split)
     with contextlib.ExitStack() as claims:
         # The outer directory first: it says whether the inner ones are this run's to go on with.
-        claims.enter_context(claimed(directory, plain(cfg, without=("resume",)), resume=options.resume))
+        claims.enter_context(claimed(directory, plain(cfg, without=UNRECORDED), resume=options.resume))
         for run in runs if options.twin else ():
-            config = plain(run.cfg, without=("resume",))
+            config = plain(run.cfg, without=UNRECORDED)
             claims.enter_context(claimed(run.directory, config, resume=options.resume))
         return _train(runs, cfg, options, evaluation, logger, directory)
 
@@ -173,21 +232,27 @@ def _train(
 ) -> dict[str, float | int]:
     metrics: dict[str, float | int] = {}
     for run in runs:
-        twin = runs[0] if options.twin and run is not runs[0] else None
-        ended = _finished(run) if run.done else _fit(run, logger, options, twin)
+        twin = runs[0].record.rows if options.twin and run is not runs[0] else None
+        if run.done:
+            Console().print(f"[bold]{run.name}[/bold]: trained already → {run.directory}")
+            ended = _recalled(run)
+        elif run.processes:
+            ended = _fit_together(run, logger, options, twin, cfg)
+        else:
+            ended = _fit(run, logger, options, twin, _group(options))
         metrics = {f"twin_{key}": value for key, value in metrics.items()} | ended
     if evaluation is not None:
         metrics |= _evaluate(runs, cfg, options, evaluation, logger, directory / "evaluation")
     return metrics
 
 
-def _finished(run: _Run) -> dict[str, float | int]:
-    """Return the metrics of a run that has ended already."""
-    Console().print(f"[bold]{run.name}[/bold]: trained already → {run.directory}")
+def _recalled(run: _Run) -> dict[str, float | int]:
+    """Return the metrics of a run that has ended, here or in other processes."""
     checkpoint = load_checkpoint(run.last_checkpoint)
     run.record.rows = checkpoint.rows
     run.module.wandb = checkpoint.wandb
-    return dict(checkpoint.rows[-1])
+    pruned = json.loads((run.directory / "summary.json").read_text(encoding="utf-8")).get("pruned")
+    return dict(checkpoint.rows[-1]) | ({"pruned": True} if pruned else {})
 
 
 def _evaluate(
@@ -206,7 +271,7 @@ def _evaluate(
             directory=directory,
             logger=logger,
             group=_group(options),
-            config=plain(cfg, without=("resume",)),
+            config=plain(cfg, without=UNRECORDED),
             resume=options.resume,
         )
     except KeyboardInterrupt:
@@ -235,8 +300,19 @@ def _label(cfg: DictConfig) -> str:
     return str(cfg.regularizer.get("_target_", "")).rpartition(".")[-1].lower() if cfg.regularizer else "vanilla"
 
 
-def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *, measured_as: DictConfig) -> _Run:
-    """Make all parts of a run; ``measured_as`` is the config whose penalty says what eq. 14 is measured with."""
+def _assemble(
+    cfg: DictConfig,
+    options: _Options,
+    name: str,
+    directory: Path,
+    *,
+    measured_as: DictConfig,
+    process: _Process | None = None,
+) -> _Run:
+    """Make all parts of a run, or of what one of several processes does for it.
+
+    ``measured_as`` is the config whose penalty says what eq. 14 is measured with.
+    """
     config = plain(cfg, without=NOT_IN_CHECKPOINT)
     epochs = _trainer_options(cfg).max_epochs
     if cfg.trainer.get("limit_train_batches", 1) == 0:
@@ -266,13 +342,15 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
         model, optimizer, penalty, amortization=options.amortization, seed=options.seed, config=config
     )
     eps, bound = condition_of(build(measured_as, "regularizer", optional=True), datamodule.classes)
-    monitor = JacobianMonitor(options.monitor_images, eps=eps, bound=bound)
-    record = EpochRecord(directory / "metrics.csv", monitor)
-    callbacks: list[pl.Callback] = [
-        monitor,
-        record,
-        RunCheckpoint(directory / "checkpoints", options.checkpoints),
-    ]
+    monitors: list[Monitor] = [JacobianMonitor(options.monitor_images, eps=eps, bound=bound)]
+    if options.monitor_attack_images:
+        monitors.append(AttackMonitor(options.monitor_attack_images, _first_attack(cfg)))
+    record = EpochRecord(directory / "metrics.csv", monitors)
+    callbacks: list[pl.Callback] = [*monitors, record]
+    pruning = None if options.search.trial is None else _pruning(cfg, options, record)
+    if pruning is not None:
+        callbacks.append(pruning)
+    callbacks.append(RunCheckpoint(directory / "checkpoints", options.checkpoints, process.stop if process else None))
     if penalty is not None:
         callbacks.insert(0, eta)
     if cfg.trainer.get("enable_progress_bar", True):
@@ -284,16 +362,60 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
             arguments = trainer_arguments(callbacks, directory)
             if "profiler" in cfg.trainer:
                 del arguments["profiler"]
+            if process:
+                arguments["plugins"] = [LightningEnvironment()]  # whatever cluster's job this is a part of
             trainer: pl.Trainer = build(cfg, "trainer", pl.Trainer, partial=True)(**arguments)
     except UserError:
         raise
     except Exception as error:  # Lightning has no common exception for a bad argument
         raise UserError(describe(error, "trainer")) from error
-    if trainer.world_size > 1:
+    _check_devices(trainer, cfg, process)
+    return _Run(cfg, name, directory, module, datamodule, trainer, record, pruning, resumed, done)
+
+
+def _first_attack(cfg: DictConfig) -> Attack:
+    """Return the attack that watches over a training."""
+    attack: Attack = build_each(cfg, "attack", Attack)[0]
+    if isinstance(attack, Transfer):
         raise UserError(
-            f"trainer.devices={cfg.trainer.get('devices')}: training runs on one device, give trainer.devices=1"
+            "monitor_attack_images: an attack of the network itself has to come first in attack=, not transfer"
         )
-    return _Run(cfg, name, directory, module, datamodule, trainer, record, resumed, done)
+    return attack
+
+
+def _pruning(cfg: DictConfig, options: _Options, record: EpochRecord) -> "Pruning":
+    """Return the callback through which a trial of a search reports."""
+    from optuna.pruners import BasePruner, NopPruner  # not at the top: few trainings are a trial
+
+    from jacobian_robust.search import Pruning
+
+    assert options.search.trial is not None
+    search, objective = options.search, options.objective
+    epochs = [f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS]
+    if objective not in epochs:
+        raise UserError(f"objective={objective}: a search goes by one of {', '.join(epochs)}")
+    if objective.endswith("robust_accuracy") and not options.monitor_attack_images:
+        raise UserError(f"objective={objective} needs monitor_attack_images, the number of images to attack, as 500")
+    if cfg.data.get("validate_on_test"):
+        raise UserError("data.validate_on_test=true: a search must not see the test images; set data.validation_size")
+    if search.storage is None or search.study is None:
+        raise UserError("search.trial needs search.storage and search.study; hparams_search=optuna fills them in")
+    pruner = build(cfg.search, "pruner", BasePruner, optional=True) or NopPruner()
+    return Pruning(search.storage, search.study, options.search.trial, pruner, record, objective)
+
+
+def _check_devices(trainer: pl.Trainer, cfg: DictConfig, process: _Process | None) -> None:
+    """Raise a UserError unless training runs on one device, or on several of this machine by Lightning's ``ddp``."""
+    if trainer.num_nodes > 1:
+        raise UserError(f"trainer.num_nodes={trainer.num_nodes}: training runs on one machine, on all of its devices")
+    strategy = trainer.strategy
+    by_script = isinstance(strategy, DDPStrategy) and strategy._start_method == "popen"
+    if not by_script and not isinstance(strategy, SingleDeviceStrategy):
+        raise UserError(f"trainer.strategy={cfg.trainer.get('strategy')}: for several devices there is trainer=ddp")
+    if by_script and "plugins" in cfg.trainer:
+        raise UserError("trainer.plugins is set by the framework with several devices and cannot be chosen")
+    if by_script and process is None and "LOCAL_RANK" in os.environ:
+        raise UserError("train.py starts a process for each device itself: call it with python, not with torchrun")
 
 
 class _NoProfiler(PassThroughProfiler):
@@ -357,7 +479,7 @@ def _check_resumable(place: str, config: Mapping[str, Any], epochs: int) -> Path
         raise UserError(
             f"ckpt_path={place}: all {epochs} epochs are finished; raise trainer.max_epochs above {checkpoint.epochs}"
         )
-    ours, theirs = (_flat(c) for c in (config, checkpoint.config))
+    ours, theirs = (flat(c) for c in (config, checkpoint.config))
     for field in sorted(ours.keys() | theirs.keys()):
         change = f"{field} was {theirs.get(field)} and is {ours.get(field)}"
         if ours.get(field) == theirs.get(field) or field in ("data.root", "trainer.max_epochs"):
@@ -368,19 +490,13 @@ def _check_resumable(place: str, config: Mapping[str, Any], epochs: int) -> Path
     return found[0]
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested mappings by their dotted names."""
-    leaves: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        leaves |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return leaves
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's advertising and hints that do not apply out of the way of the results."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
@@ -394,13 +510,95 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*returned `None`.*")  # a skipped step tells of itself
             # Nothing is logged by step.
             warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+            # The epoch's means are those of all devices before they are logged.
+            warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
-def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run | None) -> dict[str, float | int]:
+Rows = list[dict[str, float | int]]
+
+
+def _fit_together(
+    run: _Run, logger: WandbOptions | None, options: _Options, twin: Rows | None, measured_as: DictConfig
+) -> dict[str, float | int]:
+    """Train in a process for each device, which this one waits for."""
+    stop = Stop()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # What is left to resolve, as the run directory, other processes could not.
+    cfg, measured_as = (OmegaConf.create(plain(config)) for config in (run.cfg, measured_as))
+    arguments = [
+        (
+            _Process(number, run.processes, port, stop),
+            *(cfg, measured_as, options, run.name, run.directory, run.checkpoint, logger, twin, _group(options)),
+        )
+        for number in range(run.processes)
+    ]
+    try:
+        run_together(_fit_as_one_of_several, arguments, stop)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(run, options)) from None
+    except Terminated:
+        raise Terminated(_how_to_go_on(run, options)) from None
+    except ProcessDied as error:
+        raise UserError(f"training {error}; {_how_to_go_on(run, options)}") from None
+    return _recalled(run)
+
+
+def _fit_as_one_of_several(
+    process: _Process,
+    cfg: DictConfig,
+    measured_as: DictConfig,
+    options: _Options,
+    name: str,
+    directory: Path,
+    checkpoint: Path | None,
+    logger: WandbOptions | None,
+    twin: Rows | None,
+    group: str,
+) -> None:
+    """Train on one of several devices; the first process also does whatever is to be done once."""
+    keep_freed_memory()
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": process.port, "NODE_RANK": 0, "LOCAL_RANK": process.number}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    # Where to go on from is decided already.
+    anew = options.model_copy(update={"resume": False, "ckpt_path": None})
+    run = _assemble(cfg, anew, name, directory, measured_as=measured_as, process=process)
+    run.checkpoint = checkpoint
+    try:
+        if process.number == 0:
+            _fit(run, logger, options, twin, group)
+        else:
+            # Layers that draw, as dropout does, draw something else for each part of a batch.
+            (seed,) = np.random.SeedSequence([options.seed, process.number]).generate_state(1).tolist()
+            pl.seed_everything(seed, workers=True, verbose=False)
+            _fit_alone(run, options)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _fit_alone(run: _Run, options: _Options) -> None:
+    """Train, and do nothing else."""
+    try:
+        with _quiet(), rare_garbage_collection():
+            run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
+    except MisconfigurationException as error:
+        raise UserError(describe(error, "trainer")) from error
+    except SystemExit:  # Lightning's answer to an interruption
+        raise KeyboardInterrupt(_how_to_go_on(run, options)) from None
+    except Terminated:
+        raise Terminated(_how_to_go_on(run, options)) from None
+
+
+def _fit(
+    run: _Run, logger: WandbOptions | None, options: _Options, twin: Rows | None, group: str
+) -> dict[str, float | int]:
+    """Train, and write the files that tell of it; ``twin`` are the epochs of the undefended twin."""
     console = Console()
     console.print(f"[bold]{run.name}[/bold]: {run.trainer.max_epochs} epochs → {run.directory}")
     config = plain(run.cfg)
@@ -410,8 +608,8 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
     with wandb_run(
         logger,
         directory=run.directory,
-        group=_group(options),
-        name=f"{run.name}-seed{options.seed}",
+        group=group,
+        name=f"{run.name}-{_job()}seed{options.seed}",
         job_type="train",
         tags=tags,
         config=config,
@@ -420,20 +618,14 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
         if wandb is not None:
             run.trainer.logger = WandbLogger(experiment=wandb)
             run.module.wandb = "/".join(filter(None, (wandb.entity, wandb.project, wandb.id)))
-        try:
-            with _quiet(), rare_garbage_collection():
-                run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
-        except MisconfigurationException as error:
-            raise UserError(describe(error, "trainer")) from error
-        except SystemExit:  # Lightning's answer to an interruption
-            raise KeyboardInterrupt(_how_to_go_on(run, options)) from None
-        except Terminated:
-            raise Terminated(_how_to_go_on(run, options)) from None
+        _fit_alone(run, options)
         seconds = time.perf_counter() - started
         metrics = run.record.rows[-1]
+        if pruned := run.pruning is not None and run.pruning.pruned:
+            console.print(f"{run.name}: the search ends this trial after {len(run.record.rows)} epochs")
         figure = training_curves(
             run.record.rows,
-            twin=twin.record.rows if twin else None,
+            twin=twin,
             penalised=run.module.penalty is not None,
             validation_name=run.datamodule.validation_name,
         )
@@ -442,6 +634,7 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
             "name": run.name,
             "seed": options.seed,
             "metrics": metrics,
+            "pruned": pruned,
             "epochs": len(run.record.rows),
             "steps": run.trainer.global_step,
             "seconds": round(seconds, 1),
@@ -460,7 +653,7 @@ def _fit(run: _Run, logger: WandbOptions | None, options: _Options, twin: _Run |
         f"results: {run.directory}/checkpoints/last.ckpt, model.safetensors, metrics.csv, curves.png, summary.json",
         soft_wrap=True,
     )
-    return dict(metrics)
+    return dict(metrics) | ({"pruned": True} if pruned else {})
 
 
 def _how_to_go_on(run: _Run, options: _Options) -> str:
@@ -472,8 +665,13 @@ def _how_to_go_on(run: _Run, options: _Options) -> str:
 def _group(options: _Options) -> str:
     """Return the name of the directory that a sweep's runs, or a run, its twin and its evaluation, share."""
     directory = Path(options.output_dir).resolve()
+    return (directory.parent if _job() else directory).name
+
+
+def _job() -> str:
+    """Return the number of a sweep's job, for its name in W&B; nothing outside a sweep."""
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    return (directory.parent if in_sweep else directory).name
+    return f"{HydraConfig.get().job.num}-" if in_sweep else ""
 
 
 def _closing_table(run: _Run, metrics: Mapping[str, float | int], seconds: float) -> Table:

@@ -80,6 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         "evaluate=true",
         "limit=60",
         "sanity_images=10",
+        "monitor_attack_images=20",
         "attack.pgd_linf.eps=[0.05,0.1]",
         "attack.pgd_linf.steps=5",
         "attack.pgd_linf.step_size=0.02",

@@ -4,10 +4,12 @@ import re
 import shlex
 
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from jacobian_robust.callbacks import EtaSchedule
 from jacobian_robust.config import build, plain
+from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import read_evaluation
 from jacobian_robust.regularizers import Penalty
 from jacobian_robust.tracking import read_logger
@@ -33,6 +35,9 @@ def test_every_choice_of_every_group_can_be_made(group, choice):
         assert [attack.name for attack in read_evaluation(cfg).attacks] == [choice]
     elif group == "suite":
         assert read_evaluation(cfg).attacks
+    elif choice == "gpu" and not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"trainer: .*(GPU|CUDA|gpu|cuda)"):
+            build(cfg, group)
     else:
         made = build(cfg, group, optional=group == "regularizer")
         assert (made is None) == (choice == "none")

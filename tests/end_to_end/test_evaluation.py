@@ -14,7 +14,7 @@ from jacobian_robust.results import Results
 from jacobian_robust.simplifications import Simplifications
 
 from . import wandb_records
-from .conftest import composed
+from .conftest import ROOT, composed
 
 QUICK = ["limit=80", "sanity_images=0", "geometry_images=0", "reliability=false"]
 PGD = ["attack.pgd_linf.steps=5", "attack.pgd_linf.step_size=0.02", "attack.pgd_linf.eps=[0,0.05,0.1]"]
@@ -57,6 +57,19 @@ def test_a_real_attack_is_reported_in_full(trained, tmp_path):
         assert all(row["label"] == row["predicted"] for row in withstood)
     for picture in ("accuracy_linf.png", "examples_linf.png", "classes.png"):
         assert (results / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_processes_find_what_one_does_byte_for_byte(tmp_path):
+    checkpoint = ROOT / "docs" / "results" / "checkpoints" / "note_vanilla.safetensors"
+    options = [*PGD, "limit=150", "sanity_images=10", "geometry_images=10", "reliability=false", "logger=csv"]
+    for processes in (1, 2):
+        output = f"output_dir={tmp_path}/{processes}"
+        evaluate(composed("evaluate", f"checkpoint={checkpoint}", *options, output, f"processes={processes}"))
+    one, two = tmp_path / "1", tmp_path / "2"
+    for name in ("robustness.json", "robustness.csv", "images.csv"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    (model,) = Results.model_validate_json((two / "robustness.json").read_bytes()).models
+    assert 0 < model.threats[0].budgets[-1].correct < model.clean_correct
 
 
 def test_every_evaluation_is_checked_and_the_verdict_stands_above_the_figures(trained, tmp_path, capsys):

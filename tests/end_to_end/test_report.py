@@ -1,5 +1,6 @@
 """The report of an evaluation, in a real browser too, and what an interruption costs."""
 
+import csv
 import json
 import re
 import shutil
@@ -9,6 +10,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from jacobian_robust import evaluation
 from jacobian_robust.compare import compare
@@ -256,10 +258,40 @@ def test_evaluations_made_apart_are_compared_as_if_made_together(trained, tmp_pa
     run("other", trained.directory / "vanilla", "seed=1", "limit=20")
     with pytest.raises(UserError, match=r"other was evaluated otherwise than .*vanilla: seed differ"):
         compare([tmp_path / "vanilla", tmp_path / "other"], tmp_path / "none")
-    with pytest.raises(UserError, match=r"no robustness.json"):
-        compare([tmp_path], tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: no robustness.json"):
+        compare([tmp_path / "empty"], tmp_path / "none")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "robustness.json").write_text('{"format": 2}')
     with pytest.raises(UserError, match="no evaluation of this version"):
         compare([tmp_path / "old"], tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_sweep_is_gathered_and_drawn_over_what_was_varied(trained, tmp_path, capsys):
+    for value, seed in ((0.1, 0), (0.5, 0), (0.5, 1)):  # as if a sweep had left them
+        run = tmp_path / "sweep" / f"eta.value-{value}+seed-{seed}"
+        shutil.copytree(trained.directory / "frobenius", run, ignore=shutil.ignore_patterns("wandb"))
+        config = OmegaConf.load(run / "config.yaml")
+        config.eta.value, config.seed = value, seed
+        OmegaConf.save(config, run / "config.yaml")
+        options = [f"checkpoint={run}", f"output_dir={run}/evaluation", "logger=csv"]
+        evaluate(composed("evaluate", *ATTACK, *options))
+    failed = tmp_path / "sweep" / "eta.value-0.9+seed-0"
+    failed.mkdir()
+    (failed / "config.yaml").write_text("seed: 0")
+    capsys.readouterr()
+    results = compare([tmp_path / "sweep"], tmp_path / "all")
+    assert "1 of 4 runs were not evaluated and are left out: eta.value-0.9+seed-0" in capsys.readouterr().out
+    names = ["eta.value=0.1 seed=0", "eta.value=0.5 seed=0", "eta.value=0.5 seed=1"]
+    assert sorted(model.name for model in results.models) == names
+    with (tmp_path / "all" / "runs.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(row["eta.value"], row["seed"]) for row in table] == [("0.1", "0"), ("0.5", "0"), ("0.5", "1")]
+    for row, model in zip(table, results.models, strict=True):
+        assert float(row["clean_accuracy"]) == model.clean_accuracy
+        assert float(row["robust_accuracy_linf_0.1"]) == model.threats[0].budgets[-1].robust_accuracy
+    assert (tmp_path / "all" / "trade_off.png").is_file()
+    assert 'id="trade_off"' in (tmp_path / "all" / "report.html").read_text()
+    with pytest.raises(UserError, match=r"--over eta.max: give a number that varies over the runs; one of eta.value"):
+        compare([tmp_path / "sweep"], tmp_path / "none", over="eta.max")

@@ -114,6 +114,18 @@ def test_the_random_streams_of_a_model_go_on(tmp_path, dying, monkeypatch):
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+def test_double_precision_goes_on_bit_for_bit(tmp_path, dying, monkeypatch):
+    """The weights are loaded before Lightning converts the network."""
+    precision = "trainer.precision=64-true"
+    start(tmp_path / "whole", precision)
+    dying(9)
+    with pytest.raises(Killed):
+        start(tmp_path / "run", precision)
+    monkeypatch.undo()
+    start(tmp_path / "run", precision, "resume=true")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, whole, dying, monkeypatch, capsys):
     dying(12)
     with pytest.raises(Killed):
@@ -229,7 +241,9 @@ def test_sigkill_at_random_moments_changes_nothing(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_evaluation_killed_at_random_moments_ends_the_same(tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_evaluation_killed_at_random_moments_ends_the_same(tmp_path, processes):
+    """Also if several processes shared it, and one goes on alone."""
     checkpoint = ROOT / "docs" / "results" / "checkpoints" / "note_vanilla.safetensors"
     options = ["attack=[fgsm,pgd_linf]", "limit=400", "sanity_images=0", "geometry_images=0", "reliability=false"]
 
@@ -243,7 +257,9 @@ def test_an_evaluation_killed_at_random_moments_ends_the_same(tmp_path):
     kills = 0
     for _ in range(5):
         process = subprocess.Popen(
-            command(tmp_path / "parted", "resume=true"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command(tmp_path / "parted", "resume=true", f"processes={processes}"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         while process.poll() is None and not progress.exists():
             time.sleep(0.1)

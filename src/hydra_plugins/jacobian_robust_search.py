@@ -1,0 +1,200 @@
+"""Hydra's door to a current Optuna: ``hydra/sweeper=jacobian_robust_search``, which ``hparams_search=optuna`` chooses.
+
+Hydra finds its plugins in this namespace package, and imports them whenever it starts. The published plugin
+(hydra-optuna-sweeper 1.3) is bound to Optuna 2 and cannot prune.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, PositiveInt, validate_call
+
+from jacobian_robust.errors import UserError
+from jacobian_robust.files import from_here, locked, write_atomically
+from jacobian_robust.sweeps import Job, read_job
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+
+__all__ = ["OptunaSearch", "distribution"]
+
+
+class OptunaSearch(Sweeper):
+    """Looks for the options with the best ``objective``, the metric that a job returns.
+
+    What it learns is kept in a study. Given again with the same ``hydra.sweep.dir`` and ``resume=true`` it goes on
+    until there are ``trials`` of them; those that were cut short are finished first.
+
+    Args:
+        trials: how many, those of earlier runs included.
+        batch: how many at a time, handed to Hydra's launcher together.
+        direction: ``maximize`` or ``minimize`` the objective.
+        sampler: an Optuna sampler.
+        params: the search space by option, see :func:`distribution`.
+        study: name of the study.
+        storage: a file or the URL of a database; ``None`` for ``study.journal`` in the sweep's directory.
+    """
+
+    @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
+    def __init__(
+        self,
+        *,
+        trials: PositiveInt,
+        batch: PositiveInt,
+        direction: Literal["maximize", "minimize"],
+        sampler: Any,
+        params: Any,
+        study: str,
+        storage: str | None,
+    ) -> None:
+        self.trials = trials
+        self.batch = batch
+        self.direction = direction
+        self.sampler = sampler
+        self.params = params
+        self.study = study
+        self.storage = storage
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what a job needs."""
+        self.config: DictConfig = config
+        self.hydra_context = hydra_context
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run the trials that are missing.
+
+        Raises:
+            UserError: if the search space or the storage is at fault, or another process is at this search.
+        """
+        if self.config.get("objective") is None:
+            raise UserError("objective: name the metric to search by, as validation_robust_accuracy")
+        space = {name: distribution(name, text) for name, text in self.params.items()}
+        fixed: list[str] = []
+        for override in OverridesParser.create().parse_overrides(arguments):
+            if override.is_sweep_override():
+                name = override.get_key_element()
+                space[name] = distribution(name, override.get_value_string())
+            else:
+                fixed.append(str(override.input_line))
+                space.pop(override.get_key_element(), None)  # what is given is not looked for
+        if not space:
+            raise UserError(
+                "hydra.sweeper.params is empty: name options and where to look, as eta.max=interval(0.002,0.2)"
+            )
+        directory = Path(self.config.hydra.sweep.dir).absolute()
+        storage = self.storage or str(directory / "study.journal")
+        if Path(storage).exists() and not self.config.get("resume"):
+            raise UserError(
+                f"{from_here(storage)} is there already: resume=true goes on with it; or choose another hydra.sweep.dir"
+            )
+        claim = directory / "search.lock"
+        claim.touch()
+        with locked(claim):
+            self._search(space, fixed, directory, storage)
+
+    def _search(self, space: Mapping[str, "BaseDistribution"], fixed: list[str], directory: Path, storage: str) -> None:
+        from optuna.trial import TrialState
+
+        from jacobian_robust.search import open_study  # not at the top: it needs torch, and --help does not
+
+        study = open_study(storage, self.study, direction=self.direction, sampler=self.sampler)
+        cut_short = study.get_trials(states=[TrialState.RUNNING])
+        missing = self.trials - len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED]))
+        for first in range(0, missing, self.batch):
+            batch = []
+            for _ in range(min(self.batch, missing - first)):
+                trial = cut_short.pop(0) if cut_short else _ask(study, space)
+                batch.append((trial.number, trial.params))
+            jobs = [
+                [
+                    *(*fixed, *(f"{name}={value}" for name, value in params.items())),
+                    *(f"search.trial={number}", f"search.study={self.study}", f"search.storage='{storage}'"),
+                ]
+                for number, params in batch
+            ]
+            self.validate_batch_is_legal(jobs)
+            returns = self.launcher.launch(jobs, initial_job_idx=batch[0][0])
+            for (number, _), returned in zip(batch, returns, strict=True):
+                job = read_job(Path(returned.hydra_cfg.hydra.runtime.output_dir)) if returned.hydra_cfg else None
+                _tell(study, number, job, self.config.objective)
+        _report(study, directory)
+
+
+def _ask(study: "optuna.Study", space: Mapping[str, "BaseDistribution"]) -> "optuna.Trial":
+    try:
+        return study.ask(dict(space))
+    except ValueError as error:
+        raise UserError(f"hydra.sweeper.params: not the space that this search began with ({error})") from error
+
+
+def _tell(study: "optuna.Study", number: int, job: Job | None, objective: str) -> None:
+    """Tell the study what became of a trial; one that was cut short stays open, to be finished another time."""
+    from optuna.trial import TrialState
+
+    value = job.metrics.get(objective, math.nan) if job is not None else math.nan
+    if job is not None and job.status in ("running", "interrupted"):
+        return
+    if job is not None and job.status == "pruned":
+        study.tell(number, state=TrialState.PRUNED)
+    elif math.isnan(value):
+        study.tell(number, state=TrialState.FAIL)
+    else:
+        study.tell(number, value)
+
+
+def _report(study: "optuna.Study", directory: Path) -> None:
+    """Say which trial was the best, and write its options into ``best.yaml``."""
+    from optuna.trial import TrialState
+
+    if not study.get_trials(states=[TrialState.COMPLETE]):
+        return
+    best = study.best_trial
+    with write_atomically(directory / "best.yaml") as file:
+        file.write(OmegaConf.to_yaml({"trial": best.number, "value": best.value, "options": best.params}))
+    options = " ".join(f"{name}={value}" for name, value in best.params.items())
+    print(f"best: {best.value:.4f} by trial {best.number}, {options} → {from_here(directory)}/best.yaml", flush=True)
+
+
+def distribution(name: str, text: str) -> "BaseDistribution":
+    """Return where to look for an option.
+
+    Args:
+        name: of the option.
+        text: in Hydra's notation: ``interval(a, b)`` for a number in [a, b], ``int(interval(a, b))`` for an integer,
+            ``tag(log, …)`` of either for a logarithmic scale; ``range(a, b)``, ``choice(a, b)`` or ``a,b`` for values
+            that have no order.
+
+    Raises:
+        UserError: if it is none of these.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    try:
+        override = OverridesParser.create().parse_override(f"{name}={text}")
+        sweep = override.value()
+        if isinstance(sweep, IntervalSweep) and sweep.start is not None and sweep.end is not None:
+            log = "log" in sweep.tags
+            if isinstance(sweep.start, int) and isinstance(sweep.end, int):
+                return IntDistribution(sweep.start, sweep.end, log=log)
+            return FloatDistribution(sweep.start, sweep.end, log=log)
+        if override.is_discrete_sweep():
+            return CategoricalDistribution(list(override.sweep_string_iterator()))
+    except (HydraException, ValueError) as error:
+        raise UserError(f"{name}={text}: {' '.join(str(error).split())}") from error
+    raise UserError(
+        f"{name}={text}: say where to look, as interval(0.002,0.2), tag(log,interval(0.002,0.2)) or choice(1,2)"
+    )
