@@ -44,6 +44,12 @@ METRICS = (
 )
 """What is recorded of each split in each epoch."""
 
+COLUMNS = (
+    *("epoch", "eta", *(f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS)),
+    *("skipped_steps", "seconds"),
+)
+"""Of ``metrics.csv``."""
+
 
 class EtaSchedule(pl.Callback, abc.ABC):
     """Sets the weight ``η`` of the penalty at the start of each epoch.
@@ -268,10 +274,8 @@ class EpochRecord(pl.Callback):
             self._write()
 
     def _write(self) -> None:
-        columns = ["epoch", "eta", *(f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS)]
-        columns += ["skipped_steps", "seconds"]
         with write_atomically(self.path) as file:
-            writer = csv.DictWriter(file, columns, restval="")
+            writer = csv.DictWriter(file, COLUMNS, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
 

@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from jacobian_robust.config import secret
 from jacobian_robust.errors import MISTAKES, Terminated, UserError, one_line
 from jacobian_robust.sweeps import close_sweep, run_job
 
@@ -82,13 +83,14 @@ def run(task: str, cfg: DictConfig) -> float | None:
 
 def _refuse_secrets(arguments: list[str]) -> None:
     """End if a key or password is among the options: a sweep would name directories by it, W&B log it."""
-    key = os.environ.get("WANDB_API_KEY")
     for argument in arguments:
         name, _, value = argument.partition("=")
         looked_up = " ".join(re.findall(r"oc\.env:([^,}]*)", value))
-        if (key and key in argument) or any(_SECRET.search(text) for text in (name, looked_up)):
-            option = "an option" if key and key in name else name.lstrip("+~")
-            _fail(UserError(f"{option}: a secret does not belong among the options: leave WANDB_API_KEY where it is"))
+        why = secret(argument)
+        if why is None and any(_SECRET.search(text) for text in (name, looked_up)):
+            why = "is no place for a secret, which would be written to files: leave it in the environment"
+        if why is not None:
+            _fail(UserError(f"{'an option' if secret(name) else name.lstrip('+~')} {why}"))
 
 
 def _fail(error: Exception) -> NoReturn:

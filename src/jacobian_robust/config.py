@@ -5,6 +5,7 @@ import inspect
 import math
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar, get_type_hints
@@ -27,7 +28,7 @@ from jacobian_robust.errors import UserError
 
 Options = TypeVar("Options", bound=BaseModel)
 
-__all__ = ["build", "build_each", "check", "describe", "flat", "plain", "read_options"]
+__all__ = ["build", "build_each", "check", "describe", "flat", "plain", "read_options", "secret"]
 
 
 def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -55,8 +56,7 @@ def check(cfg: DictConfig, options: Collection[str], groups: Collection[str]) ->
 
     Raises:
         UserError: if there is another, a group is no mapping, an interpolation leads nowhere, or a value is not finite,
-            empty, of a type that YAML has no word for, holds characters that cannot be printed, or is the W&B key,
-            which would then be written to files.
+            empty, of a type that YAML has no word for, or holds characters that cannot be printed or a secret.
     """
     values = plain(cfg)
     if unknown := [str(key) for key in values if key not in options and key not in groups]:
@@ -64,7 +64,6 @@ def check(cfg: DictConfig, options: Collection[str], groups: Collection[str]) ->
     for group in groups:
         if (chosen := values.get(group)) is not None and not (isinstance(chosen, dict) and chosen):
             raise UserError(f"{group}: choose of those in conf/{group}, {group}=NAME (got {chosen!r})")
-    secret = os.environ.get("WANDB_API_KEY")
     for name, value in _leaves(values):
         if not name.isprintable():
             raise UserError(f"{name!r}: an option's name holds characters that cannot be printed")
@@ -74,10 +73,20 @@ def check(cfg: DictConfig, options: Collection[str], groups: Collection[str]) ->
             raise UserError(f"{name} is empty: give a value, or null for none")
         if isinstance(value, str) and not value.isprintable():
             raise UserError(f"{name}: holds characters that cannot be printed (got {value!r})")
-        if secret and isinstance(value, str) and secret in value:
-            raise UserError(f"{name}: holds the W&B key, which would be written to config.yaml; the environment has it")
+        if isinstance(value, str) and (why := secret(value)):
+            raise UserError(f"{name} {why}")
         if value is not None and not isinstance(value, bool | int | float | str):
             raise UserError(f"{name}: give a number, a text, true, false or null (got a {type(value).__name__})")
+
+
+def secret(text: str) -> str | None:
+    """Return what to do instead if a text holds the W&B key or the password of a URL; ``None`` if it does not."""
+    key = os.environ.get("WANDB_API_KEY")
+    if key and key in text:
+        return "holds the W&B key, which would be written to files: the environment has it"
+    if re.search(r"://[^/@\s:]*:[^/@\s]+@", text):
+        return "holds a password, which would be written to files: leave it to the database's own, as ~/.pgpass"
+    return None
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -30,7 +30,7 @@ from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_check
 from jacobian_robust.config import build, build_each, check, describe, plain, read_options
 from jacobian_robust.data import FashionMNISTDataModule, ImageDataModule, MNISTDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.files import claimed, distinct_names, from_here, write_atomically
+from jacobian_robust.files import claimed, distinct_names, file_name, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import PixelInput, SinglePrecision
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
@@ -89,22 +89,26 @@ class _Places(BaseModel):
     output_dir: NonEmpty
 
 
+Level = Annotated[float, Field(ge=-1e6, le=1e6)]
+"""What a pixel may be called; float32 can normalise it."""
+
+Spread = Annotated[float, Field(ge=1e-6, le=1e6)]
+
+
 class _Input(BaseModel):
     """What a model takes for a pixel, if not a number in [0, 1]."""
 
     model_config = STRICT
 
-    low: float = 0.0
-    high: float = 1.0
-    mean: float | list[float] = 0.0
-    std: float | list[float] = 1.0
+    low: Level = 0.0
+    high: Level = 1.0
+    mean: Level | list[Level] = 0.0
+    std: Spread | list[Spread] = 1.0
 
     @model_validator(mode="after")
     def _invertible(self) -> "_Input":
-        if self.high <= self.low:
+        if self.high - self.low < 1e-6:
             raise ValueError(f"high must be above low, {self.low:g}")
-        if not all(value > 0 for value in ([self.std] if isinstance(self.std, float) else self.std)):
-            raise ValueError("std must be positive")
         return self
 
 
@@ -836,7 +840,7 @@ def _figures(results: Results, alike: Sequence[Group], details: Sequence[_Detail
     if points:
         figures["first_order"] = plots.predicted_against_found(points)
     for model, detail in zip(results.models, details, strict=True):
-        suffix = f"_{model.name.replace('/', '_')}" if len(details) > 1 else ""
+        suffix = f"_{file_name(model.name.replace('/', '_'))}" if len(details) > 1 else ""
         for swept in detail.sweeps if detail.pictures else ():
             examples = {b.eps: e for b, e in zip(swept.budgets, swept.examples, strict=True)}
             figures[f"examples_{swept.norm}{suffix}"] = plots.adversarial_examples(

@@ -2,7 +2,9 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +14,7 @@ from omegaconf import OmegaConf
 
 from jacobian_robust.errors import UserError
 
-__all__ = ["claimed", "distinct_names", "from_here", "locked", "write_atomically"]
+__all__ = ["claimed", "distinct_names", "file_name", "from_here", "locked", "write_atomically"]
 
 
 def from_here(path: str | Path) -> Path:
@@ -86,6 +88,12 @@ def locked(file: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+
+
+def file_name(text: str) -> str:
+    """Return a text made fit for a file system: the same has the same name, another has another."""
+    name = re.sub(r"[^\w.,=+-]+", "-", text).strip("-.")[:140] or "default"
+    return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 @contextlib.contextmanager

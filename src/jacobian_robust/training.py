@@ -32,6 +32,7 @@ from torch import nn
 
 from jacobian_robust.attacks import Attack, Transfer
 from jacobian_robust.callbacks import (
+    COLUMNS,
     METRICS,
     AttackMonitor,
     EpochRecord,
@@ -193,6 +194,8 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
     evaluation = asked if options.evaluate else None
     if options.twin and options.ckpt_path:
         raise UserError("ckpt_path resumes one run: set twin=false")
+    if options.objective is not None:
+        _check_objective(options.objective, options, evaluation)
     directory = from_here(options.output_dir)
     name = options.name or _label(cfg)
     if options.twin:
@@ -284,6 +287,17 @@ def _evaluate(
         for threat in model.threats
         for budget in threat.budgets
     }
+
+
+def _check_objective(objective: str, options: _Options, evaluation: Evaluation | None) -> None:
+    """Raise a UserError unless a training returns this metric: a sweep would see nan and say nothing."""
+    attacks = evaluation.attacks if evaluation is not None else ()
+    attacked = [f"robust_accuracy_{attack.norm}_{eps:g}" for attack in attacks for eps in attack.eps]
+    known = [*COLUMNS, *dict.fromkeys(attacked)]
+    if objective not in known and not (options.twin and objective.removeprefix("twin_") in known):
+        raise UserError(f"objective={objective}: a search goes by one of {', '.join(known)}")
+    if objective.endswith("robust_accuracy") and not options.monitor_attack_images:
+        raise UserError(f"objective={objective} needs monitor_attack_images, the number of images to attack, as 500")
 
 
 def _trainer_options(cfg: DictConfig) -> _TrainerOptions:
@@ -394,8 +408,6 @@ def _pruning(cfg: DictConfig, options: _Options, record: EpochRecord) -> "Prunin
     epochs = [f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS]
     if objective not in epochs:
         raise UserError(f"objective={objective}: a search goes by one of {', '.join(epochs)}")
-    if objective.endswith("robust_accuracy") and not options.monitor_attack_images:
-        raise UserError(f"objective={objective} needs monitor_attack_images, the number of images to attack, as 500")
     if cfg.data.get("validate_on_test"):
         raise UserError("data.validate_on_test=true: a search must not see the test images; set data.validation_size")
     if search.storage is None or search.study is None:
