@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -41,6 +42,7 @@ def door(main: Callable[[], Any]) -> Callable[[], None]:
         os.environ["HYDRA_FULL_ERROR"] = "1"
         _composed.clear()
         _refuse_secrets(sys.argv[1:])
+        _refuse_flags(sys.argv[1:])
         try:
             with close_sweep():
                 main()
@@ -91,6 +93,17 @@ def _refuse_secrets(arguments: list[str]) -> None:
             why = "is no place for a secret, which would be written to files: leave it in the environment"
         if why is not None:
             _fail(UserError(f"{'an option' if secret(name) else name.lstrip('+~')} {why}"))
+
+
+def _refuse_flags(arguments: list[str]) -> None:
+    """End in one line where Hydra's parser would show the whole of its usage."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        _fail(UserError(f"{message}; flags, as -m, come before the options, and --help shows both"))
+
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(arguments)
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -118,7 +118,7 @@ def refused(door, cfg, capsys):
     ("door", "base", "group"), BASES, ids=[f"{door} {base[-1] if base else 'as it is'}" for door, base, _ in BASES]
 )
 def test_every_option_refuses_what_it_cannot_be(door, base, group, values, stopped, tmp_path, capsys):
-    """Of 1,131 (``slow``: 18,000) wrong values, three (all) for each option of every group's every choice."""
+    """Three wrong values (``slow``: all) for each option of every group's every choice; docs/reliability.md counts."""
     cfg = composed(door, *base, f"output_dir={tmp_path}/run")
     names = [name for name in leaves(cfg) if name.startswith(group)]
     assert names
