@@ -29,6 +29,7 @@ __all__ = [
     "Attack",
     "AutoAttack",
     "Ball",
+    "DivergencePGD",
     "GaussianNoise",
     "Norm",
     "Square",
@@ -253,6 +254,25 @@ class PGD(Attack):
             return watched.result(last)
 
         return attack
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class DivergencePGD(Attack):
+    """Projected gradient ascent on the divergence from the clean prediction, TRADES' attack (Zhang et al., 2019).
+
+    The labels play no part in it; it starts at a millesimal normal displacement.
+
+    Args:
+        steps: iterations.
+        step_size: length of a step, in units of pixels.
+    """
+
+    norm: Literal["linf"] = "linf"
+    steps: Count
+    step_size: float = Field(gt=0, le=1e6)
+
+    def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
+        return torchattacks.TPGD(model, eps=eps, alpha=self.step_size, steps=self.steps)
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from rich.console import Console
 from torch import Tensor, nn
 
+from jacobian_robust.adversaries import Adversary, Place
 from jacobian_robust.double_backward import FastDoubleBackward
 from jacobian_robust.errors import UserError
-from jacobian_robust.regularizers import Amortization, Penalty
+from jacobian_robust.regularizers import Amortization, Penalty, needs_input_graph, takes_model
 from jacobian_robust.shares import Share, SharedBatch, SharedGenerator, any_process, gathered, parted, this_process
 
 __all__ = ["LossTerms", "RobustClassifier"]
@@ -102,12 +103,13 @@ def _generator(seed: int) -> SharedGenerator:
 
 
 class RobustClassifier(pl.LightningModule):
-    """A classifier that minimises ``(1 - η)·CE + η·mean(α)`` (the note's eq. 16).
+    """A classifier that minimises ``(1 - η)·CE + η·mean(α)`` (the note's eq. 16), at displaced images if so wanted.
 
     Args:
         model: maps inputs ``(batch, …)`` to logits ``(batch, classes)``.
         optimizer: makes the optimizer from the parameters.
         penalty: returns ``α`` of each sample from logits and inputs; ``None`` trains with cross-entropy alone.
+        adversary: displaces the images in training; ``None`` trains on them as they are.
         amortization: how seldom the penalty is computed in training.
         seed: seed of the penalty's random probes.
         config: plain containers, stored in every checkpoint so that it can be evaluated alone.
@@ -123,6 +125,7 @@ class RobustClassifier(pl.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
         penalty: Penalty | None = None,
         *,
+        adversary: Adversary | None = None,
         amortization: Amortization = Amortization(),  # noqa: B008 (it is frozen)
         seed: int = 0,
         config: dict[str, Any] | None = None,
@@ -130,6 +133,7 @@ class RobustClassifier(pl.LightningModule):
         super().__init__()
         self.model = model
         self.penalty = penalty
+        self.adversary = adversary
         self.amortization = amortization
         self.eta = 0.0
         self.skipped_steps = 0
@@ -161,6 +165,7 @@ class RobustClassifier(pl.LightningModule):
         create_graph: bool = True,
         weight: int | float = 1,
         penalised: int | None = None,
+        attacked: bool = False,
     ) -> LossTerms:
         """Return the loss of a batch (eq. 16) and its parts.
 
@@ -170,27 +175,60 @@ class RobustClassifier(pl.LightningModule):
             create_graph: make the penalty differentiable; without it, only its value is computed.
             weight: by what ``η·mean(α)`` is multiplied; with 0 the penalty is not computed.
             penalised: how many of the inputs the penalty is computed of, the first ones; all by default.
+            attacked: let the adversary displace the inputs.
         """
         inputs, labels = batch
+        adversary = self.adversary if attacked else None
+        points: dict[Place, Tensor] = {"clean": inputs}
+        if adversary is not None:
+            points["adversary"] = adversary.perturb(self.model, inputs, labels)
+        known: dict[Place, Tensor] = {}
+
+        def logits_at(place: Place) -> Tensor:
+            if place not in known:
+                known[place] = self(points[place])
+            return known[place]
+
+        def fitted() -> tuple[Tensor, Tensor]:
+            if adversary is not None:
+                return adversary.fit(logits_at, labels)
+            cross_entropy = nn.functional.cross_entropy(logits_at("clean"), labels)
+            return cross_entropy, cross_entropy
+
+        fit_at: Place = "clean" if adversary is None else adversary.fit_at
         if self.penalty is None or not weight:
-            logits = self(inputs)
-            cross_entropy = nn.functional.cross_entropy(logits, labels)
-            loss = cross_entropy if self.penalty is None else (1 - self.eta) * cross_entropy
-            return LossTerms(loss, cross_entropy, None, logits)
+            fit, cross_entropy = fitted()
+            loss = fit if self.penalty is None else (1 - self.eta) * fit
+            return LossTerms(loss, cross_entropy, None, logits_at(fit_at))
+        place: Place = "clean" if adversary is None else adversary.penalty_at
+        more: dict[str, Any] = {}
         with torch.enable_grad():
-            watched = inputs[:penalised].detach().requires_grad_()
-            with FastDoubleBackward():
-                watched_logits = self(watched)
-            logits = watched_logits
-            if len(watched) < len(inputs):
-                # Two passes cost what one does, and no derivative is taken with respect to the rest.
-                logits = torch.cat([logits, self(inputs[len(watched) :])])
-            cross_entropy = nn.functional.cross_entropy(logits, labels)
+            if needs_input_graph(self.penalty):
+                watched = points[place][:penalised]
+                if not watched.requires_grad:
+                    watched = watched.detach().requires_grad_()
+                watched_logits = self._twice_differentiable(watched)
+                known[place] = watched_logits
+                if len(watched) < len(inputs):
+                    # Two passes cost what one does, and no derivative is taken with respect to the rest.
+                    known[place] = torch.cat([watched_logits, self(points[place][len(watched) :])])
+                if takes_model(self.penalty):
+                    more["model"] = self._twice_differentiable
+            else:
+                watched, watched_logits = points[place][:penalised], logits_at(place)[:penalised]
+                if takes_model(self.penalty):
+                    more["model"] = self
+            fit, cross_entropy = fitted()
             penalty = self.penalty(
-                watched_logits, watched, labels[:penalised], generator=generator, create_graph=create_graph
+                watched_logits, watched, labels[:penalised], generator=generator, create_graph=create_graph, **more
             ).mean()
-            loss = (1 - self.eta) * cross_entropy + self.eta * weight * penalty
-        return LossTerms(loss, cross_entropy, penalty, logits)
+            loss = (1 - self.eta) * fit + self.eta * weight * penalty
+        return LossTerms(loss, cross_entropy, penalty, logits_at(fit_at))
+
+    def _twice_differentiable(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
+        """Return the logits, with layers whose second derivatives are cheap."""
+        with FastDoubleBackward():
+            return self(inputs)
 
     def _part_of_loss(
         self,
@@ -247,11 +285,13 @@ class RobustClassifier(pl.LightningModule):
         Of a part of a batch, what the mean over the processes makes the whole batch's loss.
         """
         whole, share = parted(batch)
+        if self.adversary is not None:  # which is there in a training on one device alone
+            whole = self.adversary.next_batch(whole)
         weight = self.amortization.weight(self.global_step)
         # The batch is in random order: its first images are a random part of it.
         penalised = self.amortization.samples(len(whole[1]) if share is None else share.samples)
         if share is None:
-            terms = self.loss_terms(whole, generator=self._generator, weight=weight, penalised=penalised)
+            terms = self.loss_terms(whole, generator=self._generator, weight=weight, penalised=penalised, attacked=True)
         else:
             terms = self._part_of_loss(whole, share, generator=self._generator, weight=weight, penalised=penalised)
         self._batch = whole
@@ -302,10 +342,14 @@ class RobustClassifier(pl.LightningModule):
         )
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Differentiate the loss with respect to the parameters alone: nobody asks for the gradient of the images."""
+        """Differentiate the loss with respect to the parameters, and to what the adversary asks for, alone."""
+        leaves = self.adversary.leaves if self.adversary is not None else []
         if self.penalty is not None:
-            kwargs.setdefault("inputs", [parameter for parameter in self.parameters() if parameter.requires_grad])
+            parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            kwargs.setdefault("inputs", parameters + leaves)
         loss.backward(**kwargs)
+        if self.adversary is not None:
+            self.adversary.learn()
 
     # Lightning asks for the signature at each step, and here it finds the answer ready.
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
@@ -321,7 +365,10 @@ class RobustClassifier(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def validation_step(self, batch: Batch | SharedBatch, batch_idx: int) -> None:
-        """Measure the loss of a batch, with probes of its own: validation leaves training as it would have been."""
+        """Measure the loss of a batch, with probes of its own: validation leaves training as it would have been.
+
+        The images are the clean ones, whatever the adversary, so that runs can be compared.
+        """
         whole, share = parted(batch)
         generator = _generator(batch_idx)
         if share is None:
@@ -343,6 +390,7 @@ class RobustClassifier(pl.LightningModule):
             "means": gathered(self._means["train"].state_dict()),
             "skipped_steps": self.skipped_steps,
             "wandb": self.wandb,
+            "adversary": self.adversary.state_dict() if self.adversary is not None else {},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -358,3 +406,5 @@ class RobustClassifier(pl.LightningModule):
             for state in means[self.trainer.global_rank :: self.trainer.world_size]:
                 self._means["train"].load_state_dict(state)
         self.skipped_steps = stored.get("skipped_steps", 0)
+        if self.adversary is not None and stored.get("adversary"):
+            self.adversary.load_state_dict(stored["adversary"])

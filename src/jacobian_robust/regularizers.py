@@ -1,4 +1,4 @@
-"""Penalties that bound the input–output Jacobian, one small class each.
+"""Penalties that bound the input–output Jacobian, or what a classifier does nearby, one small class each.
 
 A penalty is called with the logits of a batch, the inputs they came from and their labels, and returns one value a
 sample. Equation numbers are those of the research note "Adversarial robustness with an upper-bound on the norm of the
@@ -6,8 +6,11 @@ Jacobian matrix".
 """
 
 import abc
+import functools
+import inspect
 import math
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,7 +30,9 @@ from jacobian_robust.options import STRICT, Count
 from jacobian_robust.shares import drawn
 
 __all__ = [
+    "VAT",
     "Amortization",
+    "Curvature",
     "ExponentialPenalty",
     "Frobenius",
     "InputGradient",
@@ -39,7 +44,9 @@ __all__ = [
     "Spectral",
     "capped_exp",
     "condition_of",
+    "needs_input_graph",
     "satisfies_condition",
+    "takes_model",
 ]
 
 Bound = Literal["center", "boundary"]
@@ -50,7 +57,12 @@ Magnitude = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 @runtime_checkable
 class Penalty(Protocol):
-    """What the LightningModule asks of a penalty."""
+    """What the LightningModule asks of a penalty.
+
+    One that looks at other points than the inputs declares a keyword ``model`` too, and is given what maps inputs to
+    logits. One that does not differentiate ``logits`` with respect to ``inputs`` says ``input_graph = False``, and the
+    inputs then come without a graph.
+    """
 
     def __call__(
         self,
@@ -71,6 +83,21 @@ class Penalty(Protocol):
                 one, by :func:`jacobian_robust.shares.drawn`.
             create_graph: make the penalty differentiable with respect to the model's parameters.
         """
+
+
+def needs_input_graph(penalty: Penalty) -> bool:
+    """Return whether a penalty differentiates the logits with respect to the inputs."""
+    return getattr(penalty, "input_graph", True)
+
+
+def takes_model(penalty: Penalty) -> bool:
+    """Return whether a penalty asks for the model."""
+    return _takes_model(type(penalty))
+
+
+@functools.cache
+def _takes_model(penalty: type) -> bool:
+    return "model" in inspect.signature(penalty.__call__).parameters
 
 
 @dataclass(frozen=True, config=STRICT | {"strict": False}, kw_only=True)  # made of a mapping, too
@@ -397,9 +424,115 @@ class InputGradient:
         create_graph: bool = True,
     ) -> Float[Tensor, "batch"]:
         """Return the penalty of each sample, differentiable with respect to the model's parameters."""
-        theta = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
-        residual = theta - nn.functional.one_hot(labels, logits.shape[-1])
-        return _gradient(logits, inputs, residual.to(logits.dtype), create_graph=create_graph).square().sum(-1)
+        return _loss_gradient(logits, inputs, labels, create_graph=create_graph).square().sum(-1)
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class VAT:
+    """``KL(θ(x) ‖ θ(x + r))`` at the ``r`` of length ``ε`` along which the prediction changes fastest.
+
+    The local distributional smoothness of Miyato et al., "Virtual adversarial training: a regularization method for
+    supervised and semi-supervised learning", 2018. To second order the divergence is ``rᵀ G r / 2`` with the pull-back
+    metric ``G = J_μᵀ J_μ``, so ``r`` is its top direction and the value ``ε²‖J_μ‖₂²/2``. The direction is found by
+    power iteration, a product with ``G`` being the divergence's gradient at a small displacement; ``θ(x)`` and ``r``
+    are constants for the gradient. It needs no second derivatives.
+
+    Args:
+        eps: Euclidean length ``ε`` of ``r``, in units of the inputs; ``x + r`` may leave [0, 1].
+        xi: Euclidean length of the small displacement. The paper's 1e-6 drowns in float32's rounding.
+        iterations: of the power iteration, a forward and a backward pass each.
+    """
+
+    input_graph: ClassVar[bool] = False
+
+    eps: float = Field(gt=0, le=1e6)
+    xi: float = Field(0.1, gt=0, le=1e6)
+    iterations: Count = 1
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        inputs: Float[Tensor, "batch *shape"],
+        labels: Int[Tensor, "batch"] | None = None,
+        *,
+        model: Callable[[Tensor], Tensor],
+        generator: torch.Generator | None = None,
+        create_graph: bool = True,
+    ) -> Float[Tensor, "batch"]:
+        """Return the penalty of each sample, differentiable with respect to the model's parameters."""
+        inputs, log_theta = inputs.detach(), _log_softmax(logits.detach())
+
+        def divergence(displaced: Tensor) -> Tensor:
+            return (log_theta.exp() * (log_theta - _log_softmax(model(displaced)))).sum(-1)
+
+        def normal(samples: int) -> Tensor:
+            return torch.randn(samples, *inputs.shape[1:], generator=generator)
+
+        direction = _unit(drawn(normal, len(inputs), generator).to(inputs))
+        for _ in range(self.iterations):
+            with torch.enable_grad():
+                displaced = (inputs + self.xi * direction).requires_grad_()
+                (gradient,) = torch.autograd.grad(divergence(displaced).sum(), displaced)
+            direction = _unit(gradient)
+        with torch.set_grad_enabled(create_graph):
+            return divergence(inputs + self.eps * direction)
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Curvature:
+    """``‖∇ℓ(x + hz) - ∇ℓ(x)‖²``, the curvature of the cross-entropy ``ℓ`` along the sign ``z`` of its gradient.
+
+    Moosavi-Dezfooli et al., "Robustness via curvature regularization, and vice versa", 2019 (CURE). ``z`` has unit
+    length and is a constant for the gradient. To second order in ``h`` the value is ``h²‖Hz‖²`` with the Hessian ``H``.
+
+    Args:
+        h: Euclidean length of the step, in units of the inputs.
+    """
+
+    h: float = Field(gt=0, le=1e6)
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "batch classes"],
+        inputs: Float[Tensor, "batch *shape"],
+        labels: Int[Tensor, "batch"],
+        *,
+        model: Callable[[Tensor], Tensor],
+        generator: torch.Generator | None = None,
+        create_graph: bool = True,
+    ) -> Float[Tensor, "batch"]:
+        """Return the penalty of each sample, differentiable with respect to the model's parameters."""
+        here = _loss_gradient(logits, inputs, labels, create_graph=create_graph)
+        z = _unit(here.detach().sign()).reshape(inputs.shape).to(inputs.dtype)
+        with torch.enable_grad():
+            displaced = (inputs.detach() + self.h * z).requires_grad_()
+            there = _loss_gradient(model(displaced), displaced, labels, create_graph=create_graph)
+        return (there - here).square().sum(-1)
+
+
+def _log_softmax(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
+def _unit(vectors: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+    """Return each sample's vector at unit length; one of zeros stays as it is."""
+    flat = vectors.flatten(1)
+    # By the largest entry first: the square of a confident network's gradient underflows.
+    flat = flat / flat.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(flat.dtype).tiny)
+    return nn.functional.normalize(flat, dim=-1).reshape(vectors.shape)
+
+
+def _loss_gradient(
+    logits: Float[Tensor, "batch classes"],
+    inputs: Float[Tensor, "batch *shape"],
+    labels: Int[Tensor, "batch"],
+    *,
+    create_graph: bool,
+) -> Float[Tensor, "batch n"]:
+    """Return the input gradient of each sample's cross-entropy, ``(θ - y)ᵀ J_s``, flat."""
+    theta = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
+    residual = theta - nn.functional.one_hot(labels, logits.shape[-1])
+    return _gradient(logits, inputs, residual.to(logits.dtype), create_graph=create_graph)
 
 
 def _gradient(

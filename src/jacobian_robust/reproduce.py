@@ -10,7 +10,6 @@ import hashlib
 import math
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from pydantic import ValidationError
 
 from jacobian_robust import plots
 from jacobian_robust.checkpoints import load_checkpoint
+from jacobian_robust.documents import Document, run_door
 from jacobian_robust.errors import UserError
-from jacobian_robust.files import write_atomically
 from jacobian_robust.results import Budget, Results
 
 __all__ = ["NETWORKS", "Network", "Outcome", "reproduce", "table"]
@@ -55,8 +54,6 @@ NETWORKS = (
 )
 
 TEST_IMAGES = 10_000
-
-_BEGIN, _END = "<!-- written by python -m jacobian_robust.reproduce -->", "<!-- end of what it writes -->"
 
 
 @dataclass(frozen=True)
@@ -98,10 +95,7 @@ def reproduce(
     Raises:
         UserError: if a command fails, or a file there cannot be read.
     """
-    doors = [Path(name) for name in ("train.py", "evaluate.py")]
-    if not all(door.is_file() for door in doors):
-        raise UserError("run this in a clone of the project: train.py and evaluate.py are not in the working directory")
-    _parts(results / "note.md")
+    document = Document(results / "note.md", "python -m jacobian_robust.reproduce", "The note's Table 1 and Figure 1")
     weights = {(n, seed): _weights(results, n, seed) for n in networks for seed in seeds}
     for network in networks:
         for path in sorted((results / "checkpoints").glob(f"{network.experiment}_seed*.safetensors")):
@@ -118,19 +112,13 @@ def reproduce(
         rows = load_checkpoint(path).rows
         outcomes.append(Outcome(network, seed, Results.model_validate_json(evaluation.read_bytes()), rows))
     figures = _figures(outcomes, results / "note")
-    _write(results / "note.md", f"{table(outcomes)}\n{figures}")
+    document.write(f"{table(outcomes)}\n{figures}")
     return outcomes
 
 
 def _weights(results: Path, network: Network, seed: int) -> Path:
     suffix = f"_seed{seed}" if seed else ""
     return results / "checkpoints" / f"{network.experiment}{suffix}.safetensors"
-
-
-def _run(*command: str) -> None:
-    print("+ python", *command, flush=True)
-    if status := subprocess.run([sys.executable, *command], check=False).returncode:
-        raise UserError(f"python {' '.join(command)} ended with status {status}; run this again to go on")
 
 
 def _train(network: Network, seed: int, path: Path, directory: Path, overrides: Sequence[str]) -> None:
@@ -141,7 +129,7 @@ def _train(network: Network, seed: int, path: Path, directory: Path, overrides: 
         resumed = [f"ckpt_path={checkpoint}" for checkpoint in checkpoints if checkpoint.is_file()][-1:]
         if directory.exists():  # an interrupted run: it goes on in a directory beside it
             directory = directory.with_name(f"{directory.name}.{len(begun)}")
-        _run(
+        run_door(
             *("train.py", f"experiment={network.experiment}", f"seed={seed}", "logger=csv"),
             *(f"hydra.run.dir={directory}", *resumed, *overrides),
         )
@@ -165,7 +153,7 @@ def _attack(network: Network, weights: Path, evaluation: Path, directory: Path, 
         shutil.rmtree(directory)  # of other weights, or on other images
     resumed = ["resume=true"] if directory.exists() else []
     options = [f"limit={limit}"] * bool(limit) + [f"model={network.model}"] * bool(network.model)
-    _run(
+    run_door(
         *("evaluate.py", f"checkpoint={weights}", "suite=note", "logger=csv", *options),
         *(f"hydra.run.dir={directory}", *resumed),
     )
@@ -229,26 +217,6 @@ def _figures(outcomes: Sequence[Outcome], directory: Path) -> str:
     figure = plots.progress({labels[name]: found for name, found in rows.items()})
     figure.savefig(directory / "progress.png", dpi=120)
     return shown + "\n![Cross-entropy and accuracy of all networks over the epochs](note/progress.png)\n"
-
-
-def _parts(document: Path) -> tuple[str, str]:
-    """Return what a document says before and after the marks; the beginnings of one if it is not there."""
-    if not document.is_file():
-        return "# The note's Table 1 and Figure 1\n\n", "\n"
-    before, begin, rest = document.read_text().partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not (begin and end):
-        raise UserError(
-            f"{document} lacks the lines {_BEGIN!r} and {_END!r}, between which the tables go: put both back"
-        )
-    return before, after
-
-
-def _write(document: Path, text: str) -> None:
-    """Put the text between the marks of a document, and leave the rest as it is."""
-    before, after = _parts(document)
-    with write_atomically(document) as file:
-        file.write(f"{before}{_BEGIN}\n\n{text}\n{_END}{after}")
 
 
 def main() -> None:

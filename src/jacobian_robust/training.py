@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from jacobian_robust.adversaries import Adversary
 from jacobian_robust.attacks import Attack, Transfer
 from jacobian_robust.callbacks import (
     COLUMNS,
@@ -55,7 +56,7 @@ from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.plots import training_curves
 from jacobian_robust.processes import ProcessDied, Stop, run_together
 from jacobian_robust.provenance import versions
-from jacobian_robust.regularizers import Amortization, Penalty, condition_of
+from jacobian_robust.regularizers import Amortization, Penalty, condition_of, needs_input_graph
 from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wandb_run
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ NOT_IN_CHECKPOINT = (
 )
 """Keys of the config that do not shape the trained network."""
 
-GROUPS = ("data", "model", "regularizer", "eta", "optimizer", "trainer", "logger", "attack")
+GROUPS = ("data", "model", "regularizer", "adversary", "eta", "optimizer", "trainer", "logger", "attack")
 
 UNRECORDED = ("resume", "processes")
 """Keys of the config that do not shape the results: a run may be resumed with others."""
@@ -199,15 +200,16 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
     directory = from_here(options.output_dir)
     name = options.name or _label(cfg)
     if options.twin:
-        if not cfg.regularizer:
+        if not (cfg.regularizer or cfg.adversary):
             raise UserError(
-                "twin=true trains an undefended twin beside a penalty: choose one, as regularizer=frobenius"
+                "twin=true trains an undefended twin beside a penalty or an adversary: choose one, as "
+                "regularizer=frobenius"
             )
         if name in ("vanilla", *RESULTS):
             raise UserError(f"name={name}: with twin=true a directory beside the run is called so; choose another name")
         undefended = cfg.copy()
         with open_dict(undefended):
-            undefended.regularizer = None
+            undefended.regularizer = undefended.adversary = None
         runs = [
             _assemble(undefended, options, _label(undefended), directory / _label(undefended), measured_as=cfg),
             _assemble(cfg, options, name, directory / name, measured_as=cfg),
@@ -310,8 +312,13 @@ def _trainer_options(cfg: DictConfig) -> _TrainerOptions:
 
 
 def _label(cfg: DictConfig) -> str:
-    """Return the short name of what distinguishes a run: its penalty, or ``vanilla`` (the note's word) without one."""
-    return str(cfg.regularizer.get("_target_", "")).rpartition(".")[-1].lower() if cfg.regularizer else "vanilla"
+    """Return the short name of what distinguishes a run: its penalty and its adversary, as ``margin+pgd``.
+
+    A run without either is ``vanilla``, the note's word.
+    """
+    chosen = [cfg[group] for group in ("regularizer", "adversary") if cfg[group]]
+    names = [str(group.get("_target_", "")).rpartition(".")[-1].lower() for group in chosen]
+    return "+".join(names) or "vanilla"
 
 
 def _assemble(
@@ -336,8 +343,14 @@ def _assemble(
     model: nn.Module = build(cfg, "model", nn.Module)
     _check_fit(model, datamodule)
     penalty: Penalty | None = build(cfg, "regularizer", Penalty, optional=True)
-    if penalty is not None:
+    if penalty is not None and needs_input_graph(penalty):
         _check_differentiable(model, datamodule)
+    adversary: Adversary | None = build(cfg, "adversary", Adversary, optional=True)
+    if adversary is not None and adversary.idle(penalised=penalty is not None):
+        raise UserError(
+            "adversary: nothing of the loss is taken at the displaced images; give adversary.fit_at=adversary, or "
+            "adversary.penalty_at=adversary and a penalty, or adversary=none"
+        )
     eta: EtaSchedule = build(cfg, "eta", EtaSchedule)
     optimizer: Callable[..., torch.optim.Optimizer] = build(cfg, "optimizer", torch.optim.Optimizer, partial=True)
     try:
@@ -353,7 +366,13 @@ def _assemble(
     datamodule.prepare_data()
 
     module = RobustClassifier(
-        model, optimizer, penalty, amortization=options.amortization, seed=options.seed, config=config
+        model,
+        optimizer,
+        penalty,
+        adversary=adversary,
+        amortization=options.amortization,
+        seed=options.seed,
+        config=config,
     )
     eps, bound = condition_of(build(measured_as, "regularizer", optional=True), datamodule.classes)
     monitors: list[Monitor] = [JacobianMonitor(options.monitor_images, eps=eps, bound=bound)]
@@ -384,6 +403,8 @@ def _assemble(
     except Exception as error:  # Lightning has no common exception for a bad argument
         raise UserError(describe(error, "trainer")) from error
     _check_devices(trainer, cfg, process)
+    if adversary is not None and isinstance(trainer.strategy, DDPStrategy):
+        raise UserError("adversary: its draws are for one device; give trainer=default, or adversary=none")
     return _Run(cfg, name, directory, module, datamodule, trainer, record, pruning, resumed, done)
 
 

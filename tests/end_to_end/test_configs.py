@@ -7,6 +7,7 @@ import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from jacobian_robust.adversaries import Adversary
 from jacobian_robust.callbacks import EtaSchedule
 from jacobian_robust.config import build, plain
 from jacobian_robust.errors import UserError
@@ -22,6 +23,7 @@ CHOICES = [
     if group.is_dir() and group.name not in ("hydra", "experiment")
     for choice in sorted(group.glob("*.yaml"))
 ]
+OPTIONAL = ("regularizer", "adversary")
 EXPERIMENTS = [path.stem for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
 
 
@@ -35,23 +37,27 @@ def test_every_choice_of_every_group_can_be_made(group, choice):
         assert [attack.name for attack in read_evaluation(cfg).attacks] == [choice]
     elif group == "suite":
         assert read_evaluation(cfg).attacks
+    elif group == "hparams_search":
+        assert cfg.objective == "validation_robust_accuracy"
     elif choice == "gpu" and not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"trainer: .*(GPU|CUDA|gpu|cuda)"):
             build(cfg, group)
     else:
-        made = build(cfg, group, optional=group == "regularizer")
+        made = build(cfg, group, optional=group in OPTIONAL)
         assert (made is None) == (choice == "none")
         if group == "eta":
             assert isinstance(made, EtaSchedule)
         if group == "regularizer" and made is not None:
             assert isinstance(made, Penalty)
+        if group == "adversary" and made is not None:
+            assert isinstance(made, Adversary)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_can_be_made_and_tells_its_command(experiment):
     cfg = composed("train", f"experiment={experiment}", "output_dir=somewhere")
-    for group in ("data", "model", "regularizer", "eta", "optimizer", "trainer"):
-        build(cfg, group, optional=group == "regularizer")
+    for group in ("data", "model", "regularizer", "adversary", "eta", "optimizer", "trainer"):
+        build(cfg, group, optional=group in OPTIONAL)
     assert read_evaluation(cfg).attacks
     header = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
     assert f"python train.py experiment={experiment}" in header

@@ -114,6 +114,27 @@ def test_the_random_streams_of_a_model_go_on(tmp_path, dying, monkeypatch):
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["adversary=pgd", "adversary.steps=2"],
+        ["adversary=trades", "adversary.steps=2", "adversary.penalty_at=adversary"],
+        ["adversary=free", "adversary.replays=3"],
+        ["adversary=noise", "adversary.penalty_at=adversary"],
+    ],
+    ids=lambda options: options[0],
+)
+def test_an_adversary_goes_on_bit_for_bit(tmp_path, dying, monkeypatch, options):
+    """Its draws are torch's global stream's; a free one is within its replays when the run dies."""
+    start(tmp_path / "whole", *options)
+    dying(9)
+    with pytest.raises(Killed):
+        start(tmp_path / "run", *options)
+    monkeypatch.undo()
+    start(tmp_path / "run", *options, "resume=true")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
 def test_double_precision_goes_on_bit_for_bit(tmp_path, dying, monkeypatch):
     """The weights are loaded before Lightning converts the network."""
     precision = "trainer.precision=64-true"

@@ -1,0 +1,67 @@
+"""Documents of which a command writes a part, between two marks, and a person the rest."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from jacobian_robust.errors import UserError
+from jacobian_robust.files import write_atomically
+
+__all__ = ["Document", "run_door"]
+
+
+class Document:
+    """A Markdown file with a part that a command writes.
+
+    Args:
+        path: of the file; it need not be there.
+        command: whose part it is.
+        title: of the document, where it is not there yet.
+
+    Raises:
+        UserError: if the file is there without the marks.
+    """
+
+    def __init__(self, path: Path, command: str, title: str) -> None:
+        self.path = path
+        self.marks = f"<!-- written by {command} -->", "<!-- end of what it writes -->"
+        self.title = title
+        self._around()
+
+    def _around(self) -> tuple[str, str]:
+        """Return what a person wrote before and after."""
+        if not self.path.is_file():
+            return f"# {self.title}\n\n", "\n"
+        first, last = self.marks
+        before, begin, rest = self.path.read_text().partition(first)
+        _, end, after = rest.partition(last)
+        if not (begin and end):
+            raise UserError(
+                f"{self.path} lacks the lines {first!r} and {last!r}, between which the tables go: put both back"
+            )
+        return before, after
+
+    def write(self, text: str) -> None:
+        """Put the text between the marks, and leave the rest as it is."""
+        before, after = self._around()
+        first, last = self.marks
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(self.path) as file:
+            file.write(f"{before}{first}\n\n{text}\n{last}{after}")
+
+
+def run_door(*command: str, check: bool = True) -> None:
+    """Run ``train.py`` or ``evaluate.py`` of the clone in the working directory, as a person would.
+
+    Args:
+        command: the script and its options.
+        check: whether a failure ends the work.
+
+    Raises:
+        UserError: if this is no clone, or the command fails.
+    """
+    if not Path(command[0]).is_file():
+        raise UserError(f"run this in a clone of the project: {command[0]} is not in the working directory")
+    print("+ python", *command, flush=True)
+    if (status := subprocess.run([sys.executable, *command], check=False).returncode) and check:
+        raise UserError(f"python {' '.join(command)} ended with status {status}; run this again to go on")
