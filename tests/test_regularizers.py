@@ -71,10 +71,10 @@ def test_the_notes_ratio_gives_its_radius():
     [
         ({}, "neither is set"),
         ({"eps": 1, "delta_over_eps": 1e-3}, "both are set"),
-        ({"eps": 0}, "greater than 0"),
-        ({"eps": -1}, "greater than 0"),
+        ({"eps": 0}, "greater than or equal to 0.000001"),
+        ({"eps": -1}, "greater than or equal to 0.000001"),
         ({"eps": math.inf}, "finite"),
-        ({"delta_over_eps": 0}, "greater than 0"),
+        ({"delta_over_eps": 0}, "greater than or equal to 0.000001"),
         ({"eps": 1, "cap": 0}, "greater than 0"),
         ({"eps": 1, "cap": 100}, "less than or equal to 40"),
         ({"eps": 1, "chart": "mercator"}, "'stereographic' or 'sphere'"),

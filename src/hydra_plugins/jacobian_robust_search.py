@@ -17,10 +17,11 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, PositiveInt, validate_call
+from pydantic import ConfigDict, validate_call
 
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import from_here, locked, write_atomically
+from jacobian_robust.options import STRICT, Count, NonEmpty
 from jacobian_robust.sweeps import Job, read_job
 
 if TYPE_CHECKING:
@@ -46,17 +47,17 @@ class OptunaSearch(Sweeper):
         storage: a file or the URL of a database; ``None`` for ``study.journal`` in the sweep's directory.
     """
 
-    @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
+    @validate_call(config=ConfigDict(arbitrary_types_allowed=True, **STRICT))
     def __init__(
         self,
         *,
-        trials: PositiveInt,
-        batch: PositiveInt,
+        trials: Count,
+        batch: Count,
         direction: Literal["maximize", "minimize"],
         sampler: Any,
         params: Any,
-        study: str,
-        storage: str | None,
+        study: NonEmpty,
+        storage: NonEmpty | None,
     ) -> None:
         self.trials = trials
         self.batch = batch

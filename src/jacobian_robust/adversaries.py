@@ -7,15 +7,16 @@ torch's global stream, which a resumed run restores.
 
 import abc
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from jacobian_robust import attacks
+from jacobian_robust.options import STRICT, Count
 
 __all__ = ["FGSM", "PGD", "TRADES", "Adversary", "Free", "Noise", "Place"]
 
@@ -25,10 +26,8 @@ Place = Literal["clean", "adversary"]
 Batch = tuple[Float[Tensor, "_ ..."], Int[Tensor, "_"]]
 LogitsAt = Callable[[Place], Float[Tensor, "batch classes"]]
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-
-@dataclass(eq=False, config=_STRICT, kw_only=True)
+@dataclass(eq=False, config=STRICT, kw_only=True)
 class Adversary(abc.ABC):
     """Displaces the images of each training step.
 
@@ -38,7 +37,7 @@ class Adversary(abc.ABC):
         penalty_at: where the penalty is taken, if there is one.
     """
 
-    eps: PositiveFloat
+    eps: float = Field(gt=0, le=1e6)
     fit_at: Place = "adversary"
     penalty_at: Place = "clean"
 
@@ -91,7 +90,7 @@ class Adversary(abc.ABC):
         """Restore it."""
 
 
-@dataclass(eq=False, config=_STRICT, kw_only=True)
+@dataclass(eq=False, config=STRICT, kw_only=True)
 class Noise(Adversary):
     """Random displacements, which know nothing of the model.
 
@@ -109,7 +108,7 @@ class Noise(Adversary):
         return noise(name="noise", eps=(self.eps,)).perturb(model, images, labels, self.eps)
 
 
-@dataclass(eq=False, config=_STRICT, kw_only=True)
+@dataclass(eq=False, config=STRICT, kw_only=True)
 class PGD(Adversary):
     """Adversarial training: the last iterate of projected gradient ascent from a random start (Madry et al., 2018).
 
@@ -122,8 +121,8 @@ class PGD(Adversary):
     """
 
     norm: attacks.Ball = "linf"
-    steps: PositiveInt
-    step_size: PositiveFloat | None = None
+    steps: Count
+    step_size: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
     def perturb(
         self, model: nn.Module, images: Float[Tensor, "batch *shape"], labels: Int[Tensor, "batch"]
@@ -143,7 +142,7 @@ class PGD(Adversary):
         return 2.5 * self.eps / self.steps
 
 
-@dataclass(eq=False, config=_STRICT, kw_only=True)
+@dataclass(eq=False, config=STRICT, kw_only=True)
 class FGSM(PGD):
     """Fast adversarial training: one step of the gradient's sign from a random start in the ℓ∞ ball.
 
@@ -158,7 +157,7 @@ class FGSM(PGD):
         return 1.25 * self.eps
 
 
-@dataclass(eq=False, config=_STRICT, kw_only=True)
+@dataclass(eq=False, config=STRICT, kw_only=True)
 class TRADES(PGD):
     """``CE(x) + β·KL(θ(x) ‖ θ(x'))``, where ``x'`` climbs the divergence in the ℓ∞ ball.
 
@@ -171,7 +170,7 @@ class TRADES(PGD):
 
     norm: Literal["linf"] = "linf"
     fit_at: Literal["clean"] = "clean"
-    beta: NonNegativeFloat
+    beta: float = Field(ge=0, le=1e6)
 
     def perturb(
         self, model: nn.Module, images: Float[Tensor, "batch *shape"], labels: Int[Tensor, "batch"]
@@ -196,7 +195,7 @@ class TRADES(PGD):
         return False
 
 
-@dataclass(eq=False, config=_STRICT, kw_only=True)
+@dataclass(eq=False, config=STRICT, kw_only=True)
 class Free(Adversary):
     """Adversarial training at the price of plain training: each backward pass moves the weights and the images.
 
@@ -211,8 +210,8 @@ class Free(Adversary):
     """
 
     fit_at: Literal["adversary"] = "adversary"
-    replays: PositiveInt
-    step_size: PositiveFloat | None = None
+    replays: Count
+    step_size: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
     def __post_init__(self) -> None:
         self._count = 0

@@ -14,11 +14,12 @@ import pyautoattack
 import torch
 import torchattacks
 from jaxtyping import Float, Int
-from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from jacobian_robust.errors import UserError
+from jacobian_robust.options import STRICT, Count, Listed, NonEmpty
 
 __all__ = [
     "FAB",
@@ -49,14 +50,10 @@ Part = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 SQUARES = 5
 """A side of an image, in the starting pattern of torchattacks' Square in ℓ2."""
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+Length = Annotated[float, Field(ge=0, le=1e6)]
+"""In units of pixels; float32 can square it."""
 
-
-def _as_tuple(value: object) -> object:
-    return (value,) if isinstance(value, int | float | str) else value
-
-
-Budgets = Annotated[tuple[NonNegativeFloat, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Budgets = Annotated[tuple[Length, ...], Listed, Field(min_length=1)]
 
 
 def check_pixels(images: Float[Tensor, "batch *shape"]) -> None:
@@ -96,7 +93,7 @@ def _attackable(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Attack(abc.ABC):
     """An attack within a ball around each image.
 
@@ -111,8 +108,8 @@ class Attack(abc.ABC):
     name: str
     eps: Budgets
     norm: Norm
-    restarts: PositiveInt = 1
-    batch_size: PositiveInt | None = None
+    restarts: Count = 1
+    batch_size: Count | None = None
 
     def images_at_once(self, device: torch.device) -> int:
         """Return the number of images in a batch."""
@@ -223,7 +220,7 @@ def _climbed(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"
     return climbed
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class PGD(Attack):
     """Projected gradient ascent on a loss (Madry et al., 2018); an image is broken if one of the iterates breaks it.
 
@@ -238,8 +235,8 @@ class PGD(Attack):
     """
 
     norm: Ball
-    steps: PositiveInt
-    step_size: PositiveFloat
+    steps: Count
+    step_size: float = Field(gt=0, le=1e6)
     random_start: bool = True
     loss: Loss = "cross_entropy"
     early_stop: bool = True
@@ -259,7 +256,7 @@ class PGD(Attack):
         return attack
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class DivergencePGD(Attack):
     """Projected gradient ascent on the divergence from the clean prediction, TRADES' attack (Zhang et al., 2019).
 
@@ -271,14 +268,14 @@ class DivergencePGD(Attack):
     """
 
     norm: Literal["linf"] = "linf"
-    steps: PositiveInt
-    step_size: PositiveFloat
+    steps: Count
+    step_size: float = Field(gt=0, le=1e6)
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         return torchattacks.TPGD(model, eps=eps, alpha=self.step_size, steps=self.steps)
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Transfer(PGD):
     """PGD along the gradients of other models: what breaks them is tried on the attacked one (Papernot et al., 2017).
 
@@ -286,11 +283,11 @@ class Transfer(PGD):
         source: the checkpoint of the other model; ``None`` for the other models of the same evaluation.
     """
 
-    source: str | None = None
+    source: NonEmpty | None = None
     early_stop: Literal[False] = False  # the other model's first mistake is too small a step for this one
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class FGSM(Attack):
     """The fast gradient sign method: one step to the border of the ball (Goodfellow et al., 2015)."""
 
@@ -300,7 +297,7 @@ class FGSM(Attack):
         return torchattacks.FGSM(model, eps=eps)
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class FAB(Attack):
     """The fast adaptive boundary attack, which looks for the nearest adversarial example (Croce & Hein, 2020).
 
@@ -310,8 +307,8 @@ class FAB(Attack):
     """
 
     norm: Ball
-    steps: PositiveInt
-    targets: PositiveInt = 9
+    steps: Count
+    targets: Count = 9
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         def attack(images: Tensor, labels: Tensor) -> Tensor:
@@ -331,7 +328,7 @@ class FAB(Attack):
         return attack
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class UniformNoise(Attack):
     """A point of the ℓ∞ ball drawn uniformly, clipped to [0, 1]."""
 
@@ -341,7 +338,7 @@ class UniformNoise(Attack):
         return lambda images, labels: (images + eps * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class GaussianNoise(Attack):
     """Normal noise of standard deviation ``eps`` in each pixel, clipped to [0, 1]; no ball bounds it."""
 
@@ -351,7 +348,7 @@ class GaussianNoise(Attack):
         return torchattacks.GN(model, std=eps)
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Square(Attack):
     """The Square attack: random search by squares of pixels, without gradients (Andriushchenko et al., 2020).
 
@@ -360,7 +357,7 @@ class Square(Attack):
     """
 
     norm: Ball
-    queries: PositiveInt
+    queries: Count
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         library = torchattacks.Square(
@@ -379,7 +376,7 @@ class Square(Attack):
         return attack
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class AutoAttack(Attack):
     """The reference AutoAttack (Croce & Hein, 2020): parts without parameters, each meeting what withstood the last.
 
@@ -389,7 +386,7 @@ class AutoAttack(Attack):
     """
 
     norm: Ball
-    parts: Annotated[tuple[Part, ...], BeforeValidator(_as_tuple), Field(min_length=1)] | None = None
+    parts: Annotated[tuple[Part, ...], Listed, Field(min_length=1)] | None = None
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         def attack(images: Tensor, labels: Tensor) -> Tensor:

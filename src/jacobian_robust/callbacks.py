@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from jacobian_robust.errors import UserError
 from jacobian_robust.files import write_atomically
 from jacobian_robust.jacobian import jacobian_norms
 from jacobian_robust.module import RobustClassifier
+from jacobian_robust.options import STRICT
 from jacobian_robust.regularizers import Bound, Penalty, satisfies_condition, with_radius
 from jacobian_robust.robustness import sweep
 from jacobian_robust.shares import gathered
@@ -46,8 +47,14 @@ METRICS = (
 )
 """What is recorded of each split in each epoch."""
 
+SCHEDULED = ("eps_share", "multiplier")
+"""What is recorded of an epoch where there is such a thing."""
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+COLUMNS = (
+    *("epoch", "eta", *SCHEDULED, *(f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS)),
+    *("skipped_steps", "seconds"),
+)
+"""Of ``metrics.csv``."""
 
 
 class EtaSchedule(pl.Callback, abc.ABC):
@@ -71,22 +78,22 @@ class EtaSchedule(pl.Callback, abc.ABC):
         pl_module.eta = self.eta(trainer.current_epoch, trainer.max_epochs)
 
 
-@dataclass(eq=False, config=_STRICT, kw_only=True)
+@dataclass(eq=False, config=STRICT, kw_only=True)
 class GeometricEta(EtaSchedule):
     """The note's rule, ``η_i = η_min (η_max / η_min)^((i-1)/(N-1))`` for epoch ``i`` of ``N`` (section 4.2).
 
     With one epoch ``η`` is ``min``.
 
     Args:
-        min: ``η`` of the first epoch, in (0, 1].
+        min: ``η`` of the first epoch, positive, at most 1.
         max: ``η`` of the last epoch, at least ``min``, at most 1.
 
     Raises:
         UserError: if ``min`` is larger than ``max``.
     """
 
-    min: float = Field(gt=0, le=1)
-    max: float = Field(gt=0, le=1)
+    min: float = Field(ge=1e-30, le=1)
+    max: float = Field(ge=1e-30, le=1)
 
     def __post_init__(self) -> None:
         if self.min > self.max:
@@ -98,7 +105,7 @@ class GeometricEta(EtaSchedule):
         return self.min * (self.max / self.min) ** progress
 
 
-@dataclass(eq=False, config=_STRICT, kw_only=True)
+@dataclass(eq=False, config=STRICT, kw_only=True)
 class ConstantEta(EtaSchedule):
     """The same ``η`` in every epoch.
 
@@ -113,7 +120,7 @@ class ConstantEta(EtaSchedule):
         return self.value
 
 
-@dataclass(eq=False, config=_STRICT, kw_only=True)
+@dataclass(eq=False, config=STRICT, kw_only=True)
 class EpsSchedule(pl.Callback, abc.ABC):
     """Lets the radius ``ε`` of the penalty rise over the first steps, to the penalty's own.
 
@@ -160,7 +167,7 @@ class EpsSchedule(pl.Callback, abc.ABC):
             pl_module.penalty = with_radius(self._whole, share)
 
 
-@dataclass(eq=False, config=_STRICT, kw_only=True)
+@dataclass(eq=False, config=STRICT, kw_only=True)
 class LinearEps(EpsSchedule):
     """A rise by equal steps."""
 
@@ -169,7 +176,7 @@ class LinearEps(EpsSchedule):
         return self.start + (1 - self.start) * progress
 
 
-@dataclass(eq=False, config=_STRICT, kw_only=True)
+@dataclass(eq=False, config=STRICT, kw_only=True)
 class GeometricEps(EpsSchedule):
     """A rise by equal ratios."""
 
@@ -346,9 +353,7 @@ class EpochRecord(pl.Callback):
             self._write()
 
     def _write(self) -> None:
-        columns = ["epoch", "eta", *(name for name in ("eps_share", "multiplier") if name in self.rows[-1])]
-        columns += [f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS]
-        columns += ["skipped_steps", "seconds"]
+        columns = [name for name in COLUMNS if name not in SCHEDULED or name in self.rows[-1]]
         with write_atomically(self.path) as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import BaseModel, PositiveFloat
 from pytorch_lightning.callbacks import Checkpoint
 from rich.console import Console
 
 from jacobian_robust.errors import Terminated, UserError
 from jacobian_robust.loading import ResumableLoader
+from jacobian_robust.options import STRICT, Count
 from jacobian_robust.shares import any_process, gathered
 
 __all__ = ["Intervals", "RunCheckpoint", "newest_checkpoint"]
@@ -34,9 +35,9 @@ class Intervals(BaseModel):
         every_seconds: after so many seconds; ``None`` for not by time.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = STRICT
 
-    every_steps: PositiveInt | None = None
+    every_steps: Count | None = None
     every_seconds: PositiveFloat | None = 60.0
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 from torch import Tensor, nn
 
 from jacobian_robust import data, models, regularizers
@@ -30,6 +31,27 @@ _METADATA = "jacobian_robust"
 
 SUFFIXES = (".ckpt", ".safetensors")
 """Of this project's checkpoints and exports: what is looked for in a directory."""
+
+
+class _Known(BaseModel):
+    """What this project writes beside the weights, checked before anything is made of it."""
+
+    model_config = ConfigDict(strict=True)
+
+    config: dict[str, JsonValue]
+    epochs: int | None = Field(ge=0)
+    rows: list[dict[str, float | int]]
+    wandb: str | None = Field(pattern=r"^[\w.-]+(/[\w.-]+){0,2}$")
+
+    @field_validator("config")
+    @classmethod
+    def _shaped(cls, config: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if not isinstance(config.get("seed", 0), int):
+            raise ValueError("its seed is no integer")
+        for group in ("model", "data", "regularizer"):
+            if not isinstance(config.get(group), dict | None):
+                raise ValueError(f"its {group} is no mapping")
+        return config
 
 
 @dataclass(frozen=True)
@@ -94,6 +116,7 @@ class Checkpoint:
         if not self.config:
             raise UserError("data=NAME is missing: the model does not say what to evaluate it on; choose data=mnist")
         datamodule: ImageDataModule = _make(self, "data", data, ImageDataModule)
+        datamodule.fetches = False  # to a place of the file's choice
         return datamodule
 
     def penalty(self) -> Penalty | None:
@@ -123,7 +146,7 @@ def _make(checkpoint: Checkpoint, group: str, module: ModuleType, base: type) ->
         )
     try:
         return cls(**arguments)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # a file can ask for more memory than there is
         raise UserError(f"checkpoint {checkpoint.path}: {describe(error, group)}") from error
 
 
@@ -232,7 +255,22 @@ def _read_stored(path: Path, sha256: str, stored: Any) -> Checkpoint:
             f"checkpoint {path} was not written by jacobian_robust's train.py, and is no dictionary of tensors: it "
             f"lacks {error}"
         ) from error
-    return Checkpoint(path, sha256, config, state_dict, epochs, rows, stored[_METADATA].get("wandb"))
+    known = {"config": config, "epochs": epochs, "rows": rows, "wandb": stored[_METADATA].get("wandb")}
+    return Checkpoint(path, sha256, state_dict=state_dict, **_known(path, known))
+
+
+def _known(path: Path, stored: dict[str, Any]) -> dict[str, Any]:
+    """Return what a file says beside the weights.
+
+    Raises:
+        UserError: if it is not what this project writes.
+    """
+    try:
+        return _Known.model_validate(stored).model_dump()
+    except ValidationError as error:
+        raise UserError(
+            f"checkpoint {path} was changed, or not written by jacobian_robust: {describe(error)}"
+        ) from error
 
 
 def _read_safetensors(path: Path, content: bytes, sha256: str) -> Checkpoint:
@@ -244,7 +282,7 @@ def _read_safetensors(path: Path, content: bytes, sha256: str) -> Checkpoint:
         known = {key: stored[key] for key in ("config", "epochs", "rows", "wandb")} if metadata else {}
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {path} is damaged, or no safetensors file: {describe(error)}") from error
-    return Checkpoint(path, sha256, state_dict=state_dict, **known)
+    return Checkpoint(path, sha256, state_dict=state_dict, **(_known(path, known) if known else {}))
 
 
 def export(checkpoint: Checkpoint, path: Path) -> None:

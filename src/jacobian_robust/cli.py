@@ -3,15 +3,18 @@
 import functools
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from jacobian_robust.config import secret
 from jacobian_robust.errors import MISTAKES, Terminated, UserError, one_line
 from jacobian_robust.sweeps import close_sweep, run_job
 
@@ -19,6 +22,9 @@ __all__ = ["door", "run"]
 
 _composed: list[DictConfig] = []
 """The configs of this process that Hydra could make sense of."""
+
+_SECRET = re.compile(r"(?i)api_?key|password|secret|(?<!_)token")
+"""What secrets are called."""
 
 _VERBOSE = bool(os.environ.get("HYDRA_FULL_ERROR"))
 
@@ -35,6 +41,8 @@ def door(main: Callable[[], Any]) -> Callable[[], None]:
         # Hydra then raises instead of printing several lines of its own.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         _composed.clear()
+        _refuse_secrets(sys.argv[1:])
+        _refuse_flags(sys.argv[1:])
         try:
             with close_sweep():
                 main()
@@ -73,6 +81,29 @@ def run(task: str, cfg: DictConfig) -> float | None:
     except MISTAKES as error:
         _fail(error)
     return None
+
+
+def _refuse_secrets(arguments: list[str]) -> None:
+    """End if a key or password is among the options: a sweep would name directories by it, W&B log it."""
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        looked_up = " ".join(re.findall(r"oc\.env:([^,}]*)", value))
+        why = secret(argument)
+        if why is None and any(_SECRET.search(text) for text in (name, looked_up)):
+            why = "is no place for a secret, which would be written to files: leave it in the environment"
+        if why is not None:
+            _fail(UserError(f"{'an option' if secret(name) else name.lstrip('+~')} {why}"))
+
+
+def _refuse_flags(arguments: list[str]) -> None:
+    """End in one line where Hydra's parser would show the whole of its usage."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        _fail(UserError(f"{message}; flags, as -m, come before the options, and --help shows both"))
+
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(arguments)
 
 
 def _fail(error: Exception) -> NoReturn:

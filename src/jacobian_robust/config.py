@@ -1,19 +1,34 @@
 """From a composed config to objects, with errors in one line that name the option."""
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+import functools
+import inspect
+import math
+import os
+import pkgutil
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, TypeVar, get_type_hints
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    PydanticUndefinedAnnotation,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 
 from jacobian_robust.errors import UserError
 
 Options = TypeVar("Options", bound=BaseModel)
 
-__all__ = ["build", "build_each", "describe", "flat", "plain", "read_options"]
+__all__ = ["build", "build_each", "check", "describe", "flat", "plain", "read_options", "secret"]
 
 
 def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -26,7 +41,61 @@ def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
         kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in without])
         return OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        raise UserError(describe(error)) from error
+        raise UserError(describe(error, str(error.full_key or ""))) from error
+    except RecursionError as error:
+        raise UserError("an interpolation, ${…}, leads back to itself") from error
+
+
+def check(cfg: DictConfig, options: Collection[str], groups: Collection[str]) -> None:
+    """Refuse what no option of any kind may be, before any of them is looked at.
+
+    Args:
+        cfg: the whole config.
+        options: the names of its top-level options.
+        groups: and those of its groups.
+
+    Raises:
+        UserError: if there is another, a group is no mapping, an interpolation leads nowhere, or a value is not finite,
+            empty, of a type that YAML has no word for, or holds characters that cannot be printed or a secret.
+    """
+    values = plain(cfg)
+    if unknown := [str(key) for key in values if key not in options and key not in groups]:
+        raise UserError(f"{unknown[0]}: there is no such option; --cfg job shows all there are, --help the groups")
+    for group in groups:
+        if (chosen := values.get(group)) is not None and not (isinstance(chosen, dict) and chosen):
+            raise UserError(f"{group}: choose of those in conf/{group}, {group}=NAME (got {chosen!r})")
+    for name, value in _leaves(values):
+        if not name.isprintable():
+            raise UserError(f"{name!r}: an option's name holds characters that cannot be printed")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name}: give a finite number (got {value})")
+        if isinstance(value, str) and not value.strip():
+            raise UserError(f"{name} is empty: give a value, or null for none")
+        if isinstance(value, str) and not value.isprintable():
+            raise UserError(f"{name}: holds characters that cannot be printed (got {value!r})")
+        if isinstance(value, str) and (why := secret(value)):
+            raise UserError(f"{name} {why}")
+        if value is not None and not isinstance(value, bool | int | float | str):
+            raise UserError(f"{name}: give a number, a text, true, false or null (got a {type(value).__name__})")
+
+
+def secret(text: str) -> str | None:
+    """Return what to do instead if a text holds the W&B key or the password of a URL; ``None`` if it does not."""
+    key = os.environ.get("WANDB_API_KEY")
+    if key and key in text:
+        return "holds the W&B key, which would be written to files: the environment has it"
+    if re.search(r"://[^/@\s:]*:[^/@\s]+@", text):
+        return "holds a password, which would be written to files: leave it to the database's own, as ~/.pgpass"
+    return None
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values in nested containers with their dotted names."""
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -38,7 +107,9 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def build(cfg: DictConfig, group: str, kind: type = object, *, optional: bool = False, **arguments: Any) -> Any:
+def build(
+    cfg: DictConfig, group: str, kind: type = object, *, optional: bool = False, partial: bool = False, **arguments: Any
+) -> Any:
     """Return the object that a config group describes.
 
     Args:
@@ -46,6 +117,7 @@ def build(cfg: DictConfig, group: str, kind: type = object, *, optional: bool = 
         group: one of its top-level keys.
         kind: what the object has to be.
         optional: return ``None`` for an empty group; otherwise that is an error.
+        partial: return what makes the object from the arguments that are missing.
         arguments: further arguments of the group's ``_target_``.
 
     Raises:
@@ -55,7 +127,7 @@ def build(cfg: DictConfig, group: str, kind: type = object, *, optional: bool = 
         if optional:
             return None
         raise UserError(f"{group} is empty: choose one, {group}=NAME, of those in conf/{group}")
-    return _make(cfg[group], group, kind, **arguments)
+    return _make(cfg[group], group, kind, partial=partial, **arguments)
 
 
 def build_each(cfg: DictConfig, group: str, kind: type = object) -> list[Any]:
@@ -85,7 +157,9 @@ def build_each(cfg: DictConfig, group: str, kind: type = object) -> list[Any]:
     return [_make(entry, f"{group}.{name}", kind, name=name) for name, entry in cfg[group].items()]
 
 
-def _make(described: DictConfig, group: str, kind: type, **arguments: Any) -> Any:
+def _make(described: DictConfig, group: str, kind: type, *, partial: bool = False, **arguments: Any) -> Any:
+    _check_target(described, group, kind)
+    arguments |= {"_partial_": True} if partial else {}
     try:
         made = instantiate(described, _convert_="all", **arguments)
     except (HydraException, OmegaConfBaseException) as error:
@@ -93,9 +167,79 @@ def _make(described: DictConfig, group: str, kind: type, **arguments: Any) -> An
         if isinstance(cause, UserError):
             raise cause from error
         raise UserError(describe(cause or error, group)) from error
-    if not isinstance(made, kind):
+    if not isinstance(made, functools.partial if partial else kind):
         raise UserError(f"{group}._target_={described.get('_target_')} makes no {kind.__name__}")
     return made
+
+
+def _check_target(described: Any, name: str, kind: type) -> None:
+    """Raise a UserError unless what a config names is fit to be called, which it is not yet; nor what is inside it.
+
+    A class of the wanted kind, or a function that says that it returns one: no config talks another function of
+    Python's or a package's into running.
+    """
+    if not isinstance(described, DictConfig) or not isinstance(target := described.get("_target_"), str):
+        raise UserError(f"{name}: names no class: give it a _target_")
+    try:
+        called = pkgutil.resolve_name(target)
+    except Exception as error:  # an import can fail in any way
+        raise UserError(f"{name}._target_={target}: {describe(error)}") from error
+    parameters, returned = _signature(called)
+    if not inspect.isclass(returned) or not issubclass(returned, kind) or _standard(called):
+        of = "class" if kind is object else kind.__name__
+        raise UserError(
+            f"{name}._target_={target} is no {of}, nor a function that is annotated to return one (def f() -> {of})"
+        )
+    for key, value in zip(map(str, described), described.values(), strict=True):
+        if key.startswith("_") and key not in ("_target_", "_partial_"):
+            raise UserError(f"{name}.{key}: give arguments by their names")
+        if key == "_partial_" and not isinstance(value, bool):
+            raise UserError(f"{name}._partial_: give true or false (got {value!r})")
+        _check_nested(value, f"{name}.{key}")
+        if key in parameters and not (isinstance(value, DictConfig) and "_target_" in value):
+            given = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            _check_type(given, parameters[key], f"{name}.{key}")
+
+
+def _check_nested(value: Any, name: str) -> None:
+    if isinstance(value, ListConfig):
+        for number, item in enumerate(value):
+            _check_nested(item, f"{name}.{number}")
+    elif isinstance(value, DictConfig) and "_target_" in value:
+        _check_target(value, name, object)
+    elif isinstance(value, DictConfig):
+        for key in map(str, value):
+            _check_nested(value[key], f"{name}.{key}")
+
+
+def _signature(called: Any) -> tuple[dict[str, Any], Any]:
+    """Return the types of the arguments, where they are known, and what is returned."""
+    call = called.__init__ if inspect.isclass(called) else called
+    try:
+        types = get_type_hints(call)
+    except Exception:  # annotations that nobody can evaluate, of somebody else's
+        types = {}
+    returned = types.pop("return", None)
+    return types, called if inspect.isclass(called) else returned
+
+
+def _standard(called: Any) -> bool:
+    return str(getattr(called, "__module__", "builtins")).partition(".")[0] in sys.stdlib_module_names
+
+
+def _check_type(value: Any, wanted: Any, name: str) -> None:
+    """Raise a UserError unless a value has the type that is asked for, strictly: no ``true`` for 1."""
+    try:
+        adapter = TypeAdapter(wanted, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation, PydanticUserError):
+        return  # it cannot be told
+    for given in (value, tuple(value)) if isinstance(value, list) else (value,):  # YAML has no tuples
+        try:
+            adapter.validate_python(given)
+            return
+        except ValidationError as error:
+            message = "; or ".join(dict.fromkeys(details["msg"].lower() for details in error.errors()))
+    raise UserError(f"{name}: {message} (got {value!r})")
 
 
 def read_options(model: type[Options], values: Mapping[str, Any]) -> Options:
@@ -107,7 +251,10 @@ def read_options(model: type[Options], values: Mapping[str, Any]) -> Options:
     given = {name: values.get(name) for name in model.model_fields}
     try:
         return model.model_validate(
-            {name: plain(value) if isinstance(value, DictConfig) else value for name, value in given.items()}
+            {
+                name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+                for name, value in given.items()
+            }
         )
     except ValidationError as error:
         raise UserError(describe(error)) from error
@@ -129,5 +276,6 @@ def describe(error: BaseException, group: str = "") -> str:
 def _describe_option(details: Mapping[str, Any], group: str) -> str:
     name = ".".join(str(part) for part in (group, *details["loc"]) if part != "")
     message = details["msg"].removeprefix("Value error, ")
-    got = f" (got {details['input']!r})" if details["loc"] else ""
+    # What an unknown option holds is not shown: it could be a key.
+    got = f" (got {details['input']!r})" if details["loc"] and "unexpected" not in details["type"] + message else ""
     return f"{name}: {message[:1].lower()}{message[1:]}{got}" if name else message

@@ -5,16 +5,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from jacobian_robust.options import STRICT
 from jacobian_robust.regularizers import Penalty, needs_input_graph, takes_model
 
 __all__ = ["Lagrangian"]
 
 
-@dataclass(eq=False, config=ConfigDict(extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True), kw_only=True)
+@dataclass(eq=False, config=STRICT | {"arbitrary_types_allowed": True}, kw_only=True)
 class Lagrangian:
     """Asks that the mean of a penalty over each class be at most ``τ``, by the augmented Lagrangian.
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int, UInt8
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, validate_call
+from pydantic import Field, validate_call
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from torchvision import datasets
@@ -18,6 +18,7 @@ from torchvision.datasets.utils import extract_archive
 
 from jacobian_robust.errors import UserError
 from jacobian_robust.loading import BatchLoader, EpochSampler, ResumableLoader
+from jacobian_robust.options import STRICT, Count, NonEmpty, Seed, Size
 from jacobian_robust.shares import Indices, SharedBatch, parted
 
 __all__ = ["FashionMNISTDataModule", "ImageDataModule", "ImageDataset", "MNISTDataModule", "ToyDataModule"]
@@ -84,6 +85,7 @@ class ImageDataModule(pl.LightningDataModule, abc.ABC):
         classes: number of classes.
         image_shape: channels, height and width of an image.
         pictures: whether the images can be looked at, rotated and inverted.
+        fetches: whether missing files may be fetched and put where they are looked for.
 
     Raises:
         UserError: if the sizes contradict each other.
@@ -104,6 +106,7 @@ class ImageDataModule(pl.LightningDataModule, abc.ABC):
         self.split_seed = split_seed
         self.validate_on_test = validate_on_test
         self.shuffle_seed = shuffle_seed
+        self.fetches = True
         self._splits: dict[str, ImageDataset] = {}
 
     @property
@@ -197,15 +200,15 @@ class MNISTDataModule(ImageDataModule):
     classes = 10
     image_shape = (1, 28, 28)
 
-    @validate_call
+    @validate_call(config=STRICT)
     def __init__(
         self,
-        root: str = "data",
-        batch_size: PositiveInt = 32,
-        validation_size: NonNegativeInt = 5000,
-        split_seed: int = 0,
+        root: NonEmpty = "data",
+        batch_size: Count = 32,
+        validation_size: Size = 5000,
+        split_seed: Seed = 0,
         validate_on_test: bool = False,
-        shuffle_seed: int = 0,
+        shuffle_seed: Seed = 0,
     ) -> None:
         super().__init__(
             batch_size=batch_size,
@@ -234,6 +237,11 @@ class MNISTDataModule(ImageDataModule):
         raw = self.root / self.dataset_class.__name__ / "raw"
         archives = [(raw / name, md5) for name, md5 in self.dataset_class.resources]
         if not all(archive.is_file() for archive, _ in archives):
+            if not self.fetches:
+                raise UserError(
+                    f"{self.dataset_class.__name__}: files missing in {raw}, where the checkpoint says that they lay; "
+                    "name the data, data=NAME, with data.root if need be"
+                )
             try:
                 self.dataset_class(str(self.root), download=True)
             except Exception as error:  # torchvision raises what its transport raised
@@ -305,19 +313,19 @@ class ToyDataModule(ImageDataModule):
     image_shape = (1, 1, 2)
     pictures = False
 
-    @validate_call
+    @validate_call(config=STRICT)
     def __init__(
         self,
-        training_size: PositiveInt = 500,
-        test_size: PositiveInt = 1000,
-        noise: NonNegativeFloat = 0.05,
-        turns: float = 0.5,
-        data_seed: int = Field(0, ge=0),
-        batch_size: PositiveInt = 32,
-        validation_size: NonNegativeInt = 200,
-        split_seed: int = 0,
+        training_size: int = Field(500, gt=0, le=10**7),
+        test_size: int = Field(1000, gt=0, le=10**7),
+        noise: float = Field(0.05, ge=0, le=1e6),
+        turns: float = Field(0.5, ge=-1e6, le=1e6),
+        data_seed: Seed = 0,
+        batch_size: Count = 32,
+        validation_size: Size = 200,
+        split_seed: Seed = 0,
         validate_on_test: bool = False,
-        shuffle_seed: int = 0,
+        shuffle_seed: Seed = 0,
     ) -> None:
         super().__init__(
             batch_size=batch_size,

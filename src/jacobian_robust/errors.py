@@ -29,4 +29,5 @@ def one_line(error: BaseException) -> str:
         lines = [f"{name}: there is no such option{under}; --cfg job shows all there are, --help the groups"]
     # Hydra's second-best hint and OmegaConf's internals are noise to somebody who misspelt an option.
     kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "To append to your config"))]
-    return "; ".join(kept) or type(error).__name__
+    # What a file or a directory is called must not move the terminal's cursor.
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in "; ".join(kept) or type(error).__name__)

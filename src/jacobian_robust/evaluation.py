@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
 import torch
 from matplotlib.figure import Figure
-from omegaconf import DictConfig, ListConfig
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError, model_validator
+from omegaconf import DictConfig
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -27,12 +27,13 @@ from jacobian_robust import first_order, plots, reliability, simplifications
 from jacobian_robust.attackers import Attackers, several
 from jacobian_robust.attacks import Attack, GaussianNoise, Norm, Square, Transfer, UniformNoise
 from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_checkpoint
-from jacobian_robust.config import build, build_each, describe, plain, read_options
+from jacobian_robust.config import build, build_each, check, describe, plain, read_options
 from jacobian_robust.data import FashionMNISTDataModule, ImageDataModule, MNISTDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.files import claimed, distinct_names, from_here, write_atomically
+from jacobian_robust.files import claimed, distinct_names, file_name, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import PixelInput, SinglePrecision
+from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.processes import ProcessDied
 from jacobian_robust.provenance import versions
 from jacobian_robust.regularizers import condition_of
@@ -63,34 +64,51 @@ L2_RADII = (0.5, 1.0, 1.5, 2.0)
 class _Options(BaseModel):
     """The scalars of ``conf/evaluate.yaml``, which ``conf/train.yaml`` has too."""
 
-    seed: int = Field(ge=0, lt=2**32)
-    limit: PositiveInt | None
+    seed: Seed
+    limit: Count | None
     split: Literal["test", "validation"]
-    independent: bool
-    sanity_images: int = Field(ge=0)
-    geometry_images: int = Field(ge=0)
-    reliability: bool
+    independent: Flag
+    sanity_images: Size
+    geometry_images: Size
+    reliability: Flag
     diagnostics: Literal["simplifications", None]
-    diagnostics_images: PositiveInt
-    processes: PositiveInt
+    diagnostics_images: Count
+    processes: Count
+
+
+EVALUATION_OPTIONS = (*_Options.model_fields,)
+"""Those of them that are scalars, by name."""
+
+
+class _Places(BaseModel):
+    """The scalars that ``conf/evaluate.yaml`` has alone."""
+
+    checkpoint: NonEmpty | list[NonEmpty] | None
+    resume: Flag
+    trust: Flag
+    output_dir: NonEmpty
+
+
+Level = Annotated[float, Field(ge=-1e6, le=1e6)]
+"""What a pixel may be called; float32 can normalise it."""
+
+Spread = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class _Input(BaseModel):
     """What a model takes for a pixel, if not a number in [0, 1]."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = STRICT
 
-    low: float = 0.0
-    high: float = 1.0
-    mean: float | list[float] = 0.0
-    std: float | list[float] = 1.0
+    low: Level = 0.0
+    high: Level = 1.0
+    mean: Level | list[Level] = 0.0
+    std: Spread | list[Spread] = 1.0
 
     @model_validator(mode="after")
     def _invertible(self) -> "_Input":
-        if self.high <= self.low:
+        if self.high - self.low < 1e-6:
             raise ValueError(f"high must be above low, {self.low:g}")
-        if not all(value > 0 for value in ([self.std] if isinstance(self.std, float) else self.std)):
-            raise ValueError("std must be positive")
         return self
 
 
@@ -177,18 +195,19 @@ def evaluate(cfg: DictConfig) -> Results:
         UserError: if an option, a checkpoint, a data file or a directory is at fault.
     """
     keep_freed_memory()
+    check(cfg, {*EVALUATION_OPTIONS, *_Places.model_fields, "input"}, ("attack", "logger", "data", "model"))
+    options = read_options(_Places, cfg)
     evaluation = read_evaluation(cfg)
     if cfg.get("data"):
         evaluation = replace(evaluation, data=build(cfg, "data", ImageDataModule))
-    resume, trust = (_flag(cfg, name) for name in ("resume", "trust"))
     network = build(cfg, "model", nn.Module, optional=True)
-    places = cfg.checkpoint if isinstance(cfg.checkpoint, list | ListConfig) else [cfg.checkpoint]
-    named = [str(place) for place in places if place is not None]
+    named = options.checkpoint if isinstance(options.checkpoint, list) else [options.checkpoint or ""]
+    named = [place for place in named if place]
     if named or network is None:
-        checkpoints = [load_checkpoint(path, trust=trust) for path in find_checkpoints(named)]
+        checkpoints = [load_checkpoint(path, trust=options.trust) for path in find_checkpoints(named)]
     else:
         checkpoints = [Checkpoint(None, None)]
-    directory = from_here(cfg.output_dir)
+    directory = from_here(options.output_dir)
     named_models = subjects(checkpoints, evaluation, network=network, pixels=_pixels(cfg))
     try:
         return report(
@@ -198,17 +217,10 @@ def evaluate(cfg: DictConfig) -> Results:
             group=directory.name,
             logger=read_logger(cfg),
             config=plain(cfg, without=("resume", "processes")) | {"output_dir": str(directory)},
-            resume=resume,
+            resume=options.resume,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with the same options, hydra.run.dir={directory} and resume=true") from None
-
-
-def _flag(cfg: DictConfig, name: str) -> bool:
-    try:
-        return TypeAdapter(bool).validate_python(cfg.get(name, False), strict=True)
-    except ValidationError as error:
-        raise UserError(f"{name}: give true or false (got {cfg.get(name)!r})") from error
 
 
 def _pixels(cfg: DictConfig) -> dict[str, Any]:
@@ -337,7 +349,12 @@ def report(
         stack.enter_context(claimed(directory, config, resume=resume))
         if finished.is_file():
             Console().print(f"evaluated already → {finished}", soft_wrap=True)
-            return Results.model_validate_json(finished.read_bytes())
+            try:
+                return Results.model_validate_json(finished.read_bytes())
+            except ValidationError as error:
+                raise UserError(
+                    f"{finished} is damaged, or of another version: choose another hydra.run.dir"
+                ) from error
         run = stack.enter_context(
             wandb_run(
                 logger,
@@ -461,14 +478,19 @@ class _FileJournal:
     def load(self) -> dict[str, Any] | None:
         try:
             stored = torch.load(self.path, weights_only=True)
+            identity, state = stored["identity"], dict(stored["state"])
         except FileNotFoundError:
             return None
-        if stored["identity"] != self.identity:
+        except Exception as error:  # a damaged file makes the reader fail in any way
+            raise UserError(
+                f"{self.path} cannot be read as the progress of an evaluation ({type(error).__name__}): delete it, and "
+                "its part begins anew"
+            ) from error
+        if identity != self.identity:
             raise UserError(
                 f"{self.path} is the progress of another evaluation (other weights, options or versions): finish it "
                 "with those, or choose another hydra.run.dir"
             )
-        state: dict[str, Any] = stored["state"]
         return state
 
     def save(self, state: Callable[[], dict[str, Any]]) -> None:
@@ -818,7 +840,7 @@ def _figures(results: Results, alike: Sequence[Group], details: Sequence[_Detail
     if points:
         figures["first_order"] = plots.predicted_against_found(points)
     for model, detail in zip(results.models, details, strict=True):
-        suffix = f"_{model.name.replace('/', '_')}" if len(details) > 1 else ""
+        suffix = f"_{file_name(model.name.replace('/', '_'))}" if len(details) > 1 else ""
         for swept in detail.sweeps if detail.pictures else ():
             examples = {b.eps: e for b, e in zip(swept.budgets, swept.examples, strict=True)}
             figures[f"examples_{swept.norm}{suffix}"] = plots.adversarial_examples(

@@ -2,7 +2,9 @@
 
 import contextlib
 import fcntl
+import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +14,7 @@ from omegaconf import OmegaConf
 
 from jacobian_robust.errors import UserError
 
-__all__ = ["claimed", "distinct_names", "from_here", "locked", "write_atomically"]
+__all__ = ["claimed", "distinct_names", "file_name", "from_here", "locked", "write_atomically"]
 
 
 def from_here(path: str | Path) -> Path:
@@ -44,9 +46,13 @@ def claimed(directory: Path, config: dict[str, Any], *, resume: bool = False) ->
         resume: also take a directory that holds a result of the same configuration, to go on with it.
 
     Raises:
-        UserError: if the directory holds a result that is not to be gone on with; nothing is changed.
+        UserError: if the directory holds a result that is not to be gone on with, or a link to a place outside, which
+            would be written to; nothing is changed.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    for path in directory.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(directory.resolve()):
+            raise UserError(f"{path} is a link to {path.resolve()}, outside of {directory}: remove it")
     text = OmegaConf.to_yaml(OmegaConf.create(config))
     file = directory / "config.yaml"
     held = [name for name in RESULTS if (directory / name).exists()]
@@ -82,6 +88,12 @@ def locked(file: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+
+
+def file_name(text: str) -> str:
+    """Return a text made fit for a file system: the same has the same name, another has another."""
+    name = re.sub(r"[^\w.,=+-]+", "-", text).strip("-.")[:140] or "default"
+    return name if name == text else f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 @contextlib.contextmanager

@@ -6,8 +6,10 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, PositiveInt, validate_call
+from pydantic import Field, validate_call
 from torch import Tensor, nn
+
+from jacobian_robust.options import STRICT
 
 __all__ = ["MLP", "LeNet", "PixelInput", "SinglePrecision"]
 
@@ -24,12 +26,12 @@ class LeNet(nn.Module):
             ten classes and weakens the attacks' gradients. For reproduction only.
     """
 
-    @validate_call
+    @validate_call(config=STRICT)
     def __init__(
         self,
-        classes: int = Field(10, ge=2),
-        channels: PositiveInt = 1,
-        image_size: int = Field(28, ge=6),
+        classes: int = Field(10, ge=2, le=10**5),
+        channels: int = Field(1, gt=0, le=10**4),
+        image_size: int = Field(28, ge=6, le=256),
         *,
         double_softmax: bool = False,
     ) -> None:
@@ -65,13 +67,13 @@ class MLP(nn.Module):
         activation: ``tanh``, or ``softplus``.
     """
 
-    @validate_call
+    @validate_call(config=STRICT)
     def __init__(
         self,
-        classes: int = Field(3, ge=2),
-        inputs: PositiveInt = 2,
-        width: PositiveInt = 32,
-        depth: PositiveInt = 2,
+        classes: int = Field(3, ge=2, le=10**5),
+        inputs: int = Field(2, gt=0, le=10**6),
+        width: int = Field(32, gt=0, le=10**4),
+        depth: int = Field(2, gt=0, le=10**3),
         activation: Literal["tanh", "softplus"] = "tanh",
     ) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from jacobian_robust.attacks import Norm
+from jacobian_robust.files import file_name
 from jacobian_robust.results import Group, Model, Results
 from jacobian_robust.robustness import Examples
 from jacobian_robust.simplifications import DISTANCES, JACOBIAN_NORMS, VARIANTS, Study
@@ -491,6 +492,6 @@ def comparison(results: Results, alike: Sequence[Group]) -> dict[str, Figure]:
         figures["calibration"] = reliability_diagram(results.models)
         figures["noise"] = noise_curves(results.models)
     for model in results.models:
-        suffix = f"_{model.name.replace('/', '_')}" if len(results.models) > 1 else ""
+        suffix = f"_{file_name(model.name.replace('/', '_'))}" if len(results.models) > 1 else ""
         figures[f"classes{suffix}"] = class_accuracy(model)
     return figures

@@ -11,11 +11,11 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ from jacobian_robust.geometry import (
     signed_distance_to_boundary,
 )
 from jacobian_robust.jacobian import frobenius_norm, gram_matrix, spectral_norm
+from jacobian_robust.options import STRICT, Count
 from jacobian_robust.shares import drawn
 
 __all__ = [
@@ -53,6 +54,9 @@ __all__ = [
 ]
 
 Bound = Literal["center", "boundary"]
+
+Magnitude = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""A positive number that float32 can be multiplied with, divided by and squared."""
 
 
 @runtime_checkable
@@ -100,7 +104,7 @@ def _takes_model(penalty: type) -> bool:
     return "model" in inspect.signature(penalty.__call__).parameters
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT | {"strict": False}, kw_only=True)  # made of a mapping, too
 class Amortization:
     """How seldom a penalty is computed, so that it costs less. The loss is the same in the mean.
 
@@ -110,8 +114,8 @@ class Amortization:
             for the batch's.
     """
 
-    every: PositiveInt = 1
-    fraction: float = Field(default=1.0, gt=0, le=1)
+    every: Count = 1
+    fraction: float = Field(default=1.0, gt=0, le=1, strict=True)
 
     def weight(self, step: int) -> int:
         """Return by what the penalty is multiplied in a step, counted from 0: a pure function, right after resuming."""
@@ -149,7 +153,7 @@ def _distance(logits: Tensor, bound: Bound) -> Float[Tensor, "batch"]:
     return distance_to_center(p) if bound == "center" else distance_to_boundary(p)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class RadiusPenalty:
     """What the note's penalties share: the Euclidean radius that they protect, and where they measure.
 
@@ -163,8 +167,8 @@ class RadiusPenalty:
             decision ``boundary``.
     """
 
-    eps: PositiveFloat | None = None
-    delta_over_eps: PositiveFloat | None = None
+    eps: Magnitude | None = None
+    delta_over_eps: Magnitude | None = None
     chart: Literal["stereographic", "sphere"] = "stereographic"
     bound: Bound = "center"
 
@@ -183,7 +187,7 @@ class RadiusPenalty:
         return max_distance_to_center(classes) / self.delta_over_eps
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class ExponentialPenalty(RadiusPenalty, abc.ABC):
     """The note's penalty ``α = exp(‖J̃‖ - d/(ρε))`` (eq. 15), for a norm that a subclass chooses.
 
@@ -227,7 +231,7 @@ class ExponentialPenalty(RadiusPenalty, abc.ABC):
         return capped_exp(exponent, self.cap)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Frobenius(ExponentialPenalty):
     """Eq. 15 with the Frobenius norm, as in the note: an upper bound of the spectral norm.
 
@@ -236,7 +240,7 @@ class Frobenius(ExponentialPenalty):
             ``None`` is exact.
     """
 
-    probes: PositiveInt | None = None
+    probes: Count | None = None
 
     def norm(
         self,
@@ -250,7 +254,7 @@ class Frobenius(ExponentialPenalty):
         return frobenius_norm(logits, inputs, probes=self.probes, generator=generator, create_graph=create_graph)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Spectral(ExponentialPenalty):
     """Eq. 15 with the spectral norm, which eq. 14 asks for (no simplification 4).
 
@@ -260,8 +264,8 @@ class Spectral(ExponentialPenalty):
         tolerance: relative accuracy to which the subspace grows; ``None`` leaves it as it is.
     """
 
-    columns: PositiveInt | None = None
-    tolerance: PositiveFloat | None = None
+    columns: Count | None = None
+    tolerance: Magnitude | None = None
 
     def norm(
         self,
@@ -275,7 +279,7 @@ class Spectral(ExponentialPenalty):
         return spectral_norm(logits, inputs, columns=self.columns, tolerance=self.tolerance, create_graph=create_graph)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Isometry(RadiusPenalty):
     """``ε²‖J̃ J̃ᵀ - (d/(ρε))² I‖_F``: asks for an isometry up to scale, not only for a bound.
 
@@ -288,7 +292,7 @@ class Isometry(RadiusPenalty):
             has no bound.
     """
 
-    rho_min: float = Field(default=1e-3, gt=0, le=1)
+    rho_min: float = Field(default=1e-3, ge=1e-9, le=1)
 
     def __call__(
         self,
@@ -313,7 +317,7 @@ class Isometry(RadiusPenalty):
         return value
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Margin:
     """``softplus(κ(ε‖J_μ‖_F - d_y))/κ``: asks that a ball of radius ``ε`` stay, to first order, inside the true class.
 
@@ -329,9 +333,9 @@ class Margin:
             ``None`` is exact.
     """
 
-    eps: PositiveFloat
-    kappa: PositiveFloat = 4.0
-    probes: PositiveInt | None = None
+    eps: Magnitude
+    kappa: Magnitude = 4.0
+    probes: Count | None = None
 
     def __call__(
         self,
@@ -348,7 +352,7 @@ class Margin:
         return nn.functional.softplus(self.eps * norm - distance, beta=self.kappa)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class LinearMargin:
     """``max_j softplus(κ(ε‖∇_x d_j‖_* - d_j))/κ``: a ball in any norm shall stay, to first order, in the true class.
 
@@ -370,11 +374,11 @@ class LinearMargin:
             ``None`` for all.
     """
 
-    eps: PositiveFloat
+    eps: Magnitude
     norm: Literal["linf", "l2"] = "linf"
     distance: Literal["fisher_rao", "logits"] = "fisher_rao"
-    kappa: PositiveFloat = 4.0
-    rivals: PositiveInt | None = 1
+    kappa: Magnitude = 4.0
+    rivals: Count | None = 1
 
     def __call__(
         self,
@@ -453,7 +457,7 @@ def with_radius(penalty: Penalty, share: float) -> Penalty:
     return changed
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class LogitJacobian:
     """``‖J_s‖_F²/2`` of the logits' own Jacobian, by random projections.
 
@@ -465,7 +469,7 @@ class LogitJacobian:
         projections: number ``K`` of directions, a vector–Jacobian product each; ``None`` is exact.
     """
 
-    projections: PositiveInt | None = 1
+    projections: Count | None = 1
 
     def __call__(
         self,
@@ -497,7 +501,7 @@ class LogitJacobian:
         return scale / 2 * torch.stack(squares).sum(0)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class InputGradient:
     """``‖∇_x CE‖²``, the squared input gradient of the loss (Drucker & LeCun, 1992; Ross & Doshi-Velez, 2018).
 
@@ -524,7 +528,7 @@ class InputGradient:
         return gradient.abs().sum(-1) if self.norm == "l1" else gradient.square().sum(-1)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class VAT:
     """``KL(θ(x) ‖ θ(x + r))`` at the ``r`` of length ``ε`` along which the prediction changes fastest.
 
@@ -542,9 +546,9 @@ class VAT:
 
     input_graph: ClassVar[bool] = False
 
-    eps: PositiveFloat
-    xi: PositiveFloat = 0.1
-    iterations: PositiveInt = 1
+    eps: float = Field(gt=0, le=1e6)
+    xi: float = Field(0.1, gt=0, le=1e6)
+    iterations: Count = 1
 
     def __call__(
         self,
@@ -575,7 +579,7 @@ class VAT:
             return divergence(inputs + self.eps * direction)
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False), kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Curvature:
     """``‖∇ℓ(x + hz) - ∇ℓ(x)‖²``, the curvature of the cross-entropy ``ℓ`` along the sign ``z`` of its gradient.
 
@@ -586,7 +590,7 @@ class Curvature:
         h: Euclidean length of the step, in units of the inputs.
     """
 
-    h: PositiveFloat
+    h: float = Field(gt=0, le=1e6)
 
     def __call__(
         self,

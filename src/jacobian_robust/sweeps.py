@@ -6,12 +6,10 @@ command with ``resume=true`` and the same ``hydra.sweep.dir`` does what is missi
 
 import contextlib
 import csv
-import hashlib
 import importlib
 import json
 import os
 import pickle
-import re
 import signal
 import subprocess
 import sys
@@ -31,18 +29,13 @@ from rich.console import Console
 from rich.table import Table
 
 from jacobian_robust.errors import MISTAKES, Terminated, UserError, one_line
-from jacobian_robust.files import from_here, locked, write_atomically
+from jacobian_robust.files import file_name, from_here, locked, write_atomically
 
 __all__ = ["Job", "SweepStart", "close_sweep", "read_jobs", "run_job"]
 
 
-def _directory_name(overrides: str) -> str:
-    """Return overrides, made fit for a file system: the same ones have the same name, others have another."""
-    name = re.sub(r"[^\w.,=+-]+", "-", overrides).strip("-.")[:140] or "default"
-    return name if name == overrides else f"{name}-{hashlib.sha256(overrides.encode()).hexdigest()[:8]}"
-
-
-OmegaConf.register_new_resolver("directory_name", _directory_name, replace=True)
+# A sweep's directories are named by their overrides.
+OmegaConf.register_new_resolver("directory_name", lambda overrides: file_name(overrides or "default"), replace=True)
 
 
 Status = Literal["running", "finished", "pruned", "failed", "interrupted"]

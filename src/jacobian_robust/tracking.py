@@ -4,16 +4,17 @@ import contextlib
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import wandb
 from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from jacobian_robust.attacks import Norm
 from jacobian_robust.config import describe
 from jacobian_robust.errors import UserError
+from jacobian_robust.options import STRICT, Listed, NonEmpty
 from jacobian_robust.plots import NORMS
 from jacobian_robust.results import Model, Results
 
@@ -31,13 +32,13 @@ class WandbOptions(BaseModel):
         tags: added to the run's own.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT
 
     offline: bool = True
-    project: str = "jacobian_robust"
-    entity: str | None = None
-    group: str | None = None
-    tags: tuple[str, ...] = ()
+    project: NonEmpty = "jacobian_robust"
+    entity: NonEmpty | None = None
+    group: NonEmpty | None = None
+    tags: Annotated[tuple[NonEmpty, ...], Listed] = ()
 
 
 def read_logger(cfg: DictConfig) -> WandbOptions | None:

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
@@ -33,6 +33,7 @@ from torch import nn
 from jacobian_robust.adversaries import Adversary
 from jacobian_robust.attacks import Attack, Transfer
 from jacobian_robust.callbacks import (
+    COLUMNS,
     METRICS,
     AttackMonitor,
     EpochRecord,
@@ -44,15 +45,16 @@ from jacobian_robust.callbacks import (
 )
 from jacobian_robust.checkpointing import Intervals, RunCheckpoint, newest_checkpoint
 from jacobian_robust.checkpoints import export, find_checkpoints, load_checkpoint
-from jacobian_robust.config import build, build_each, describe, flat, plain, read_options
+from jacobian_robust.config import build, build_each, check, describe, flat, plain, read_options
 from jacobian_robust.constraints import Lagrangian
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import Terminated, UserError
-from jacobian_robust.evaluation import Evaluation, read_evaluation, report, subjects
-from jacobian_robust.files import claimed, from_here, write_atomically
+from jacobian_robust.evaluation import EVALUATION_OPTIONS, Evaluation, read_evaluation, report, subjects
+from jacobian_robust.files import RESULTS, claimed, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.model_checks import check_model
 from jacobian_robust.module import RobustClassifier
+from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.plots import training_curves
 from jacobian_robust.processes import ProcessDied, Stop, run_together
 from jacobian_robust.provenance import versions
@@ -71,6 +73,10 @@ NOT_IN_CHECKPOINT = (
 )
 """Keys of the config that do not shape the trained network."""
 
+GROUPS = (
+    *("data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "trainer", "logger", "attack"),
+)
+
 UNRECORDED = ("resume", "processes")
 """Keys of the config that do not shape the results: a run may be resumed with others."""
 
@@ -88,31 +94,47 @@ SET_HERE = (
 """Arguments of Lightning's Trainer that are not the user's to choose."""
 
 
+class _TrainerOptions(BaseModel):
+    """What Lightning would accept of its Trainer's arguments and choke on later, or do something else with."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    max_epochs: Count
+    gradient_clip_val: PositiveFloat | None = None  # a negative one would turn the gradient round
+    max_steps: int = Field(-1, ge=-1, lt=2**31)
+    min_steps: Count | None = None
+    min_epochs: Count | None = None
+    check_val_every_n_epoch: Count | None = 1
+    accumulate_grad_batches: Count = 1
+    log_every_n_steps: Size | None = None
+    reload_dataloaders_every_n_epochs: Size = 0
+
+
 class _Search(BaseModel):
     """Which trial of which study a training is; it is none without a number."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT
 
-    storage: str | None
-    study: str | None
-    trial: NonNegativeInt | None
+    storage: NonEmpty | None
+    study: NonEmpty | None
+    trial: Size | None
     pruner: dict[str, Any] | None
 
 
 class _Options(BaseModel):
     """The scalars of ``conf/train.yaml``."""
 
-    seed: int = Field(ge=0, lt=2**32)
-    twin: bool
-    evaluate: bool
-    ckpt_path: str | None
-    resume: bool
+    seed: Seed
+    twin: Flag
+    evaluate: Flag
+    ckpt_path: NonEmpty | None
+    resume: Flag
     checkpoints: Intervals
-    monitor_images: NonNegativeInt
-    monitor_attack_images: NonNegativeInt
-    objective: str | None
+    monitor_images: Size
+    monitor_attack_images: Size
+    objective: NonEmpty | None
     search: _Search
-    output_dir: str
+    output_dir: NonEmpty
     amortization: Amortization
     name: str | None = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$")
 
@@ -170,11 +192,15 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
         UserError: if an option, a file or a directory is at fault.
     """
     keep_freed_memory()
+    check(cfg, {*_Options.model_fields, *EVALUATION_OPTIONS}, GROUPS)
     options = read_options(_Options, cfg)
     logger = read_logger(cfg)
-    evaluation = read_evaluation(cfg) if options.evaluate else None
+    asked = read_evaluation(cfg) if options.evaluate or cfg.get("attack") else None  # what is not used is checked too
+    evaluation = asked if options.evaluate else None
     if options.twin and options.ckpt_path:
         raise UserError("ckpt_path resumes one run: set twin=false")
+    if options.objective is not None:
+        _check_objective(options.objective, options, evaluation)
     directory = from_here(options.output_dir)
     name = options.name or _label(cfg)
     if options.twin:
@@ -183,7 +209,7 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
                 "twin=true trains an undefended twin beside a penalty or an adversary: choose one, as "
                 "regularizer=frobenius"
             )
-        if name in ("vanilla", "evaluation"):
+        if name in ("vanilla", *RESULTS):
             raise UserError(f"name={name}: with twin=true a directory beside the run is called so; choose another name")
         undefended = cfg.copy()
         with open_dict(undefended):
@@ -269,6 +295,26 @@ def _evaluate(
     }
 
 
+def _check_objective(objective: str, options: _Options, evaluation: Evaluation | None) -> None:
+    """Raise a UserError unless a training returns this metric: a sweep would see nan and say nothing."""
+    attacks = evaluation.attacks if evaluation is not None else ()
+    attacked = [f"robust_accuracy_{attack.norm}_{eps:g}" for attack in attacks for eps in attack.eps]
+    known = [*COLUMNS, *dict.fromkeys(attacked)]
+    if objective not in known and not (options.twin and objective.removeprefix("twin_") in known):
+        raise UserError(f"objective={objective}: a search goes by one of {', '.join(known)}")
+    if objective.endswith("robust_accuracy") and not options.monitor_attack_images:
+        raise UserError(f"objective={objective} needs monitor_attack_images, the number of images to attack, as 500")
+
+
+def _trainer_options(cfg: DictConfig) -> _TrainerOptions:
+    if not isinstance(cfg.get("trainer"), DictConfig):
+        raise UserError("trainer is empty: choose one, trainer=NAME, of those in conf/trainer")
+    try:
+        return _TrainerOptions.model_validate(plain(cfg.trainer))
+    except ValidationError as error:
+        raise UserError(describe(error, "trainer")) from error
+
+
 def _label(cfg: DictConfig) -> str:
     """Return the short name of what distinguishes a run: its penalty and its adversary, as ``margin+pgd``.
 
@@ -293,8 +339,7 @@ def _assemble(
     ``measured_as`` is the config whose penalty says what eq. 14 is measured with.
     """
     config = plain(cfg, without=NOT_IN_CHECKPOINT)
-    if not isinstance(epochs := cfg.trainer.max_epochs, int) or epochs < 1:
-        raise UserError(f"trainer.max_epochs: give at least 1 epoch (got {epochs!r})")
+    epochs = _trainer_options(cfg).max_epochs
     if cfg.trainer.get("limit_train_batches", 1) == 0:
         raise UserError("trainer.limit_train_batches=0 leaves nothing to train on; give a share or a number of batches")
     pl.seed_everything(options.seed, workers=True, verbose=False)
@@ -316,7 +361,7 @@ def _assemble(
         if penalty is None:
             raise UserError("eps_schedule: there is no penalty whose radius could rise; give eps_schedule=none")
         with_radius(penalty, schedule.start)
-    optimizer: Callable[..., torch.optim.Optimizer] = build(cfg, "optimizer")
+    optimizer: Callable[..., torch.optim.Optimizer] = build(cfg, "optimizer", torch.optim.Optimizer, partial=True)
     try:
         optimizer(model.parameters())
     except (TypeError, ValueError) as error:
@@ -363,7 +408,7 @@ def _assemble(
                 del arguments["profiler"]
             if process:
                 arguments["plugins"] = [LightningEnvironment()]  # whatever cluster's job this is a part of
-            trainer: pl.Trainer = build(cfg, "trainer", _partial_=True)(**arguments)
+            trainer: pl.Trainer = build(cfg, "trainer", pl.Trainer, partial=True)(**arguments)
     except UserError:
         raise
     except Exception as error:  # Lightning has no common exception for a bad argument
@@ -397,8 +442,6 @@ def _pruning(cfg: DictConfig, options: _Options, record: EpochRecord) -> "Prunin
     epochs = [f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS]
     if objective not in epochs:
         raise UserError(f"objective={objective}: a search goes by one of {', '.join(epochs)}")
-    if objective.endswith("robust_accuracy") and not options.monitor_attack_images:
-        raise UserError(f"objective={objective} needs monitor_attack_images, the number of images to attack, as 500")
     if cfg.data.get("validate_on_test"):
         raise UserError("data.validate_on_test=true: a search must not see the test images; set data.validation_size")
     if search.storage is None or search.study is None:

@@ -1,0 +1,40 @@
+"""The counts in docs/reliability.md are those of the tests."""
+
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from .end_to_end.conftest import composed
+from .end_to_end.test_fuzz import BASES, VALUES, leaves
+
+ROOT = Path(__file__).parents[1]
+DOCUMENT = (ROOT / "docs" / "reliability.md").read_text()
+ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in DOCUMENT.splitlines() if "`test_" in line]
+
+
+def collected(mark):
+    files = sorted({f"tests/{name}" for row in ROWS for name in re.findall(r"`([\w/]+\.py)`", row[-1])})
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:xdist", "-o", "addopts=", "-m", mark]
+    listed = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True).stdout
+    return Counter(found[1] for found in re.finditer(r"^tests/\S+?\.py::(\w+)", listed, re.MULTILINE))
+
+
+def test_every_fault_has_as_many_cases_as_the_document_says():
+    totals = []
+    for column, mark in ((2, "not slow"), (3, "slow")):
+        found = collected(mark)
+        counts = [sum(found[test] for test in re.findall(r"`(test_\w+)`", row[-1])) for row in ROWS]
+        assert [row[column] for row in ROWS] == [str(count or "–") for count in counts]
+        totals.append(sum(counts))
+    assert f"{totals[0]} in the ordinary run, {totals[1]} more" in DOCUMENT
+
+
+def test_as_many_wrong_values_are_tried_as_the_document_says():
+    names = sum(
+        name.startswith(group)
+        for door, base, group in BASES
+        for name in leaves(composed(door, *base, "output_dir=run"))
+    )
+    assert f"{3 * names:,} values, `slow` {len(VALUES) * names:,}" in DOCUMENT
