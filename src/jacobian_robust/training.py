@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -215,10 +216,10 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
     pl.seed_everything(options.seed, workers=True, verbose=False)
     datamodule: ImageDataModule = build(cfg, "data", ImageDataModule, shuffle_seed=options.seed)
     model: nn.Module = build(cfg, "model", nn.Module)
-    _check_fit(model, datamodule)
+    _check_fit(model, datamodule, cfg.model)
     penalty: Penalty | None = build(cfg, "regularizer", Penalty, optional=True)
     if penalty is not None:
-        _check_differentiable(model, datamodule)
+        _check_differentiable(model, datamodule, cfg.model)
     eta: EtaSchedule = build(cfg, "eta", EtaSchedule)
     optimizer: Callable[..., torch.optim.Optimizer] = build(cfg, "optimizer")
     try:
@@ -291,14 +292,18 @@ def trainer_arguments(callbacks: list[pl.Callback], directory: Path) -> dict[str
     }
 
 
-def _check_fit(model: nn.Module, datamodule: ImageDataModule) -> None:
+def _check_fit(model: nn.Module, datamodule: ImageDataModule, options: Mapping[str, Any]) -> None:
     """Raise a UserError unless the model maps the data's images to a logit for each class."""
     training = model.training
     try:
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, *datamodule.image_shape))
     except RuntimeError as error:
-        raise UserError(f"model: takes no images of shape {datamodule.image_shape}: {describe(error)}") from error
+        shape = datamodule.image_shape
+        fitting = {"channels": shape[0], "image_size": shape[-1], "inputs": math.prod(shape)}
+        wrong = [f"model.{name}={value}" for name, value in fitting.items() if options.get(name, value) != value]
+        remedy = f"give {' '.join(wrong)}" if wrong else describe(error)
+        raise UserError(f"model: takes no images of the data's shape {shape}: {remedy}") from error
     if logits.shape != (2, datamodule.classes):
         raise UserError(
             f"model.classes={logits.shape[-1]}: the data has {datamodule.classes} classes, and the model must return "
@@ -307,13 +312,14 @@ def _check_fit(model: nn.Module, datamodule: ImageDataModule) -> None:
     model.train(training)
 
 
-def _check_differentiable(model: nn.Module, datamodule: ImageDataModule) -> None:
+def _check_differentiable(model: nn.Module, datamodule: ImageDataModule, options: Mapping[str, Any]) -> None:
     """Raise a UserError unless the gradient of the Jacobian's norm through the model is what it should be."""
     images = torch.rand(4, *datamodule.image_shape, generator=torch.Generator().manual_seed(0))
     try:
         check_model(copy.deepcopy(model), images)
     except ValueError as error:
-        raise UserError(f"model: cannot be trained with a penalty on its Jacobian: {error}") from error
+        remedy = "; give model.norm=group" if options.get("norm") == "batch" else ""
+        raise UserError(f"model: cannot be trained with a penalty on its Jacobian: {error}{remedy}") from error
 
 
 def _check_resumable(place: str, config: Mapping[str, Any], epochs: int) -> Path:
