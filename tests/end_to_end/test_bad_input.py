@@ -49,6 +49,7 @@ TRAIN = [
     (["data.validation_size=60000"], "data.validation_size=60000", "60000"),
     (["data.validate_on_test=true"], "data.validate_on_test", "data.validation_size=0"),
     (["data.root=/nonexistent"], "/nonexistent", "data.root"),
+    (["data=cifar10"], "shape (3, 32, 32)", "give model.channels=3 model.image_size=32"),
     (["trainer.max_epochs=0"], "trainer.max_epochs", "at least 1"),
     (["trainer.max_epochs=-1"], "trainer.max_epochs", "at least 1"),
     (["trainer.accelerator=abacus"], "trainer", "abacus"),

@@ -270,3 +270,19 @@ def test_an_evaluation_interrupted_after_the_training_says_how_to_have_it(tmp_pa
     assert weights.stat().st_mtime_ns == written, "what was trained is not trained again"
     assert "robust_accuracy_linf_0.1" in metrics
     assert train(composed("train", *command, "resume=true")) == metrics
+
+
+def test_colour_images_are_trained_on_by_a_deep_network_and_attacked(tmp_path, cifar10):
+    metrics = train(
+        composed(
+            "train",
+            *("data=cifar10", f"data.root={cifar10}", "data.batch_size=4", "data.validation_size=10", "model=resnet18"),
+            *("regularizer.probes=1", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "monitor_images=2"),
+            *("evaluate=true", "limit=20", "attack.pgd_linf.steps=2", "sanity_images=2", "geometry_images=2"),
+            *("logger=csv", "trainer.enable_progress_bar=false", f"output_dir={tmp_path}/run"),
+        )
+    )
+    assert all(math.isfinite(metrics[name]) for name in ("train_loss", "train_penalty", "validation_jacobian_norm"))
+    with (tmp_path / "run" / "evaluation" / "images.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 20
+    assert (tmp_path / "run" / "evaluation" / "examples_linf.png").read_bytes().startswith(PNG)
