@@ -39,6 +39,7 @@ from jacobian_robust.module import RobustClassifier
 from jacobian_robust.plots import training_curves
 from jacobian_robust.provenance import versions
 from jacobian_robust.regularizers import Amortization, Penalty, condition_of
+from jacobian_robust.schedules import Schedule
 from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wandb_run
 
 __all__ = ["train", "trainer_arguments"]
@@ -226,6 +227,7 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
         optimizer(model.parameters())
     except (TypeError, ValueError) as error:
         raise UserError(describe(error, "optimizer")) from error
+    schedule: Schedule | None = build(cfg, "scheduler", Schedule, optional=True)
     done = options.resume and (directory / "summary.json").is_file()
     resumed = None
     if options.ckpt_path:
@@ -247,6 +249,8 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
     ]
     if penalty is not None:
         callbacks.insert(0, eta)
+    if schedule is not None:
+        callbacks.insert(0, schedule)
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(TrainingProgress())
     if taken := [key for key in SET_HERE if key in cfg.trainer]:

@@ -10,6 +10,7 @@ from jacobian_robust.callbacks import EtaSchedule
 from jacobian_robust.config import build, plain
 from jacobian_robust.evaluation import read_evaluation
 from jacobian_robust.regularizers import Penalty
+from jacobian_robust.schedules import Schedule
 from jacobian_robust.tracking import read_logger
 
 from .conftest import ROOT, composed
@@ -20,6 +21,7 @@ CHOICES = [
     if group.is_dir() and group.name not in ("hydra", "experiment")
     for choice in sorted(group.glob("*.yaml"))
 ]
+OPTIONAL = ("regularizer", "scheduler")
 EXPERIMENTS = [path.stem for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
 
 
@@ -34,19 +36,21 @@ def test_every_choice_of_every_group_can_be_made(group, choice):
     elif group == "suite":
         assert read_evaluation(cfg).attacks
     else:
-        made = build(cfg, group, optional=group == "regularizer")
+        made = build(cfg, group, optional=group in OPTIONAL)
         assert (made is None) == (choice == "none")
         if group == "eta":
             assert isinstance(made, EtaSchedule)
         if group == "regularizer" and made is not None:
             assert isinstance(made, Penalty)
+        if group == "scheduler" and made is not None:
+            assert isinstance(made, Schedule)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_can_be_made_and_tells_its_command(experiment):
     cfg = composed("train", f"experiment={experiment}", "output_dir=somewhere")
-    for group in ("data", "model", "regularizer", "eta", "optimizer", "trainer"):
-        build(cfg, group, optional=group == "regularizer")
+    for group in ("data", "model", "regularizer", "eta", "optimizer", "scheduler", "trainer"):
+        build(cfg, group, optional=group in OPTIONAL)
     assert read_evaluation(cfg).attacks
     header = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()
     assert f"python train.py experiment={experiment}" in header

@@ -114,6 +114,17 @@ def test_the_random_streams_of_a_model_go_on(tmp_path, dying, monkeypatch):
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("options", [["scheduler=one_cycle"]], ids=" ".join)
+def test_what_can_be_added_to_a_training_goes_on_too(tmp_path, dying, monkeypatch, options):
+    start(tmp_path / "whole", *options)
+    dying(10)
+    with pytest.raises(Killed):
+        start(tmp_path / "run", *options)
+    monkeypatch.undo()
+    start(tmp_path / "run", *options, "resume=true")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, whole, dying, monkeypatch, capsys):
     dying(12)
     with pytest.raises(Killed):

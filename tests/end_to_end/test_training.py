@@ -43,10 +43,11 @@ def test_metrics_have_a_row_an_epoch_with_every_measurement(trained):
     table = rows(trained.directory / "frobenius")
     assert [row["epoch"] for row in table] == ["1", "2"]
     measured = [f"{stage}_{m}" for stage in ("train", "validation") for m in METRICS]
-    columns = ["epoch", "eta", *measured, "skipped_steps", "seconds"]
+    columns = ["epoch", "eta", "lr", *measured, "skipped_steps", "seconds"]
     assert list(table[0]) == columns
     assert all(math.isfinite(float(value)) for row in table for value in row.values())
     assert {row["eta"] for row in table} == {"0.5"}
+    assert {row["lr"] for row in table} == {"0.1"}
     for row in table:
         loss, cross_entropy, penalty = (float(row[f"train_{m}"]) for m in ("loss", "cross_entropy", "penalty"))
         assert loss == pytest.approx(0.5 * cross_entropy + 0.5 * penalty, rel=1e-4)
@@ -188,6 +189,19 @@ def test_a_resumed_run_has_the_eta_of_its_epoch(tmp_path):
     short_run(tmp_path / "first", "trainer.max_epochs=1")
     second = short_run(tmp_path / "second", "trainer.max_epochs=3", f"ckpt_path={tmp_path}/first")
     assert [row["eta"] for row in second.rows] == pytest.approx([0.002, 0.002 * 3**0.5, 0.006])
+
+
+def test_a_schedule_sets_the_rate_of_each_step_and_goes_on_in_a_longer_run(tmp_path):
+    """The rate of an epoch's last step, of four: of twelve steps after 3, 7 and 11."""
+
+    def rate(step, steps):
+        return pytest.approx(0.01 * (1 + math.cos(math.pi * step / steps)) / 2)
+
+    options = ["scheduler=cosine"]
+    run = short_run(tmp_path / "run", *options, "trainer.max_epochs=2")
+    assert [row["lr"] for row in run.rows] == [rate(3, 8), rate(7, 8)]
+    longer = short_run(tmp_path / "longer", *options, "trainer.max_epochs=3", f"ckpt_path={tmp_path}/run")
+    assert [row["lr"] for row in longer.rows] == [rate(3, 8), rate(7, 8), rate(11, 12)]
 
 
 def test_seeds_decide_the_weights_and_zero_is_one_of_them(tmp_path):
