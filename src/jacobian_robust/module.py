@@ -1,5 +1,6 @@
 """The LightningModule: a classifier trained with cross-entropy and a penalty on its Jacobian."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -83,6 +84,12 @@ class _RunningMeans:
         self._samples[name] = self._samples.get(name, 0) + samples
 
 
+def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which mixed precision, if it is on, is off."""
+    mixed = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if mixed else contextlib.nullcontext()
+
+
 class RobustClassifier(pl.LightningModule):
     """A classifier that minimises ``(1 - η)·CE + η·mean(α)`` (the note's eq. 16).
 
@@ -117,6 +124,7 @@ class RobustClassifier(pl.LightningModule):
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
         self._batch: Batch | None = None
+        self._spoilt = False
         self._optimizer = optimizer
         self._config = config or {}
         self.wandb: str | None = None
@@ -131,9 +139,9 @@ class RobustClassifier(pl.LightningModule):
             super().__setattr__(name, value)
 
     def forward(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
-        """Return the logits."""
+        """Return the logits, in float32 if the model computes in half precision: losses and norms need the digits."""
         logits: Tensor = self.model(inputs)
-        return logits
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     def loss_terms(
         self,
@@ -168,9 +176,10 @@ class RobustClassifier(pl.LightningModule):
                 # Two passes cost what one does, and no derivative is taken with respect to the rest.
                 logits = torch.cat([logits, self(inputs[len(watched) :])])
             cross_entropy = nn.functional.cross_entropy(logits, labels)
-            penalty = self.penalty(
-                watched_logits, watched, labels[:penalised], generator=generator, create_graph=create_graph
-            ).mean()
+            with _full_precision(inputs.device):
+                penalty = self.penalty(
+                    watched_logits, watched, labels[:penalised], generator=generator, create_graph=create_graph
+                ).mean()
             loss = (1 - self.eta) * cross_entropy + self.eta * weight * penalty
         return LossTerms(loss, cross_entropy, penalty, logits)
 
@@ -185,7 +194,11 @@ class RobustClassifier(pl.LightningModule):
         return means
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""] | None:
-        """Return the loss of a batch; nothing, which skips the step, if it is not finite."""
+        """Return the loss of a batch; nothing, which skips the step, if it is not finite.
+
+        Where gradients are accumulated, a step's is the mean over its batches, also of the last, shorter one in an
+        epoch, and one batch without a finite loss spoils it.
+        """
         terms = self.loss_terms(
             batch,
             generator=self._generator,
@@ -193,18 +206,26 @@ class RobustClassifier(pl.LightningModule):
             # The batch is in random order: its first images are a random part of it.
             penalised=self.amortization.samples(len(batch[1])),
         )
-        self._batch = batch
+        if not self._spoilt:
+            self._batch = batch
         if not terms.loss.isfinite():
-            self._skip("loss")
+            self._spoilt = True
             return None
         self._means["train"].add(terms, batch[1])
+        if (batches := self.trainer.accumulate_grad_batches) > 1:
+            # Lightning divides by their number, however few are left.
+            left = int(self.trainer.num_training_batches) - batch_idx // batches * batches
+            return terms.loss * (batches / min(batches, left))
         return terms.loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Skip a step whose gradient is not finite: without gradients an optimizer does nothing."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        if not gradients:  # the step is skipped already
+        """Skip a step whose loss or gradient is not finite: without gradients an optimizer does nothing."""
+        if self._spoilt:
+            self._spoilt = False
+            optimizer.zero_grad(set_to_none=True)
+            self._skip("loss")
             return
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         # The gradient of a finite cross-entropy is finite: plain training need not pay for the look.
         if self.penalty is None or torch.stack(torch._foreach_norm(gradients)).isfinite().all():
             self._skipped_in_a_row = 0

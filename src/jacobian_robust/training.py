@@ -212,6 +212,9 @@ def _assemble(cfg: DictConfig, options: _Options, name: str, directory: Path, *,
     config = plain(cfg, without=NOT_IN_CHECKPOINT)
     if not isinstance(epochs := cfg.trainer.max_epochs, int) or epochs < 1:
         raise UserError(f"trainer.max_epochs: give at least 1 epoch (got {epochs!r})")
+    accumulated = cfg.trainer.get("accumulate_grad_batches", 1)
+    if not isinstance(accumulated, int) or accumulated < 1:
+        raise UserError(f"trainer.accumulate_grad_batches: give at least 1 batch for a step (got {accumulated!r})")
     if cfg.trainer.get("limit_train_batches", 1) == 0:
         raise UserError("trainer.limit_train_batches=0 leaves nothing to train on; give a share or a number of batches")
     pl.seed_everything(options.seed, workers=True, verbose=False)

@@ -114,7 +114,9 @@ def test_the_random_streams_of_a_model_go_on(tmp_path, dying, monkeypatch):
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("options", [["scheduler=one_cycle"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options", [["scheduler=one_cycle"], ["trainer.accumulate_grad_batches=2", "optimizer.momentum=0.9"]], ids=" ".join
+)
 def test_what_can_be_added_to_a_training_goes_on_too(tmp_path, dying, monkeypatch, options):
     start(tmp_path / "whole", *options)
     dying(10)

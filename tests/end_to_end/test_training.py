@@ -170,12 +170,43 @@ def test_accumulated_gradients_are_those_of_a_larger_batch(tmp_path):
     exact = ["regularizer.probes=null", "trainer.max_epochs=1", "eta=constant", "eta.value=0.2", "optimizer.lr=0.1"]
     exact.append("regularizer.chart=sphere")  # no samples with a huge weight, which would magnify rounding
     whole = short_run(tmp_path / "whole", *exact, "data.batch_size=32")
-    halves = [*exact, "data.batch_size=16", "+trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=8"]
+    halves = [*exact, "data.batch_size=16", "trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=8"]
     accumulated = short_run(tmp_path / "accumulated", *halves)
     untrained = short_run(tmp_path / "untrained", *exact, "optimizer.lr=0.0")
     for name, weight in whole.state_dict.items():
         moved = (weight - untrained.state_dict[name]).abs().max()
         assert (weight - accumulated.state_dict[name]).abs().max() < 1e-3 * moved
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_accumulation_is_the_larger_batch_also_at_the_end_of_an_epoch_and_where_the_penalty_is_seldom(tmp_path, every):
+    """In float64, by rounding alone: 72 points in steps of 16, the last of each epoch of 8."""
+
+    def run(name, *options):
+        train(
+            composed(
+                "train",
+                *(
+                    "data=toy",
+                    "data.training_size=92",
+                    "data.validation_size=20",
+                    "model=mlp",
+                    "regularizer.chart=sphere",
+                ),
+                *("regularizer.probes=null", "eta=constant", "eta.value=0.3", f"amortization.every={every}"),
+                *("optimizer.lr=0.2", "trainer.max_epochs=2", "trainer.precision=64-true", "monitor_images=0"),
+                *("logger=csv", "trainer.enable_progress_bar=false", f"output_dir={tmp_path / name}", *options),
+            )
+        )
+        return load_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")
+
+    whole = run("whole", "data.batch_size=16")
+    parts = run("parts", "data.batch_size=8", "trainer.accumulate_grad_batches=2")
+    for name, weight in whole.state_dict.items():
+        torch.testing.assert_close(parts.state_dict[name], weight, rtol=1e-9, atol=1e-12)
+    assert parts.rows[-1]["train_loss"] == pytest.approx(whole.rows[-1]["train_loss"], rel=1e-9)
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "parts")]
+    assert [summary["steps"] for summary in summaries] == [10, 10]
 
 
 @pytest.mark.parametrize("options", [["trainer.precision=bf16-mixed"], ["amortization.fraction=0.25"]])
