@@ -1,3 +1,4 @@
+import pickle
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -5,7 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from jacobian_robust.data import FashionMNISTDataModule, ImageDataset, MNISTDataModule, ToyDataModule
+from jacobian_robust.data import (
+    CIFAR10DataModule,
+    FashionMNISTDataModule,
+    ImageDataset,
+    MNISTDataModule,
+    ToyDataModule,
+)
 from jacobian_robust.errors import UserError
 
 RAW = Path(__file__).parents[1] / "data" / "MNIST" / "raw"
@@ -132,6 +139,47 @@ def test_fashion_mnist_is_found_in_its_directory(tmp_path, monkeypatch):
     datamodule.prepare_data()
     datamodule.setup("test")
     assert len(datamodule.split("test")) == 10_000
+
+
+def test_cifar10_is_extracted_from_its_archive_and_read_as_it_was_written(cifar10):
+    datamodule = CIFAR10DataModule(root=str(cifar10), validation_size=100)
+    datamodule.prepare_data()
+    datamodule.setup()
+    assert [len(datamodule.split(name)) for name in ("train", "validation", "test")] == [200, 100, 60]
+    with (cifar10 / "cifar-10-batches-py" / "test_batch").open("rb") as file:
+        written = pickle.load(file)
+    images, labels = datamodule.split("test").first(None)
+    assert images.shape == (60, *datamodule.image_shape)
+    # Its format: 1024 numbers of red, then of green, then of blue, row by row.
+    assert (images[7, 1, 2, 3] * 255).round() == written["data"][7][1024 + 2 * 32 + 3]
+    assert labels.tolist() == written["labels"]
+    assert datamodule.split("train").images.dtype == torch.uint8
+    (cifar10 / "cifar-10-python.tar.gz").unlink()
+    CIFAR10DataModule(root=str(cifar10)).prepare_data()  # raises no error: the files are enough
+
+
+def test_missing_or_damaged_files_of_cifar10_are_told_in_one_line(tmp_path, cifar10, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", offline)
+    monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", offline)
+    message = "CIFAR10: files missing or damaged in .* put cifar-10-python.tar.gz into .* or set data.root"
+    with pytest.raises(UserError, match=message):
+        CIFAR10DataModule(root=str(tmp_path / "nothing")).prepare_data()
+    CIFAR10DataModule(root=str(cifar10)).prepare_data()
+    damaged = cifar10 / "cifar-10-batches-py" / "data_batch_3"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    CIFAR10DataModule(root=str(cifar10)).prepare_data()  # the archive mends it
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    (cifar10 / "cifar-10-python.tar.gz").write_bytes(b"damaged too")
+    with pytest.raises(UserError, match=message):
+        CIFAR10DataModule(root=str(cifar10)).prepare_data()
+
+
+def test_a_cifar10_split_that_leaves_nothing_is_refused():
+    with pytest.raises(UserError, match="leaves nothing of 50000 images"):
+        CIFAR10DataModule(validation_size=50_000)
 
 
 @pytest.fixture

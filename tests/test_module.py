@@ -108,6 +108,27 @@ def test_training_asks_for_no_gradient_of_the_images():
     assert images.grad is None
 
 
+def test_under_mixed_precision_loss_and_penalty_are_computed_in_single():
+    seen = []
+
+    class Recorded(Frobenius):
+        def __call__(self, logits, inputs, labels=None, **options):
+            seen.append((logits.dtype, torch.is_autocast_enabled("cpu")))
+            return super().__call__(logits, inputs, labels, **options)
+
+    module = classifier(penalty=Recorded(delta_over_eps=1e-3, chart="sphere")).float()
+    images, labels = a_batch()
+    single = module.loss_terms((images.float(), labels))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert module.model(images.float()).dtype == torch.bfloat16
+        mixed = module.loss_terms((images.float(), labels))
+    assert seen == [(torch.float32, False)] * 2
+    assert mixed.loss.dtype == mixed.penalty.dtype == mixed.logits.dtype == torch.float32
+    assert mixed.penalty.item() == pytest.approx(single.penalty.item(), rel=2**-6)  # of eight digits
+    module.backward(mixed.loss)
+    assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
+
+
 def test_dropout_and_the_norm_see_the_same_network():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 50), nn.Dropout(0.5), nn.Linear(50, 3)).double()

@@ -51,7 +51,7 @@ SCHEDULED = ("eps_share", "multiplier")
 """What is recorded of an epoch where there is such a thing."""
 
 COLUMNS = (
-    *("epoch", "eta", *SCHEDULED, *(f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS)),
+    *("epoch", "eta", "lr", *SCHEDULED, *(f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS)),
     *("skipped_steps", "seconds"),
 )
 """Of ``metrics.csv``."""
@@ -285,6 +285,7 @@ class AttackMonitor(Monitor):
 class EpochRecord(pl.Callback):
     """Writes ``metrics.csv``, one row an epoch, and hands the same numbers to the loggers.
 
+    ``lr`` is the learning rate of the epoch's last step.
     ``seconds`` is the time of the epoch's training steps, without validation and measurements. ``skipped_steps`` counts
     those, since the beginning, whose loss or gradient was not finite. ``multiplier`` is the classes' mean, of a penalty
     that is a constraint.
@@ -305,6 +306,7 @@ class EpochRecord(pl.Callback):
         self.rows: list[dict[str, float | int]] = []
         self._epoch_started = self._last_batch_ended = 0.0
         self._spent = 0.0
+        self._lr = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rows, and the seconds spent on the epoch so far."""
@@ -323,6 +325,10 @@ class EpochRecord(pl.Callback):
         """Start the clock."""
         self._epoch_started = time.perf_counter()
 
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Note the learning rate: at the end of the epoch the next one's is set."""
+        self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
+
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Stop the clock after the last batch, before validation."""
         if trainer.is_last_batch:
@@ -333,7 +339,7 @@ class EpochRecord(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Complete a row."""
         assert isinstance(pl_module, RobustClassifier)
-        row: dict[str, float | int] = {"epoch": trainer.current_epoch + 1, "eta": pl_module.eta}
+        row: dict[str, float | int] = {"epoch": trainer.current_epoch + 1, "eta": pl_module.eta, "lr": self._lr}
         if self.schedule is not None:
             row["eps_share"] = self.schedule.latest
         multipliers = getattr(pl_module.penalty, "multipliers", None)

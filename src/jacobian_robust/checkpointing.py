@@ -127,9 +127,9 @@ class RunCheckpoint(Checkpoint):
         """Write a checkpoint if one is due, and end a run that was asked to."""
         if trainer.global_step == self._step:  # gradients are being accumulated: they are in no checkpoint
             return
+        self._step = trainer.global_step
         if trainer.is_last_batch:  # the end of the epoch, which follows, writes one
             return
-        self._step = trainer.global_step
         every_steps, every_seconds = self.intervals.every_steps, self.intervals.every_seconds
         by_steps = every_steps is not None and self._step % every_steps == 0
         by_time = every_seconds is not None and time.monotonic() - self._written_at >= every_seconds

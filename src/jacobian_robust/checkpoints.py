@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from jacobian_robust import data, models, regularizers
 from jacobian_robust.config import describe
@@ -105,6 +106,9 @@ class Checkpoint:
             raise UserError(
                 f"checkpoint {self.path} is of another architecture than {type(model).__name__}: {describe(error)}"
             ) from error
+        for layer in model.modules():  # orthonormal weights that stay as they are need not be computed at each pass
+            if parametrize.is_parametrized(layer, "weight"):
+                parametrize.remove_parametrizations(layer, "weight")
         return model.eval()
 
     def datamodule(self) -> ImageDataModule:

@@ -21,7 +21,14 @@ from jacobian_robust.loading import BatchLoader, EpochSampler, ResumableLoader
 from jacobian_robust.options import STRICT, Count, NonEmpty, Seed, Size
 from jacobian_robust.shares import Indices, SharedBatch, parted
 
-__all__ = ["FashionMNISTDataModule", "ImageDataModule", "ImageDataset", "MNISTDataModule", "ToyDataModule"]
+__all__ = [
+    "CIFAR10DataModule",
+    "FashionMNISTDataModule",
+    "ImageDataModule",
+    "ImageDataset",
+    "MNISTDataModule",
+    "ToyDataModule",
+]
 
 _PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
@@ -284,6 +291,81 @@ class FashionMNISTDataModule(MNISTDataModule):
     """Fashion-MNIST, by torchvision: found under ``root/FashionMNIST/raw``, or downloaded to it."""
 
     dataset_class = datasets.FashionMNIST
+
+
+class CIFAR10DataModule(ImageDataModule):
+    """CIFAR-10, by torchvision: found under ``root/cifar-10-batches-py``, extracted or downloaded to it.
+
+    Args:
+        root: directory of the data; a relative one is looked for in the working directory, then in the project's.
+        batch_size: images in a training batch; the last batch of an epoch may be smaller.
+        validation_size: number of training images held out for validation; 0 trains on all.
+        split_seed: seed of the choice of the held-out images.
+        validate_on_test: with ``validation_size=0``, use the test set for the per-epoch curves. Nothing is selected by
+            them.
+        shuffle_seed: seed of the order of the training images, which depends on it and on the epoch alone.
+
+    Raises:
+        UserError: if the sizes contradict each other; from :meth:`prepare_data` if files are missing or damaged.
+    """
+
+    classes = 10
+    image_shape = (3, 32, 32)
+
+    @validate_call(config=STRICT)
+    def __init__(
+        self,
+        root: NonEmpty = "data",
+        batch_size: Count = 128,
+        validation_size: Size = 5000,
+        split_seed: Seed = 0,
+        validate_on_test: bool = False,
+        shuffle_seed: Seed = 0,
+    ) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            validation_size=validation_size,
+            split_seed=split_seed,
+            validate_on_test=validate_on_test,
+            shuffle_seed=shuffle_seed,
+        )
+        if validation_size >= 50_000:
+            raise UserError(f"data.validation_size={validation_size} leaves nothing of 50000 images to train on")
+        self.root = Path(root)
+        places = (datasets.CIFAR10.base_folder, datasets.CIFAR10.filename)
+        if not self.root.is_absolute() and not any((self.root / place).exists() for place in places):
+            self.root = _PROJECT_ROOT / root
+
+    @property
+    def data_name(self) -> str:
+        """What the data are called in results."""
+        return datasets.CIFAR10.__name__
+
+    def prepare_data(self) -> None:
+        """Make sure that the files are there and whole: torchvision extracts the archive, or downloads it if it can.
+
+        Raises:
+            UserError: if a file is missing or its md5 sum is not the one that torchvision expects.
+        """
+        try:
+            datasets.CIFAR10(str(self.root))
+        except RuntimeError:  # torchvision's word for missing and for damaged files
+            try:
+                datasets.CIFAR10(str(self.root), download=True)
+            except Exception as error:  # torchvision raises what its transport raised
+                raise UserError(
+                    f"CIFAR10: files missing or damaged in {self.root / datasets.CIFAR10.base_folder} and the download "
+                    f"failed ({type(error).__name__}); put {datasets.CIFAR10.filename} into {self.root} or set "
+                    "data.root"
+                ) from error
+
+    def _read(self, *, train: bool) -> ImageDataset:
+        try:
+            dataset = datasets.CIFAR10(str(self.root), train=train)
+        except RuntimeError as error:
+            raise UserError(f"CIFAR10: files missing or damaged in {self.root}; set data.root") from error
+        images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
+        return ImageDataset(images, torch.tensor(dataset.targets))
 
 
 class ToyDataModule(ImageDataModule):

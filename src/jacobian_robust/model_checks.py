@@ -39,6 +39,8 @@ def check_model(model: nn.Module, inputs: Float[Tensor, "batch *shape"]) -> None
             for name, module in model.named_modules()
             if isinstance(module, nn.modules.batchnorm._NormBase) and module.training
         ]
+        if len(culprits) > 2:
+            culprits[1:] = [f"{len(culprits) - 1} more"]
         raise ValueError(
             f"the samples of a batch influence each other, through {', '.join(culprits) or 'some layer'}: the Jacobian "
             "of one sample is then not defined; normalise by fixed statistics (batch norm in eval mode) or within a "

@@ -1,17 +1,47 @@
 """Classifiers: pixels in [0, 1] in, logits out. A model that wants normalised pixels normalises them itself."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, validate_call
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from jacobian_robust.options import STRICT
 
-__all__ = ["MLP", "LeNet", "PixelInput", "SinglePrecision"]
+__all__ = ["MLP", "LeNet", "PixelInput", "ResNet18", "SinglePrecision"]
+
+Activation = Literal["relu", "elu", "gelu", "silu", "softplus", "tanh"]
+
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "tanh": nn.Tanh,
+}
+
+
+class _Orthonormal(nn.Module):
+    """A weight's matrix, ``(out, …)`` flattened, with orthonormal rows, or columns if these are fewer: ``Q`` of its QR.
+
+    A convolution's is divided by the root of its kernel's area, in so many patches a pixel lies: with stride one and no
+    padding the layer is then 1-Lipschitz, as in Parseval networks (Cisse et al., 2017). torch's own
+    ``parametrizations.orthogonal`` multiplies Householder reflections, whose gradient takes minutes for LeNet's 128 ×
+    9216.
+    """
+
+    def forward(self, weight: Float[Tensor, "out *rest"]) -> Float[Tensor, "out *rest"]:
+        matrix = weight.flatten(1)
+        wide = matrix.shape[0] < matrix.shape[1]
+        q, r = torch.linalg.qr(matrix.mT if wide else matrix)
+        q = torch.where(r.diagonal() < 0, -q, q)  # the one factor that is continuous in the weight
+        return (q.mT if wide else q).reshape(weight.shape) / weight[0, 0].numel() ** 0.5
 
 
 class LeNet(nn.Module):
@@ -21,6 +51,10 @@ class LeNet(nn.Module):
         classes: number of logits.
         channels: channels of the images.
         image_size: height and width of the images, in pixels.
+        activation: what stands for ReLU; the others have a derivative everywhere, all but ELU infinitely many.
+        pooling: of the 2×2 squares, their ``max`` or, which is smooth, their ``average``.
+        orthogonal: keep the weights of all layers but the last, which is free to scale the logits, orthonormal: the map
+            to what the last layer is given is then 1-Lipschitz, if the activation is (ELU, ReLU, softplus, tanh).
         double_softmax: return probabilities where logits belong. The note's published networks did: cross-entropy and
             attacks then apply the softmax a second time, which holds the loss above ``-log(e / (e + 9)) = 1.461`` for
             ten classes and weakens the attacks' gradients. For reproduction only.
@@ -33,22 +67,30 @@ class LeNet(nn.Module):
         channels: int = Field(1, gt=0, le=10**4),
         image_size: int = Field(28, ge=6, le=256),
         *,
+        activation: Activation = "relu",
+        pooling: Literal["max", "average"] = "max",
+        orthogonal: bool = False,
         double_softmax: bool = False,
     ) -> None:
         super().__init__()
         self.double_softmax = double_softmax
         pooled = (image_size - 4) // 2
+        activated = _ACTIVATIONS[activation]
         self.layers = nn.Sequential(
             nn.Conv2d(channels, 32, kernel_size=3),
-            nn.ReLU(),
+            activated(),
             nn.Conv2d(32, 64, kernel_size=3),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
+            activated(),
+            nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2),
             nn.Flatten(),
             nn.Linear(64 * pooled**2, 128),
-            nn.ReLU(),
+            activated(),
             nn.Linear(128, classes),
         )
+        if orthogonal:
+            for layer in self.layers[:-1]:
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    parametrize.register_parametrization(layer, "weight", _Orthonormal())
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Return the logits of images with pixels in [0, 1]."""
@@ -81,13 +123,48 @@ class MLP(nn.Module):
         hidden = [
             layer
             for before, after in itertools.pairwise(sizes)
-            for layer in (nn.Linear(before, after), nn.Tanh() if activation == "tanh" else nn.Softplus())
+            for layer in (nn.Linear(before, after), _ACTIVATIONS[activation]())
         ]
         self.layers = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, classes))
 
     def forward(self, images: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
         """Return the logits of images with pixels in [0, 1], which the network itself moves to [-3, 3]."""
         logits: Tensor = self.layers(6 * images - 3)
+        return logits
+
+
+class ResNet18(nn.Module):
+    """torchvision's ResNet-18 (He et al., 2016) for images of few pixels: a 3×3 stem with stride 1 and no max pooling.
+
+    Args:
+        classes: number of logits.
+        channels: channels of the images, of any size.
+        norm: ``group``: group normalisation (Wu & He, 2018) in 32 groups, which sees one image alone; ``batch``: batch
+            normalisation, which makes the images of a training batch influence each other, so that no penalty on the
+            Jacobian can be trained with it.
+    """
+
+    @validate_call(config=STRICT)
+    def __init__(
+        self,
+        classes: int = Field(10, ge=2, le=10**5),
+        channels: int = Field(3, gt=0, le=10**4),
+        *,
+        norm: Literal["group", "batch"] = "group",
+    ) -> None:
+        super().__init__()
+        normalised = nn.BatchNorm2d if norm == "batch" else lambda width: nn.GroupNorm(32, width)
+        self.layers = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes, norm_layer=normalised)
+        self.layers.conv1 = nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False)
+        nn.init.kaiming_normal_(self.layers.conv1.weight, mode="fan_out", nonlinearity="relu")  # as all others there
+        self.layers.maxpool = nn.Identity()
+        for module in self.layers.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False  # FastDoubleBackward knows the other one
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Return the logits of images with pixels in [0, 1], which the network itself moves to [-1, 1]."""
+        logits: Tensor = self.layers(2 * images - 1)
         return logits
 
 

@@ -1,5 +1,6 @@
 """The LightningModule: a classifier trained with cross-entropy and a penalty on its Jacobian."""
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -103,6 +104,12 @@ def _generator(seed: int) -> SharedGenerator:
     return generator
 
 
+def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which mixed precision, if it is on, is off."""
+    mixed = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if mixed else contextlib.nullcontext()
+
+
 class RobustClassifier(pl.LightningModule):
     """A classifier that minimises ``(1 - η)·CE + η·mean(α)`` (the note's eq. 16), at displaced images if so wanted.
 
@@ -140,6 +147,7 @@ class RobustClassifier(pl.LightningModule):
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
         self._batch: Batch | None = None
+        self._spoilt = False
         self._optimizer = optimizer
         self._config = config or {}
         self.wandb: str | None = None
@@ -154,9 +162,9 @@ class RobustClassifier(pl.LightningModule):
             super().__setattr__(name, value)
 
     def forward(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
-        """Return the logits."""
+        """Return the logits, in float32 if the model computes in half precision: losses and norms need the digits."""
         logits: Tensor = self.model(inputs)
-        return logits
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
     def loss_terms(
         self,
@@ -220,9 +228,10 @@ class RobustClassifier(pl.LightningModule):
                 if takes_model(self.penalty):
                     more["model"] = self
             fit, cross_entropy = fitted()
-            penalty = self.penalty(
-                watched_logits, watched, labels[:penalised], generator=generator, create_graph=create_graph, **more
-            ).mean()
+            with _full_precision(inputs.device):
+                penalty = self.penalty(
+                    watched_logits, watched, labels[:penalised], generator=generator, create_graph=create_graph, **more
+                ).mean()
             loss = (1 - self.eta) * fit + self.eta * weight * penalty
         return LossTerms(loss, cross_entropy, penalty, logits_at(fit_at))
 
@@ -283,7 +292,9 @@ class RobustClassifier(pl.LightningModule):
     def training_step(self, batch: Batch | SharedBatch, batch_idx: int) -> Float[Tensor, ""] | None:
         """Return the loss of a batch; nothing, which skips the step, if it is not finite.
 
-        Of a part of a batch, what the mean over the processes makes the whole batch's loss.
+        Of a part of a batch, what the mean over the processes makes the whole batch's loss. Where gradients are
+        accumulated, a step's is the mean over its batches, also of the last, shorter one in an epoch, and one batch
+        without a finite loss spoils it.
         """
         whole, share = parted(batch)
         if self.adversary is not None:  # which is there in a training on one device alone
@@ -295,24 +306,30 @@ class RobustClassifier(pl.LightningModule):
             terms = self.loss_terms(whole, generator=self._generator, weight=weight, penalised=penalised, attacked=True)
         else:
             terms = self._part_of_loss(whole, share, generator=self._generator, weight=weight, penalised=penalised)
-        self._batch = whole
+        if not self._spoilt:
+            self._batch = whole
         if any(any_process(not terms.loss.isfinite(), device=terms.loss.device)):
-            self._skip("loss")
+            self._spoilt = True
             return None
         if isinstance(self.penalty, Lagrangian) and terms.penalty is not None:
             self.penalty.learn()
-        if share is None:
+        if share is None or share.counted:
             self._means["train"].add(terms, whole[1])
-            return terms.loss
-        if share.counted:
-            self._means["train"].add(terms, whole[1])
-        return terms.loss * (share.counted * share.of / share.samples)
+        loss = terms.loss if share is None else terms.loss * (share.counted * share.of / share.samples)
+        if (batches := self.trainer.accumulate_grad_batches) > 1:
+            # Lightning divides by their number, however few are left.
+            left = int(self.trainer.num_training_batches) - batch_idx // batches * batches
+            return loss * (batches / min(batches, left))
+        return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Skip a step whose gradient is not finite: without gradients an optimizer does nothing."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        if not gradients:  # the step is skipped already
+        """Skip a step whose loss or gradient is not finite: without gradients an optimizer does nothing."""
+        if self._spoilt:
+            self._spoilt = False
+            optimizer.zero_grad(set_to_none=True)
+            self._skip("loss")
             return
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         # The gradient of a finite cross-entropy is finite: plain training need not pay for the look. On several devices
         # the gradient is their mean already: all of them find the same.
         if self.penalty is None or torch.stack(torch._foreach_norm(gradients)).isfinite().all():

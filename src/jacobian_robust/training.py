@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -59,6 +60,7 @@ from jacobian_robust.plots import training_curves
 from jacobian_robust.processes import ProcessDied, Stop, run_together
 from jacobian_robust.provenance import versions
 from jacobian_robust.regularizers import Amortization, Penalty, condition_of, needs_input_graph, with_radius
+from jacobian_robust.schedules import Schedule
 from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wandb_run
 
 if TYPE_CHECKING:
@@ -74,7 +76,8 @@ NOT_IN_CHECKPOINT = (
 """Keys of the config that do not shape the trained network."""
 
 GROUPS = (
-    *("data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "trainer", "logger", "attack"),
+    *("data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler", "trainer"),
+    *("logger", "attack"),
 )
 
 UNRECORDED = ("resume", "processes")
@@ -345,10 +348,10 @@ def _assemble(
     pl.seed_everything(options.seed, workers=True, verbose=False)
     datamodule: ImageDataModule = build(cfg, "data", ImageDataModule, shuffle_seed=options.seed)
     model: nn.Module = build(cfg, "model", nn.Module)
-    _check_fit(model, datamodule)
+    _check_fit(model, datamodule, cfg.model)
     penalty: Penalty | None = build(cfg, "regularizer", Penalty, optional=True)
     if penalty is not None and needs_input_graph(penalty):
-        _check_differentiable(model, datamodule)
+        _check_differentiable(model, datamodule, cfg.model)
     adversary: Adversary | None = build(cfg, "adversary", Adversary, optional=True)
     if adversary is not None and adversary.idle(penalised=penalty is not None):
         raise UserError(
@@ -356,16 +359,17 @@ def _assemble(
             "adversary.penalty_at=adversary and a penalty, or adversary=none"
         )
     eta: EtaSchedule = build(cfg, "eta", EtaSchedule)
-    schedule: EpsSchedule | None = build(cfg, "eps_schedule", EpsSchedule, optional=True)
-    if schedule is not None:
+    rise: EpsSchedule | None = build(cfg, "eps_schedule", EpsSchedule, optional=True)
+    if rise is not None:
         if penalty is None:
             raise UserError("eps_schedule: there is no penalty whose radius could rise; give eps_schedule=none")
-        with_radius(penalty, schedule.start)
+        with_radius(penalty, rise.start)
     optimizer: Callable[..., torch.optim.Optimizer] = build(cfg, "optimizer", torch.optim.Optimizer, partial=True)
     try:
         optimizer(model.parameters())
     except (TypeError, ValueError) as error:
         raise UserError(describe(error, "optimizer")) from error
+    schedule: Schedule | None = build(cfg, "scheduler", Schedule, optional=True)
     done = options.resume and (directory / "summary.json").is_file()
     resumed = None
     if options.ckpt_path:
@@ -387,7 +391,7 @@ def _assemble(
     monitors: list[Monitor] = [JacobianMonitor(options.monitor_images, eps=eps, bound=bound)]
     if options.monitor_attack_images:
         monitors.append(AttackMonitor(options.monitor_attack_images, _first_attack(cfg)))
-    record = EpochRecord(directory / "metrics.csv", monitors, schedule)
+    record = EpochRecord(directory / "metrics.csv", monitors, rise)
     callbacks: list[pl.Callback] = [*monitors, record]
     pruning = None if options.search.trial is None else _pruning(cfg, options, record)
     if pruning is not None:
@@ -395,8 +399,7 @@ def _assemble(
     callbacks.append(RunCheckpoint(directory / "checkpoints", options.checkpoints, process.stop if process else None))
     if penalty is not None:
         callbacks.insert(0, eta)
-    if schedule is not None:
-        callbacks.insert(0, schedule)
+    callbacks[:0] = [callback for callback in (schedule, rise) if callback is not None]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(TrainingProgress())
     if taken := [key for key in SET_HERE if key in cfg.trainer]:
@@ -488,14 +491,18 @@ def trainer_arguments(callbacks: list[pl.Callback], directory: Path) -> dict[str
     }
 
 
-def _check_fit(model: nn.Module, datamodule: ImageDataModule) -> None:
+def _check_fit(model: nn.Module, datamodule: ImageDataModule, options: Mapping[str, Any]) -> None:
     """Raise a UserError unless the model maps the data's images to a logit for each class."""
     training = model.training
     try:
         with torch.no_grad():
             logits = model.eval()(torch.zeros(2, *datamodule.image_shape))
     except RuntimeError as error:
-        raise UserError(f"model: takes no images of shape {datamodule.image_shape}: {describe(error)}") from error
+        shape = datamodule.image_shape
+        fitting = {"channels": shape[0], "image_size": shape[-1], "inputs": math.prod(shape)}
+        wrong = [f"model.{name}={value}" for name, value in fitting.items() if options.get(name, value) != value]
+        remedy = f"give {' '.join(wrong)}" if wrong else describe(error)
+        raise UserError(f"model: takes no images of the data's shape {shape}: {remedy}") from error
     if logits.shape != (2, datamodule.classes):
         raise UserError(
             f"model.classes={logits.shape[-1]}: the data has {datamodule.classes} classes, and the model must return "
@@ -504,13 +511,14 @@ def _check_fit(model: nn.Module, datamodule: ImageDataModule) -> None:
     model.train(training)
 
 
-def _check_differentiable(model: nn.Module, datamodule: ImageDataModule) -> None:
+def _check_differentiable(model: nn.Module, datamodule: ImageDataModule, options: Mapping[str, Any]) -> None:
     """Raise a UserError unless the gradient of the Jacobian's norm through the model is what it should be."""
     images = torch.rand(4, *datamodule.image_shape, generator=torch.Generator().manual_seed(0))
     try:
         check_model(copy.deepcopy(model), images)
     except ValueError as error:
-        raise UserError(f"model: cannot be trained with a penalty on its Jacobian: {error}") from error
+        remedy = "; give model.norm=group" if options.get("norm") == "batch" else ""
+        raise UserError(f"model: cannot be trained with a penalty on its Jacobian: {error}{remedy}") from error
 
 
 def _check_resumable(place: str, config: Mapping[str, Any], epochs: int) -> Path:

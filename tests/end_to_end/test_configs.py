@@ -13,6 +13,7 @@ from jacobian_robust.config import build, plain
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import read_evaluation
 from jacobian_robust.regularizers import Penalty
+from jacobian_robust.schedules import Schedule
 from jacobian_robust.tracking import read_logger
 
 from .conftest import ROOT, composed
@@ -23,7 +24,7 @@ CHOICES = [
     if group.is_dir() and group.name not in ("hydra", "experiment")
     for choice in sorted(group.glob("*.yaml"))
 ]
-OPTIONAL = ("regularizer", "adversary", "eps_schedule")
+OPTIONAL = ("regularizer", "adversary", "eps_schedule", "scheduler")
 EXPERIMENTS = [path.stem for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
 
 
@@ -53,12 +54,15 @@ def test_every_choice_of_every_group_can_be_made(group, choice):
             assert isinstance(made, Penalty)
         if group == "adversary" and made is not None:
             assert isinstance(made, Adversary)
+        if group == "scheduler" and made is not None:
+            assert isinstance(made, Schedule)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_can_be_made_and_tells_its_command(experiment):
     cfg = composed("train", f"experiment={experiment}", "output_dir=somewhere")
-    for group in ("data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "trainer"):
+    groups = ("data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler", "trainer")
+    for group in groups:
         build(cfg, group, optional=group in OPTIONAL)
     assert read_evaluation(cfg).attacks
     header = (ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text()

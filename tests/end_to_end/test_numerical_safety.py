@@ -64,6 +64,20 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, spoilt, caps
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_one_of_the_batches_of_a_step_spoils_it(tmp_path, spoilt, what):
+    """Of three steps of two batches each the second, by its first batch."""
+    weights = spoilt(what, {2})
+    train(composed("train", *SHORT, *OPTIONS, "trainer.accumulate_grad_batches=2", f"output_dir={tmp_path}/run"))
+    moved = [not torch.equal(before, after) for before, after in itertools.pairwise(weights)]
+    assert moved == [False, True, False, False, False]
+    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert checkpoint.rows[0]["skipped_steps"] == 1
+    ended = torch.cat([weight.flatten() for weight in checkpoint.state_dict.values()])
+    assert ended.isfinite().all()
+    assert not torch.equal(ended, weights[-1])
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_three_in_a_row_end_the_run_and_keep_the_batch(tmp_path, spoilt, what):
     weights = spoilt(what, {2, 3, 4})
     with pytest.raises(UserError, match=f"the {what} of 3 steps in a row was not finite.*nonfinite_batch.pt"):

@@ -135,6 +135,19 @@ def test_an_adversary_goes_on_bit_for_bit(tmp_path, dying, monkeypatch, options)
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "options", [["scheduler=one_cycle"], ["trainer.accumulate_grad_batches=2", "optimizer.momentum=0.9"]], ids=" ".join
+)
+def test_what_can_be_added_to_a_training_goes_on_too(tmp_path, dying, monkeypatch, options):
+    start(tmp_path / "whole", *options)
+    dying(10)
+    with pytest.raises(Killed):
+        start(tmp_path / "run", *options)
+    monkeypatch.undo()
+    start(tmp_path / "run", *options, "resume=true")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_rising_radius_goes_on_bit_for_bit(tmp_path, dying, monkeypatch):
     """The run dies within the rise; the share of each epoch's last step is on record."""
     options = ["eps_schedule=linear", "eps_schedule.fraction=0.9", "eps_schedule.start=0.01"]

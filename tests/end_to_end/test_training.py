@@ -43,10 +43,11 @@ def test_metrics_have_a_row_an_epoch_with_every_measurement(trained):
     table = rows(trained.directory / "frobenius")
     assert [row["epoch"] for row in table] == ["1", "2"]
     measured = [f"{stage}_{m}" for stage in ("train", "validation") for m in METRICS]
-    columns = ["epoch", "eta", *measured, "skipped_steps", "seconds"]
+    columns = ["epoch", "eta", "lr", *measured, "skipped_steps", "seconds"]
     assert list(table[0]) == columns
     assert all(math.isfinite(float(value)) for row in table for value in row.values())
     assert {row["eta"] for row in table} == {"0.5"}
+    assert {row["lr"] for row in table} == {"0.1"}
     for row in table:
         loss, cross_entropy, penalty = (float(row[f"train_{m}"]) for m in ("loss", "cross_entropy", "penalty"))
         assert loss == pytest.approx(0.5 * cross_entropy + 0.5 * penalty, rel=1e-4)
@@ -169,12 +170,43 @@ def test_accumulated_gradients_are_those_of_a_larger_batch(tmp_path):
     exact = ["regularizer.probes=null", "trainer.max_epochs=1", "eta=constant", "eta.value=0.2", "optimizer.lr=0.1"]
     exact.append("regularizer.chart=sphere")  # no samples with a huge weight, which would magnify rounding
     whole = short_run(tmp_path / "whole", *exact, "data.batch_size=32")
-    halves = [*exact, "data.batch_size=16", "+trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=8"]
+    halves = [*exact, "data.batch_size=16", "trainer.accumulate_grad_batches=2", "trainer.limit_train_batches=8"]
     accumulated = short_run(tmp_path / "accumulated", *halves)
     untrained = short_run(tmp_path / "untrained", *exact, "optimizer.lr=0.0")
     for name, weight in whole.state_dict.items():
         moved = (weight - untrained.state_dict[name]).abs().max()
         assert (weight - accumulated.state_dict[name]).abs().max() < 1e-3 * moved
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_accumulation_is_the_larger_batch_also_at_the_end_of_an_epoch_and_where_the_penalty_is_seldom(tmp_path, every):
+    """In float64, by rounding alone: 72 points in steps of 16, the last of each epoch of 8."""
+
+    def run(name, *options):
+        train(
+            composed(
+                "train",
+                *(
+                    "data=toy",
+                    "data.training_size=92",
+                    "data.validation_size=20",
+                    "model=mlp",
+                    "regularizer.chart=sphere",
+                ),
+                *("regularizer.probes=null", "eta=constant", "eta.value=0.3", f"amortization.every={every}"),
+                *("optimizer.lr=0.2", "trainer.max_epochs=2", "trainer.precision=64-true", "monitor_images=0"),
+                *("logger=csv", "trainer.enable_progress_bar=false", f"output_dir={tmp_path / name}", *options),
+            )
+        )
+        return load_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")
+
+    whole = run("whole", "data.batch_size=16")
+    parts = run("parts", "data.batch_size=8", "trainer.accumulate_grad_batches=2")
+    for name, weight in whole.state_dict.items():
+        torch.testing.assert_close(parts.state_dict[name], weight, rtol=1e-9, atol=1e-12)
+    assert parts.rows[-1]["train_loss"] == pytest.approx(whole.rows[-1]["train_loss"], rel=1e-9)
+    summaries = [json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "parts")]
+    assert [summary["steps"] for summary in summaries] == [10, 10]
 
 
 @pytest.mark.parametrize("options", [["trainer.precision=bf16-mixed"], ["amortization.fraction=0.25"]])
@@ -188,6 +220,19 @@ def test_a_resumed_run_has_the_eta_of_its_epoch(tmp_path):
     short_run(tmp_path / "first", "trainer.max_epochs=1")
     second = short_run(tmp_path / "second", "trainer.max_epochs=3", f"ckpt_path={tmp_path}/first")
     assert [row["eta"] for row in second.rows] == pytest.approx([0.002, 0.002 * 3**0.5, 0.006])
+
+
+def test_a_schedule_sets_the_rate_of_each_step_and_goes_on_in_a_longer_run(tmp_path):
+    """The rate of an epoch's last step, of four: of twelve steps after 3, 7 and 11."""
+
+    def rate(step, steps):
+        return pytest.approx(0.01 * (1 + math.cos(math.pi * step / steps)) / 2)
+
+    options = ["scheduler=cosine"]
+    run = short_run(tmp_path / "run", *options, "trainer.max_epochs=2")
+    assert [row["lr"] for row in run.rows] == [rate(3, 8), rate(7, 8)]
+    longer = short_run(tmp_path / "longer", *options, "trainer.max_epochs=3", f"ckpt_path={tmp_path}/run")
+    assert [row["lr"] for row in longer.rows] == [rate(3, 8), rate(7, 8), rate(11, 12)]
 
 
 def test_seeds_decide_the_weights_and_zero_is_one_of_them(tmp_path):
@@ -270,3 +315,19 @@ def test_an_evaluation_interrupted_after_the_training_says_how_to_have_it(tmp_pa
     assert weights.stat().st_mtime_ns == written, "what was trained is not trained again"
     assert "robust_accuracy_linf_0.1" in metrics
     assert train(composed("train", *command, "resume=true")) == metrics
+
+
+def test_colour_images_are_trained_on_by_a_deep_network_and_attacked(tmp_path, cifar10):
+    metrics = train(
+        composed(
+            "train",
+            *("data=cifar10", f"data.root={cifar10}", "data.batch_size=4", "data.validation_size=10", "model=resnet18"),
+            *("regularizer.probes=1", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "monitor_images=2"),
+            *("evaluate=true", "limit=20", "attack.pgd_linf.steps=2", "sanity_images=2", "geometry_images=2"),
+            *("logger=csv", "trainer.enable_progress_bar=false", f"output_dir={tmp_path}/run"),
+        )
+    )
+    assert all(math.isfinite(metrics[name]) for name in ("train_loss", "train_penalty", "validation_jacobian_norm"))
+    with (tmp_path / "run" / "evaluation" / "images.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 20
+    assert (tmp_path / "run" / "evaluation" / "examples_linf.png").read_bytes().startswith(PNG)
