@@ -88,7 +88,7 @@ def test_the_composed_config_is_shown(door, tmp_path, name):
 
 def readme_completion():
     (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if "-sc install=bash" in line]
-    return line.partition("  #")[0]
+    return line.split("`")[1]
 
 
 @pytest.mark.parametrize(
