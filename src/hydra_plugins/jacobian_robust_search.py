@@ -81,6 +81,10 @@ class OptunaSearch(Sweeper):
         Raises:
             UserError: if the search space or the storage is at fault, or another process is at this search.
         """
+        from optuna.samplers import BaseSampler
+
+        if not isinstance(self.sampler, BaseSampler):
+            raise UserError("hydra.sweeper.sampler: give a _target_ of Optuna's, as optuna.samplers.TPESampler")
         if self.config.get("objective") is None:
             raise UserError("objective: name the metric to search by, as validation_robust_accuracy")
         space = {name: distribution(name, text) for name, text in self.params.items()}
