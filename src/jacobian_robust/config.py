@@ -166,7 +166,8 @@ def _make(described: DictConfig, group: str, kind: type, *, partial: bool = Fals
         cause = error.__cause__
         if isinstance(cause, UserError):
             raise cause from error
-        raise UserError(describe(cause or error, group)) from error
+        within = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)  # a part that is made for another
+        raise UserError(describe(cause or error, within[1] if within else group)) from error
     if not isinstance(made, functools.partial if partial else kind):
         raise UserError(f"{group}._target_={described.get('_target_')} makes no {kind.__name__}")
     return made

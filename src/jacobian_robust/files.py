@@ -51,7 +51,8 @@ def claimed(directory: Path, config: dict[str, Any], *, resume: bool = False) ->
     """
     directory.mkdir(parents=True, exist_ok=True)
     for path in directory.rglob("*"):
-        if path.is_symlink() and not path.resolve().is_relative_to(directory.resolve()):
+        earlier = path.relative_to(directory).match("wandb/*run-*/*/*")  # W&B's own, which links to its cache
+        if path.is_symlink() and not earlier and not path.resolve().is_relative_to(directory.resolve()):
             raise UserError(f"{path} is a link to {path.resolve()}, outside of {directory}: remove it")
     text = OmegaConf.to_yaml(OmegaConf.create(config))
     file = directory / "config.yaml"

@@ -75,7 +75,7 @@ TRAIN = [
     (["eps_schedule=linear", "regularizer=none"], "eps_schedule", "eps_schedule=none"),
     (["regularizer=linear_margin", "regularizer.norm=l1"], "regularizer.norm", "'linf' or 'l2'"),
     (["regularizer=lagrangian", "regularizer.rate=0"], "regularizer.rate", "greater than 0"),
-    (["regularizer=lagrangian", "regularizer.penalty.eps=-1"], "regularizer", "greater than 0"),
+    (["regularizer=lagrangian", "regularizer.penalty.eps=-1"], "regularizer.penalty.eps", "greater than"),
     (["regularizer=lagrangian", "trainer=ddp", "trainer.accelerator=cpu"], "regularizer", "trainer=default"),
     (["regularizer=vat", "regularizer.xi=0"], "regularizer.xi", "greater than 0"),
     (["regularizer=curvature", "regularizer.h=-1"], "regularizer.h", "greater than 0"),
