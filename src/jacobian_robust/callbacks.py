@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from jacobian_robust.attacks import Attack
+from jacobian_robust.averaging import MovingAverage
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import write_atomically
 from jacobian_robust.jacobian import jacobian_norms
@@ -192,8 +193,11 @@ class Monitor(pl.Callback, abc.ABC):
         images: how many images of each split; 0 measures nothing.
 
     Attributes:
+        average: of the weights, measured instead of those of the last step, if there is one.
         latest: what was measured last, by split.
     """
+
+    average: MovingAverage | None = None
 
     def __init__(self, images: int) -> None:
         self.images = images
@@ -214,13 +218,14 @@ class Monitor(pl.Callback, abc.ABC):
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         training = pl_module.training
         pl_module.eval()
+        model = pl_module.model if self.average is None else self.average.model
         splits = {"train": "train", "validation": datamodule.validation_name}
         for stage, split in splits.items():
             images, labels = datamodule.split(split).first(self.images)
             if len(images):
                 images, labels = images.to(pl_module.device), labels.to(pl_module.device)
                 self.latest[stage] = self.measure(
-                    pl_module.model, images, labels, process=trainer.global_rank, of=trainer.world_size
+                    model, images, labels, process=trainer.global_rank, of=trainer.world_size
                 )
         pl_module.train(training)
 

@@ -33,6 +33,7 @@ from torch import nn
 
 from jacobian_robust.adversaries import Adversary
 from jacobian_robust.attacks import Attack, Transfer
+from jacobian_robust.averaging import MovingAverage
 from jacobian_robust.callbacks import (
     COLUMNS,
     METRICS,
@@ -76,8 +77,8 @@ NOT_IN_CHECKPOINT = (
 """Keys of the config that do not shape the trained network."""
 
 GROUPS = (
-    *("data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler", "trainer"),
-    *("logger", "attack"),
+    *("data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler"),
+    *("averaging", "trainer", "logger", "attack"),
 )
 
 UNRECORDED = ("resume", "processes")
@@ -370,6 +371,7 @@ def _assemble(
     except (TypeError, ValueError) as error:
         raise UserError(describe(error, "optimizer")) from error
     schedule: Schedule | None = build(cfg, "scheduler", Schedule, optional=True)
+    average: MovingAverage | None = build(cfg, "averaging", MovingAverage, optional=True)
     done = options.resume and (directory / "summary.json").is_file()
     resumed = None
     if options.ckpt_path:
@@ -391,6 +393,8 @@ def _assemble(
     monitors: list[Monitor] = [JacobianMonitor(options.monitor_images, eps=eps, bound=bound)]
     if options.monitor_attack_images:
         monitors.append(AttackMonitor(options.monitor_attack_images, _first_attack(cfg)))
+    for monitor in monitors:
+        monitor.average = average
     record = EpochRecord(directory / "metrics.csv", monitors, rise)
     callbacks: list[pl.Callback] = [*monitors, record]
     pruning = None if options.search.trial is None else _pruning(cfg, options, record)
@@ -399,7 +403,7 @@ def _assemble(
     callbacks.append(RunCheckpoint(directory / "checkpoints", options.checkpoints, process.stop if process else None))
     if penalty is not None:
         callbacks.insert(0, eta)
-    callbacks[:0] = [callback for callback in (schedule, rise) if callback is not None]
+    callbacks[:0] = [callback for callback in (schedule, rise, average) if callback is not None]
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(TrainingProgress())
     if taken := [key for key in SET_HERE if key in cfg.trainer]:
@@ -538,7 +542,7 @@ def _check_resumable(place: str, config: Mapping[str, Any], epochs: int) -> Path
         change = f"{field} was {theirs.get(field)} and is {ours.get(field)}"
         if ours.get(field) == theirs.get(field) or field in ("data.root", "trainer.max_epochs"):
             continue
-        if field.split(".")[0] in ("model", "data", "optimizer", "seed"):
+        if field.split(".")[0] in ("model", "data", "optimizer", "averaging", "seed"):
             raise UserError(f"ckpt_path={place}: {change}; a resumed run keeps it")
         Console().print(f"resumed with a change: {change}", soft_wrap=True)
     return found[0]

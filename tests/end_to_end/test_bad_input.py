@@ -48,6 +48,7 @@ TRAIN = [
     (["scheduler=cosine", "scheduler.warmup=1"], "scheduler.warmup", "less than 1"),
     (["scheduler=multistep", "scheduler.milestones=[20,30]"], "scheduler.milestones.0", "less than 1"),
     (["scheduler=multistep", "scheduler.milestones=[0.7,0.2]"], "scheduler.milestones", "ascending"),
+    (["averaging=ema", "averaging.decay=1"], "averaging.decay", "less than 1"),
     (["scheduler=cosign"], "cosign", "one_cycle"),
     (["data.batch_size=0"], "data.batch_size", "greater than 0"),
     (["data.validation_size=60000"], "data.validation_size=60000", "60000"),

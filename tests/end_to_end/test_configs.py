@@ -24,7 +24,7 @@ CHOICES = [
     if group.is_dir() and group.name not in ("hydra", "experiment")
     for choice in sorted(group.glob("*.yaml"))
 ]
-OPTIONAL = ("regularizer", "adversary", "eps_schedule", "scheduler")
+OPTIONAL = ("regularizer", "adversary", "eps_schedule", "scheduler", "averaging")
 EXPERIMENTS = [path.stem for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
 
 
@@ -61,7 +61,8 @@ def test_every_choice_of_every_group_can_be_made(group, choice):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_can_be_made_and_tells_its_command(experiment):
     cfg = composed("train", f"experiment={experiment}", "output_dir=somewhere")
-    groups = ("data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler", "trainer")
+    training = ("regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler", "averaging", "trainer")
+    groups = ("data", "model", *training)
     for group in groups:
         build(cfg, group, optional=group in OPTIONAL)
     assert read_evaluation(cfg).attacks

@@ -136,7 +136,13 @@ def test_an_adversary_goes_on_bit_for_bit(tmp_path, dying, monkeypatch, options)
 
 
 @pytest.mark.parametrize(
-    "options", [["scheduler=one_cycle"], ["trainer.accumulate_grad_batches=2", "optimizer.momentum=0.9"]], ids=" ".join
+    "options",
+    [
+        ["scheduler=one_cycle"],
+        ["trainer.accumulate_grad_batches=2", "optimizer.momentum=0.9"],
+        ["averaging=ema", "averaging.decay=0.9"],
+    ],
+    ids=" ".join,
 )
 def test_what_can_be_added_to_a_training_goes_on_too(tmp_path, dying, monkeypatch, options):
     start(tmp_path / "whole", *options)

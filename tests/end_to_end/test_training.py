@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from jacobian_robust.callbacks import METRICS
+from jacobian_robust.callbacks import METRICS, JacobianMonitor
 from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.models import LeNet
 from jacobian_robust.results import Results
@@ -233,6 +233,33 @@ def test_a_schedule_sets_the_rate_of_each_step_and_goes_on_in_a_longer_run(tmp_p
     assert [row["lr"] for row in run.rows] == [rate(3, 8), rate(7, 8)]
     longer = short_run(tmp_path / "longer", *options, "trainer.max_epochs=3", f"ckpt_path={tmp_path}/run")
     assert [row["lr"] for row in longer.rows] == [rate(3, 8), rate(7, 8), rate(11, 12)]
+
+
+def test_the_average_of_the_weights_is_what_is_validated_measured_stored_and_exported(tmp_path, monkeypatch):
+    passed = []
+
+    def noted(self, trainer, *args):
+        passed.append({name: weight.clone() for name, weight in trainer.lightning_module.model.state_dict().items()})
+
+    monkeypatch.setattr(JacobianMonitor, "on_train_batch_end", noted)
+    options = ["averaging=ema", "averaging.decay=0.7", "optimizer.lr=0.1", "trainer.max_epochs=2"]
+    run = short_run(tmp_path / "run", *options, "monitor_images=20")
+    exported = load_checkpoint(tmp_path / "run" / "model.safetensors")
+    for name, average in passed[0].items():
+        for weights in passed[1:]:
+            average = 0.7 * average + 0.3 * weights[name]
+        torch.testing.assert_close(run.state_dict[name], average)
+        assert torch.equal(exported.state_dict[name], run.state_dict[name])
+        assert not torch.allclose(passed[-1][name], average)
+    datamodule = run.datamodule()
+    datamodule.setup("fit")
+    images, labels = datamodule.split("validation").first(None)
+    loss = torch.nn.functional.cross_entropy(run.model()(images), labels).item()
+    assert run.rows[-1]["validation_cross_entropy"] == pytest.approx(loss, rel=1e-5)
+    monitor = JacobianMonitor(20, eps=1.0, bound="center")
+    assert run.rows[-1]["validation_jacobian_norm"] == pytest.approx(
+        monitor.measure(run.model(), images[:20], labels[:20])["jacobian_norm"], rel=1e-5
+    )
 
 
 def test_seeds_decide_the_weights_and_zero_is_one_of_them(tmp_path):
