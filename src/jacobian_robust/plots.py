@@ -23,6 +23,7 @@ __all__ = [
     "adversarial_examples",
     "class_accuracy",
     "comparison",
+    "fronts",
     "group_curves",
     "noise_curves",
     "predicted_against_found",
@@ -206,6 +207,26 @@ def trade_off(results: Results, options: Sequence[Mapping[str, Any]], over: str)
     for axes in (accuracy, against):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
+    return figure
+
+
+def fronts(trials: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
+    """Return clean accuracy against robust accuracy of trials, a line through the undominated ones of each method.
+
+    Args:
+        trials: by method, pairs (clean accuracy, robust accuracy); those with nan are left out.
+    """
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, points) in enumerate(trials.items()):
+        known = sorted({point for point in points if not any(map(math.isnan, point))}, reverse=True)
+        front = [point for j, point in enumerate(known) if all(point[1] > before[1] for before in known[:j])]
+        style = _style(i)
+        axes.plot(*zip(*known, strict=True), **style | {"linestyle": "", "alpha": 0.35})
+        axes.plot(*zip(*front, strict=True), **style, label=name)
+    axes.set(xlabel="clean accuracy", ylabel="robust accuracy", title="Trials on validation images")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
