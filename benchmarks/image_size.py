@@ -17,7 +17,7 @@ from step_cost import DEVICE, Case, Step, frobenius, ours, take_turns
 from torch import nn
 
 from jacobian_robust.memory import keep_freed_memory
-from jacobian_robust.models import LeNet, ResNet18
+from jacobian_robust.models import MLP, LeNet, ResNet18
 
 WAYS = {"plain": None, "1 probe": frobenius(1), "exact": frobenius(None)}
 
@@ -28,6 +28,8 @@ def cases(batch: int = 32) -> dict[str, Case]:
         "LeNet, 1×28×28": (LeNet(), (1, 28, 28)),
         "LeNet, smooth, 1×28×28": (LeNet(activation="silu", pooling="average"), (1, 28, 28)),
         "LeNet, orthonormal, 1×28×28": (LeNet(orthogonal=True), (1, 28, 28)),
+        "MLP, 1×28×28": (MLP(classes=10, inputs=784, width=128), (1, 28, 28)),
+        "MLP, 3×32×32": (MLP(classes=10, inputs=3072, width=128), (3, 32, 32)),
         "LeNet, 3×32×32": (LeNet(channels=3, image_size=32), (3, 32, 32)),
         "ResNet-18, group norm, 3×32×32": (ResNet18(), (3, 32, 32)),
     }
@@ -41,7 +43,9 @@ def cases(batch: int = 32) -> dict[str, Case]:
 def measure(networks: dict[str, Case], seconds: float) -> dict[str, dict[str, dict[str, float]]]:
     """Return milliseconds a step and its two ratios, by network and way."""
     steps: dict[str, tuple[Step, int]] = {
-        f"{name}/{way}": (ours(case, penalty), 1) for name, case in networks.items() for way, penalty in WAYS.items()
+        f"{name}/{way}": (ours(case, penalty), 10 if isinstance(case.model, MLP) else 1)  # of a millisecond each
+        for name, case in networks.items()
+        for way, penalty in WAYS.items()
     }
     times = take_turns(steps, seconds)
     base = times[f"{next(iter(networks))}/plain"]

@@ -39,6 +39,18 @@ def test_the_step_cost_benchmark_runs():
     assert benchmark["peak_memory"](benchmark["ours"](case, None)) > 0
 
 
+def test_the_image_size_benchmark_runs(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))  # it builds on step_cost.py beside it
+    benchmark = runpy.run_path(str(BENCHMARKS / "image_size.py"))
+    networks = benchmark["cases"](batch=2)
+    assert [len(case.images) for case in networks.values()] == [2] * 7
+    small = {name: case for name, case in networks.items() if "LeNet, 1" in name or "MLP, 3" in name}
+    result = benchmark["measure"](small, seconds=0.0)
+    assert result["LeNet, 1×28×28"]["plain"]["to_lenet"] == 1
+    assert all(ways["plain"]["to_plain"] == 1 for ways in result.values())
+    assert all(ways["exact"]["to_plain"] > 1 for ways in result.values())
+
+
 def test_the_same_result_benchmark_runs_what_is_missing_and_compares_seed_by_seed(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "same_result.py"), "--epochs=1", "--steps=2", "--images=20"]
     command += ["--directory", str(tmp_path), "--json", str(tmp_path / "all.json"), "--ways", "exact", "1 projection"]

@@ -421,6 +421,9 @@ def _assemble(
     except Exception as error:  # Lightning has no common exception for a bad argument
         raise UserError(describe(error, "trainer")) from error
     _check_devices(trainer, cfg, process)
+    if average is not None and trainer.precision in ("16-true", "bf16-true"):
+        # The average moves by less than their last digit.
+        raise UserError(f"averaging: not in half precision; give trainer.precision={trainer.precision[:-4]}mixed")
     if adversary is not None and isinstance(trainer.strategy, DDPStrategy):
         raise UserError("adversary: its draws are for one device; give trainer=default, or adversary=none")
     if isinstance(penalty, Lagrangian) and isinstance(trainer.strategy, DDPStrategy):

@@ -49,6 +49,7 @@ TRAIN = [
     (["scheduler=multistep", "scheduler.milestones=[20,30]"], "scheduler.milestones.0", "less than 1"),
     (["scheduler=multistep", "scheduler.milestones=[0.7,0.2]"], "scheduler.milestones", "ascending"),
     (["averaging=ema", "averaging.decay=1"], "averaging.decay", "less than 1"),
+    (["averaging=ema", "trainer.precision=bf16-true"], "averaging", "give trainer.precision=bf16-mixed"),
     (["scheduler=cosign"], "cosign", "one_cycle"),
     (["data.batch_size=0"], "data.batch_size", "greater than 0"),
     (["data.validation_size=60000"], "data.validation_size=60000", "60000"),

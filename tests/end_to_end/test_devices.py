@@ -65,6 +65,16 @@ def test_two_processes_train_what_one_does(two, tmp_path):
     assert sorted(path.name for path in two.iterdir()) == names
 
 
+def test_schedules_and_averages_are_those_of_one_process(tmp_path):
+    """The rate of each step, and the average that is measured in parts and stored; bounds as above."""
+    added = ["scheduler=cosine", "averaging=ema", "averaging.decay=0.7", "trainer.max_epochs=2"]
+    on_two(tmp_path / "two", *added)
+    train(composed("train", *OPTIONS, *added, f"output_dir={tmp_path}/one"))
+    for ours, theirs in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-10)
+    torch.testing.assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=1e-10, atol=1e-12)
+
+
 def begun(directory, *overrides):
     """Start two processes in a group of their own, and return when they have written a checkpoint."""
     process = subprocess.Popen(

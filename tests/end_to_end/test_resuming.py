@@ -141,6 +141,7 @@ def test_an_adversary_goes_on_bit_for_bit(tmp_path, dying, monkeypatch, options)
         ["scheduler=one_cycle"],
         ["trainer.accumulate_grad_batches=2", "optimizer.momentum=0.9"],
         ["averaging=ema", "averaging.decay=0.9"],
+        ["averaging=ema", "averaging.decay=0.9", "trainer.precision=64-true"],
     ],
     ids=" ".join,
 )
