@@ -1,5 +1,7 @@
 """The parts of a batch, put together, are the batch: samples, random numbers, losses and gradients."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -94,6 +96,7 @@ def test_the_mean_gradient_of_the_parts_is_that_of_the_batch(penalty, samples, o
             model, lambda p: torch.optim.SGD(p, lr=0.1), penalty, amortization=Amortization(every=3, fraction=fraction)
         )
         module.eta = 0.3
+        module.trainer = SimpleNamespace(accumulate_grad_batches=1, global_step=0)
         return module
 
     def gradient(module, loss):

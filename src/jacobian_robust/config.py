@@ -269,13 +269,20 @@ def describe(error: BaseException, group: str = "") -> str:
         group: the config group it was raised in.
     """
     if isinstance(error, ValidationError):
-        return "; ".join(_describe_option(details, group) for details in error.errors())
+        described: dict[str, str] = {}  # where several types were possible, the first one's complaint
+        for details in error.errors():
+            name = ".".join(str(part) for part in (group, *details["loc"]) if not _POSSIBLE_TYPE.fullmatch(str(part)))
+            described.setdefault(name, _describe_option(details, name))
+        return "; ".join(described.values())
     text = " ".join(str(error).split()) or type(error).__name__
     return f"{group}: {text}" if group else text
 
 
-def _describe_option(details: Mapping[str, Any], group: str) -> str:
-    name = ".".join(str(part) for part in (group, *details["loc"]) if part != "")
+_POSSIBLE_TYPE = re.compile(r"|constrained-\w+|(float|int|str|bool)|\w+\[.*\]")
+"""What pydantic adds to the place of an option that may be of several types."""
+
+
+def _describe_option(details: Mapping[str, Any], name: str) -> str:
     message = details["msg"].removeprefix("Value error, ")
     # What an unknown option holds is not shown: it could be a key.
     got = f" (got {details['input']!r})" if details["loc"] and "unexpected" not in details["type"] + message else ""

@@ -164,7 +164,11 @@ def test_a_model_of_normalised_pixels_is_given_them(classifier, threats, tmp_pat
 
 @pytest.mark.parametrize(
     ("option", "said"),
-    [("input.std=0", "std must be positive"), ("input.high=0", "high must be above low"), ("input.low=x", "input.low")],
+    [
+        ("input.std=0", r"^input\.std: [^;]*greater than[^;]*$"),
+        ("input.high=0", "high must be above low"),
+        ("input.low=x", "input.low"),
+    ],
 )
 def test_a_wrong_input_range_is_refused(option, said, trained, tmp_path):
     with pytest.raises(UserError, match=said):

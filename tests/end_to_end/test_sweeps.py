@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import wandb
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -220,6 +221,7 @@ def test_a_wandb_agent_finds_its_command_its_metric_and_its_run(door, tmp_path):
     drawn = [f"{name}={p.get('values', [p.get('max')])[-1]}" for name, p in described["parameters"].items()]
     brief = [*SHORT, "trainer.max_epochs=1", "trainer.limit_train_batches=2", "logger.offline=true"]
     small = ["monitor_attack_images=10", "attack.pgd_linf.steps=1", "hydra.run.dir=run"]
+    wandb.teardown()  # it has read the environment, if an earlier test logged
     with pytest.MonkeyPatch.context() as agent:
         agent.setenv("WANDB_RUN_ID", "asked4")
         agent.setenv("WANDB_SWEEP_ID", "sweep")
