@@ -58,8 +58,8 @@ def test_every_method_of_the_plan_can_be_made(name):
     first = [f"{option}={values[0]}" for option, values in method.tune.items()]
     cfg = composed("train", *PLAN.options, *method.options, *PLAN.tuning, *first, "output_dir=somewhere")
     assert isinstance(build(cfg, "regularizer", optional=True), Penalty | None)
-    for options in PLAN.evaluations.values():
-        composed("evaluate", *options, "output_dir=somewhere")
+    for evaluation in PLAN.evaluations.values():
+        composed("evaluate", *evaluation.options, "output_dir=somewhere")
 
 
 def test_the_table_has_the_mean_and_the_spread_of_the_seeds():
@@ -83,9 +83,10 @@ def test_it_makes_what_is_missing_only_and_keeps_what_was_written_by_hand(tmp_pa
         "options": ["monitor_images=0", "trainer.limit_val_batches=2", "trainer.enable_progress_bar=false"],
         **{"batches": 20, "trial_epochs": 1, "epochs": 1, "seeds": [0, 1], "trials": 2},
         "tuning": ["attack=pgd_linf", "attack.pgd_linf.eps=[0.1]", "limit=20"],
-        **{"objective": "robust_accuracy_linf_0.1", "clean": 0.98, "evaluations": {"pgd": evaluation}},
-        "methods": {"vanilla": {"options": ["regularizer=none"], "cost": 1, "tune": {"optimizer.lr": [0.01, 0.1]}}},
+        **{"objective": "robust_accuracy_linf_0.1", "clean": 0.98, "evaluations": {"pgd": {"options": evaluation}}},
+        "methods": {"vanilla": {"options": ["regularizer=none"], "cost": 1, "finalist": True}},
     }
+    stated["methods"]["vanilla"]["tune"] = {"optimizer.lr": [0.01, 0.1]}
     (tmp_path / "plan.yaml").write_text(json.dumps(stated))
 
     def run():

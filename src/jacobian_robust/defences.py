@@ -1,9 +1,9 @@
 """Defences beside one another at equal cost: ``python -m jacobian_robust.defences``, in a clone of the project.
 
 Each method of conf/defences.yaml has the same number of trials, judged on validation images. Its best one is trained
-for longer, with several seeds, and attacked on test images. A method whose step takes as long as c plain steps has one
-c-th of the steps. The tables and the picture go into RESULTS/defences.md; what they are made of lies beside it. Run
-again, it makes only what is missing.
+for longer, with several seeds for the finalists, and attacked on test images. A method whose step takes as long as c
+plain steps has one c-th of the steps. The tables and the picture go into RESULTS/defences.md; what they are made of
+lies beside it. Run again, it makes only what is missing.
 """
 
 import argparse
@@ -42,6 +42,7 @@ class Method(BaseModel):
         options: of ``train.py`` that choose it.
         tune: the values that are tried of further options, all combinations.
         cost: time of a training step, in plain steps.
+        finalist: whether it is trained with every seed, not with the first alone.
         adversarial: whether it trains on adversarial examples.
     """
 
@@ -50,7 +51,22 @@ class Method(BaseModel):
     options: list[str]
     tune: dict[str, list[float | int | str]] = Field(min_length=1)
     cost: PositiveFloat
+    finalist: bool = False
     adversarial: bool = False
+
+
+class Evaluation(BaseModel):
+    """An evaluation of what is reported.
+
+    Attributes:
+        options: of ``evaluate.py``.
+        first_seed_alone: whether the models of the other seeds are left out.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    options: list[str]
+    first_seed_alone: bool = False
 
 
 class Plan(BaseModel):
@@ -67,7 +83,7 @@ class Plan(BaseModel):
     tuning: list[str]
     objective: str
     clean: float = Field(ge=0, le=1)
-    evaluations: dict[str, list[str]] = Field(min_length=1)
+    evaluations: dict[str, Evaluation] = Field(min_length=1)
     methods: dict[str, Method] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -148,15 +164,17 @@ def study(plan: Plan, names: Sequence[str], *, results: Path, runs: Path, jobs: 
         known[name] = [_trial(plan, method, job) for job in tried.values()]
         _report(plan, known, document, results / "defences")
     for name in names:
-        options = _training(plan, plan.methods[name], best(known[name], plan.clean))
-        trained = _sweep(options, runs / "trained" / name, f"{name}-${{seed}}", len(plan.seeds), jobs)
+        seeds = plan.seeds if plan.methods[name].finalist else plan.seeds[:1]
+        options = _training(plan, plan.methods[name], best(known[name], plan.clean), seeds)
+        trained = _sweep(options, runs / "trained" / name, f"{name}-${{seed}}", len(seeds), jobs)
         models[name] = [place / "model.safetensors" for place, job in trained.items() if job.status == "finished"]
         if not models[name]:
             raise UserError(f"{name}: no training finished: {next(iter(trained.values())).error}")
-    for evaluation, attacks in plan.evaluations.items():
+    for kind, evaluation in plan.evaluations.items():
         for name in names:
-            made = _attack(models[name], runs / "attacked" / f"{name}_{evaluation}", attacks, jobs)
-            shutil.copyfile(made, results / "defences" / f"{name}_{evaluation}.json")
+            attacked = models[name][:1] if evaluation.first_seed_alone else models[name]
+            made = _attack(attacked, runs / "attacked" / f"{name}_{kind}", evaluation.options, jobs)
+            shutil.copyfile(made, results / "defences" / f"{name}_{kind}.json")
             _report(plan, known, document, results / "defences")
     return known
 
@@ -174,8 +192,8 @@ def _tuning(plan: Plan, method: Method) -> list[str]:
     return [*_of_all(plan, method, plan.trial_epochs), *judged, *grid, "seed=100"]
 
 
-def _training(plan: Plan, method: Method, chosen: Trial) -> list[str]:
-    return [*_of_all(plan, method, plan.epochs), *chosen.overrides, f"seed={','.join(map(str, plan.seeds))}"]
+def _training(plan: Plan, method: Method, chosen: Trial, seeds: Sequence[int]) -> list[str]:
+    return [*_of_all(plan, method, plan.epochs), *chosen.overrides, f"seed={','.join(map(str, seeds))}"]
 
 
 def _of(place: Path, options: Sequence[str]) -> Path:
