@@ -53,7 +53,7 @@ from jacobian_robust.results import (
 )
 from jacobian_robust.robustness import Sweep, predictions, sweep
 from jacobian_robust.sanity import Check, checks_of, sanity_checks, verdict
-from jacobian_robust.tracking import WandbOptions, log_evaluation, read_logger, wandb_run
+from jacobian_robust.tracking import WandbOptions, full_id, log_evaluation, read_logger, wandb_run
 
 __all__ = ["Evaluation", "Subject", "evaluate", "print_results", "read_evaluation", "report", "subjects"]
 
@@ -355,6 +355,7 @@ def report(
                 raise UserError(
                     f"{finished} is damaged, or of another version: choose another hydra.run.dir"
                 ) from error
+        identity = directory / PROGRESS / "wandb_run"
         run = stack.enter_context(
             wandb_run(
                 logger,
@@ -365,8 +366,13 @@ def report(
                 tags=[attack.name for attack in evaluation.attacks],
                 config=config | {"training_runs": trained},
                 notes="".join(f"{name} was trained in run {trainer}.\n" for name, trainer in trained.items()),
+                resumed=identity.read_text() if identity.is_file() else None,
             )
         )
+        if run is not None:
+            identity.parent.mkdir(exist_ok=True)
+            with write_atomically(identity) as file:
+                file.write(full_id(run))
         followed = [subject.network for subject in models] + [n for networks in sources.values() for n in networks]
         try:
             with several(evaluation.processes, followed) as attackers:

@@ -18,7 +18,7 @@ from jacobian_robust.options import STRICT, Listed, NonEmpty
 from jacobian_robust.plots import NORMS
 from jacobian_robust.results import Model, Results
 
-__all__ = ["WandbOptions", "log_evaluation", "log_training", "read_logger", "wandb_run"]
+__all__ = ["WandbOptions", "full_id", "log_evaluation", "log_training", "read_logger", "wandb_run"]
 
 
 class WandbOptions(BaseModel):
@@ -116,6 +116,11 @@ def wandb_run(
         run.finish(exit_code=1)
         raise
     run.finish(exit_code=0)
+
+
+def full_id(run: "wandb.Run") -> str:
+    """Return what finds a run again: ``entity/project/id``, or ``project/id`` where no entity is known."""
+    return "/".join(filter(None, (run.entity, run.project, run.id)))
 
 
 def log_training(run: "wandb.Run", curves: Figure, summary: dict[str, Any]) -> None:

@@ -62,7 +62,7 @@ from jacobian_robust.processes import ProcessDied, Stop, run_together
 from jacobian_robust.provenance import versions
 from jacobian_robust.regularizers import Amortization, Penalty, condition_of, needs_input_graph, with_radius
 from jacobian_robust.schedules import Schedule
-from jacobian_robust.tracking import WandbOptions, log_training, read_logger, wandb_run
+from jacobian_robust.tracking import WandbOptions, full_id, log_training, read_logger, wandb_run
 
 if TYPE_CHECKING:
     from jacobian_robust.search import Pruning
@@ -678,7 +678,7 @@ def _fit(
     ) as wandb:
         if wandb is not None:
             run.trainer.logger = WandbLogger(experiment=wandb)
-            run.module.wandb = "/".join(filter(None, (wandb.entity, wandb.project, wandb.id)))
+            run.module.wandb = full_id(wandb)
         _fit_alone(run, options)
         seconds = time.perf_counter() - started
         metrics = run.record.rows[-1]

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 
 import matplotlib.image
 import numpy as np
@@ -137,6 +138,24 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(after, trained, tmp_
     written = (tmp_path / "parted" / "robustness.json").stat().st_mtime_ns
     assert run(tmp_path / "parted", "resume=true") == whole
     assert (tmp_path / "parted" / "robustness.json").stat().st_mtime_ns == written, "what is finished is left as it is"
+
+
+def test_an_interrupted_evaluation_goes_on_with_its_wandb_run(trained, tmp_path, monkeypatch):
+    options = [*ATTACK, f"checkpoint={trained.directory}/vanilla", f"output_dir={tmp_path}/run"]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation._Bars, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="resume=true"):
+            evaluate(composed("evaluate", *options))
+    time.sleep(1)  # W&B names directories by the second
+    evaluate(composed("evaluate", *options, "resume=true"))
+    places = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    runs = [wandb_records.read_records(place) for place in places]
+    assert [wandb_records.exit_code(records) for records in runs] == [1, 0]
+    assert len({record.run.run_id for records in runs for record in records} - {""}) == 1
 
 
 def counted(run, directory, monkeypatch):
