@@ -51,6 +51,7 @@ def test_the_image_size_benchmark_runs(monkeypatch):
     assert all(ways["exact"]["to_plain"] > 1 for ways in result.values())
 
 
+@pytest.mark.slow
 def test_the_same_result_benchmark_runs_what_is_missing_and_compares_seed_by_seed(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "same_result.py"), "--epochs=1", "--steps=2", "--images=20"]
     command += ["--directory", str(tmp_path), "--json", str(tmp_path / "all.json"), "--ways", "exact", "1 projection"]

@@ -1,5 +1,6 @@
 """Real training and a real attack on real MNIST images, once, for many tests to look at."""
 
+import json
 import runpy
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
@@ -68,11 +70,22 @@ class Trained:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A twin pair, trained for two short epochs with a strong penalty and attacked; its W&B runs are offline."""
+def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained:
+    """A twin pair, trained for two short epochs with a strong penalty and attacked; its W&B runs are offline.
+
+    The worker processes have one in common: the first trains it, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    runs = base if worker_id == "master" else base.parent
+    with FileLock(runs / "pair.lock"):
+        if not (runs / "pair.json").is_file():
+            (runs / "pair.json").write_text(json.dumps(_train_pair(runs / "pair")))
+    return Trained(runs / "pair", json.loads((runs / "pair.json").read_text()))
+
+
+def _train_pair(directory: Path) -> dict[str, float]:
     from jacobian_robust.training import train
 
-    directory = tmp_path_factory.mktemp("runs") / "pair"
     cfg = composed(
         "train",
         *SHORT,
@@ -94,4 +107,4 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         "trainer.limit_train_batches=60",
         f"output_dir={directory}",
     )
-    return Trained(directory, train(cfg))
+    return train(cfg)

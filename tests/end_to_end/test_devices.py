@@ -65,6 +65,7 @@ def test_two_processes_train_what_one_does(two, tmp_path):
     assert sorted(path.name for path in two.iterdir()) == names
 
 
+@pytest.mark.slow
 def test_schedules_and_averages_are_those_of_one_process(tmp_path):
     """The rate of each step, and the average that is measured in parts and stored; bounds as above."""
     added = ["scheduler=cosine", "averaging=ema", "averaging.decay=0.7", "trainer.max_epochs=2"]

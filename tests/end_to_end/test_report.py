@@ -97,7 +97,7 @@ def test_the_report_is_drawn_by_a_browser(evaluated, tmp_path):
     assert shown(0x00, 0x72, 0xB2) > 500  # the first model's line, in the embedded figures
 
 
-@pytest.mark.parametrize("after", [1, 4])
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(after, trained, tmp_path, monkeypatch):
     def run(directory, *overrides):
         return evaluate(

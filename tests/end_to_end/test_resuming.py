@@ -117,10 +117,10 @@ def test_the_random_streams_of_a_model_go_on(tmp_path, dying, monkeypatch):
 @pytest.mark.parametrize(
     "options",
     [
-        ["adversary=pgd", "adversary.steps=2"],
+        pytest.param(["adversary=pgd", "adversary.steps=2"], marks=pytest.mark.slow),
         ["adversary=trades", "adversary.steps=2", "adversary.penalty_at=adversary"],
         ["adversary=free", "adversary.replays=3"],
-        ["adversary=noise", "adversary.penalty_at=adversary"],
+        pytest.param(["adversary=noise", "adversary.penalty_at=adversary"], marks=pytest.mark.slow),
     ],
     ids=lambda options: options[0],
 )
@@ -138,10 +138,11 @@ def test_an_adversary_goes_on_bit_for_bit(tmp_path, dying, monkeypatch, options)
 @pytest.mark.parametrize(
     "options",
     [
-        ["scheduler=one_cycle"],
-        ["trainer.accumulate_grad_batches=2", "optimizer.momentum=0.9"],
-        ["averaging=ema", "averaging.decay=0.9"],
-        ["averaging=ema", "averaging.decay=0.9", "trainer.precision=64-true"],
+        ["scheduler=one_cycle", "trainer.accumulate_grad_batches=2", "averaging=ema", "averaging.decay=0.9"],
+        pytest.param(["scheduler=one_cycle"], marks=pytest.mark.slow),
+        pytest.param(["trainer.accumulate_grad_batches=2", "optimizer.momentum=0.9"], marks=pytest.mark.slow),
+        pytest.param(["averaging=ema", "averaging.decay=0.9"], marks=pytest.mark.slow),
+        pytest.param(["averaging=ema", "averaging.decay=0.9", "trainer.precision=64-true"], marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )

@@ -72,6 +72,7 @@ def test_jobs_side_by_side_fail_and_die_alone_and_only_what_is_missing_is_run_ag
     assert weights.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_a_job_that_finished_keeps_its_record(door, tmp_path):
     sweep = ["-m", "seed=0", *BRIEF, "hydra.sweep.dir=sweep"]
     assert door("train", *sweep).status == 0
@@ -83,6 +84,7 @@ def test_a_job_that_finished_keeps_its_record(door, tmp_path):
     assert record.read_text() == kept
 
 
+@pytest.mark.slow
 def test_slurms_launcher_runs_on_this_machine(door, tmp_path):
     result = door("train", "-m", "seed=3", *BRIEF, "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep")
     assert result.status == 0, result.stderr

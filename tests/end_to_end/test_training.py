@@ -306,6 +306,7 @@ def test_other_precisions_work(tmp_path, precision):
     assert all(math.isfinite(value) for value in run.rows[0].values())
 
 
+@pytest.mark.slow
 def test_sweep_gives_each_run_its_own_directory_and_wandb_run(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), "-m", "regularizer=none,frobenius", "seed=0,1", *SHORT]
     command += ["trainer.max_epochs=1", "trainer.limit_train_batches=2", f"hydra.sweep.dir={tmp_path}/sweep"]
