@@ -7,12 +7,12 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     BaseModel,
@@ -28,7 +28,7 @@ from jacobian_robust.errors import UserError
 
 Options = TypeVar("Options", bound=BaseModel)
 
-__all__ = ["build", "build_each", "check", "describe", "flat", "plain", "read_options", "secret"]
+__all__ = ["build", "build_each", "check", "describe", "flat", "plain", "read_options", "secret", "settled"]
 
 
 def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -123,6 +123,8 @@ def build(
     Raises:
         UserError: if the object cannot be made; the message names the option.
     """
+    if optional:
+        cfg = settled(cfg, [group])
     if not cfg.get(group):
         if optional:
             return None
@@ -171,6 +173,20 @@ def _make(described: DictConfig, group: str, kind: type, *, partial: bool = Fals
     if not isinstance(made, functools.partial if partial else kind):
         raise UserError(f"{group}._target_={described.get('_target_')} makes no {kind.__name__}")
     return made
+
+
+def settled(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
+    """Return the config with ``None`` for those of the groups whose choice is ``none``.
+
+    An experiment may have set options of another choice there: they are dropped with it.
+    """
+    cfg = cfg.copy()
+    with open_dict(cfg):
+        for group in groups:
+            chosen = cfg.get(group)
+            if isinstance(chosen, DictConfig) and "_target_" in chosen and chosen._target_ is None:
+                cfg[group] = None
+    return cfg
 
 
 def _check_target(described: Any, name: str, kind: type) -> None:

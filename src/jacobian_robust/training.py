@@ -47,7 +47,7 @@ from jacobian_robust.callbacks import (
 )
 from jacobian_robust.checkpointing import Intervals, RunCheckpoint, newest_checkpoint
 from jacobian_robust.checkpoints import export, find_checkpoints, load_checkpoint
-from jacobian_robust.config import build, build_each, check, describe, flat, plain, read_options
+from jacobian_robust.config import build, build_each, check, describe, flat, plain, read_options, settled
 from jacobian_robust.constraints import Lagrangian
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import Terminated, UserError
@@ -80,6 +80,8 @@ GROUPS = (
     *("data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler"),
     *("averaging", "trainer", "logger", "attack"),
 )
+
+MAY_BE_NONE = ("regularizer", "adversary", "eps_schedule", "scheduler", "averaging")
 
 UNRECORDED = ("resume", "processes")
 """Keys of the config that do not shape the results: a run may be resumed with others."""
@@ -197,6 +199,7 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
     """
     keep_freed_memory()
     check(cfg, {*_Options.model_fields, *EVALUATION_OPTIONS}, GROUPS)
+    cfg = settled(cfg, MAY_BE_NONE)
     options = read_options(_Options, cfg)
     logger = read_logger(cfg)
     asked = read_evaluation(cfg) if options.evaluate or cfg.get("attack") else None  # what is not used is checked too

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from jacobian_robust.adversaries import Adversary
 from jacobian_robust.callbacks import EpsSchedule, EtaSchedule
-from jacobian_robust.config import build, plain
+from jacobian_robust.config import build, plain, settled
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import read_evaluation
 from jacobian_robust.regularizers import Penalty
@@ -83,13 +83,21 @@ def test_the_notes_experiments_are_the_notes():
         attack = cfg.attack.pgd_linf
         assert (attack.steps, attack.step_size, list(attack.eps)) == (40, 0.01, [0.1, 0.2, 0.3])
     vanilla, regularized, constant_eta, double_softmax, _ = configs
-    assert vanilla.regularizer is None
+    assert vanilla.regularizer._target_ is None
     assert regularized.regularizer.delta_over_eps == 1e-3
     assert (regularized.eta.min, regularized.eta.max) == (0.002, 0.006)
     assert constant_eta.eta.value == 0.005
     assert constant_eta.regularizer == regularized.regularizer
-    assert double_softmax.regularizer is None
+    assert double_softmax.regularizer._target_ is None
     assert double_softmax.model.double_softmax
+
+
+def test_none_is_none_whatever_an_experiment_sets_of_another_choice():
+    cfg = composed("train", "experiment=toy", "regularizer=none")
+    assert cfg.regularizer.eps == 0.1
+    assert build(cfg, "regularizer", optional=True) is None
+    assert settled(cfg, ["regularizer"]).regularizer is None
+    assert cfg.regularizer is not None
 
 
 @pytest.mark.parametrize("group", sorted({group for group, _ in CHOICES}))
