@@ -103,9 +103,8 @@ class Checkpoint:
         try:
             model.load_state_dict(self.state_dict)
         except RuntimeError as error:
-            raise UserError(
-                f"checkpoint {self.path} is of another architecture than {type(model).__name__}: {describe(error)}"
-            ) from error
+            other = f"of another architecture than the model, {type(model).__name__}"
+            raise UserError(f"checkpoint {self.path} is {other}: {describe(error)}") from error
         for layer in model.modules():  # orthonormal weights that stay as they are need not be computed at each pass
             if parametrize.is_parametrized(layer, "weight"):
                 parametrize.remove_parametrizations(layer, "weight")

@@ -226,7 +226,8 @@ def evaluate(cfg: DictConfig) -> Results:
 def _pixels(cfg: DictConfig) -> dict[str, Any]:
     """Return the arguments of :class:`PixelInput`, or none if the models take pixels in [0, 1]."""
     try:
-        options = _Input.model_validate(plain(cfg).get("input") or {})
+        stated = plain(cfg).get("input")
+        options = _Input() if stated is None else _Input.model_validate(stated)
     except ValidationError as error:
         raise UserError(describe(error, "input")) from error
     return {} if options == _Input() else options.model_dump()

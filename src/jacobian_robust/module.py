@@ -310,7 +310,8 @@ class RobustClassifier(pl.LightningModule):
             self._batch = whole
         if any(any_process(not terms.loss.isfinite(), device=terms.loss.device)):
             self._spoilt = True
-            return None
+            # Several processes have to meet in the backward pass; what comes of it is thrown away.
+            return None if share is None else terms.loss
         if isinstance(self.penalty, Lagrangian) and terms.penalty is not None:
             self.penalty.learn()
         if share is None or share.counted:
