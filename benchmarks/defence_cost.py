@@ -33,6 +33,7 @@ DEFENCES = (
     "regularizer=spectral",
     "regularizer=isometry",
     "regularizer=margin",
+    "regularizer=margin adversary=noise adversary.penalty_at=adversary",
     "regularizer=linear_margin",
     "regularizer=linear_margin regularizer.rivals=3",
     "regularizer=lagrangian",
