@@ -112,6 +112,20 @@ def test_fisher_factor_is_a_factor_of_the_covariance(classes, seed, spread):
     torch.testing.assert_close(factor @ z, (columns @ z[:, :, None])[:, :, 0], rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("spread", [0.1, 3])
+def test_the_product_with_the_factor_has_derivatives_of_higher_order(classes, spread):
+    generator = torch.Generator().manual_seed(classes)
+    logits = (spread * torch.randn(3, classes, generator=generator, dtype=torch.float64)).requires_grad_()
+    z = torch.randn(3, classes - 1, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    def product(logits, z):
+        return FisherFactor(logits) @ z
+
+    assert torch.autograd.gradcheck(product, (logits, z))
+    assert torch.autograd.gradgradcheck(product, (logits, z))
+
+
 def test_a_thousand_classes_take_memory_in_proportion():
     """Nothing of the size of a C×C matrix is kept for the backward pass of a probe."""
     classes, batch = 1000, 3

@@ -54,8 +54,8 @@ def log_conformal_factor(logits: Float[Tensor, "*batch classes"]) -> Float[Tenso
 
     Floored like the probabilities of this module, at ``log √tiny`` (-44 in float32).
     """
-    log_p = logits.log_softmax(-1)
-    log_rho = log_p[..., :-1].logsumexp(-1) - torch.log1p((log_p[..., -1] / 2).exp())
+    others, last = logits.log_softmax(-1).split([logits.shape[-1] - 1, 1], dim=-1)
+    log_rho = others.logsumexp(-1) - torch.log1p((last.squeeze(-1) / 2).exp())
     return log_rho.clamp_min(math.log(torch.finfo(logits.dtype).tiny) / 2)
 
 
@@ -100,7 +100,7 @@ def fisher_rao_distance(
 
 def distance_to_center(p: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
     """Return ``δ``, the Fisher–Rao distance to the uniform distribution (eq. 6)."""
-    return fisher_rao_distance(p, torch.full_like(p, 1 / p.shape[-1]))
+    return 4 * torch.asin(torch.linalg.vector_norm(_interior(p).sqrt() - p.shape[-1] ** -0.5, dim=-1) / 2)
 
 
 def max_distance_to_center(classes: int) -> float:
