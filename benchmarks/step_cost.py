@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torchvision.models import resnet18
 
+from jacobian_robust.capture import CapturedSteps
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.data import ImageDataModule, MNISTDataModule
 from jacobian_robust.jacobian import FisherFactor, frobenius_norm, random_signs, spectral_norm
@@ -66,20 +67,23 @@ def random_case(classes: int = 10, batch: int = 32, size: int = 28) -> Case:
     return Case(LeNet(classes=classes, image_size=size).to(DEVICE), images, labels, classes)
 
 
-def ours(case: Case, penalty: Penalty | None, amortization: Amortization | None = None) -> Step:
+def ours(
+    case: Case, penalty: Penalty | None, amortization: Amortization | None = None, *, cuda_graph: bool = False
+) -> Step:
     """The framework's own step: its loss, its backward pass."""
     amortization = amortization or Amortization()
     module = RobustClassifier(copy.deepcopy(case.model), sgd, penalty, amortization=amortization)
     module.eta = ETA
+    if cuda_graph:
+        module.captured = CapturedSteps(list(module.parameters()), module._generator)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
     steps = itertools.count()
+    batch, penalised = (case.images, case.labels), amortization.samples(len(case.labels))
 
     def step() -> None:
-        terms = module.loss_terms(
-            (case.images, case.labels),
-            generator=module._generator,
-            weight=amortization.weight(next(steps)),
-            penalised=amortization.samples(len(case.labels)),
+        weight = amortization.weight(next(steps))
+        terms = module._captured_terms(batch, weight, penalised) or module.loss_terms(
+            batch, generator=module._generator, weight=weight, penalised=penalised
         )
         optimizer.zero_grad()
         module.backward(terms.loss)
@@ -197,9 +201,12 @@ def compare(case: Case, seconds: float, peer: Path | None) -> dict[str, dict[str
         "loop of rows, torch's derivatives": (theirs(case, row_loop), 1),
         "torch.func.jacrev": (theirs(case, functional_jacobian), 1),
     }
+    if DEVICE.type == "cuda":
+        for name, penalty in (("plain", None), ("exact Frobenius", frobenius(None)), ("1 probe", frobenius(1))):
+            ways[f"{name}, CUDA graph"] = (ours(case, penalty, cuda_graph=True), 4)
     for n, name in ((-1, "jacobian_regularizer, exact"), (1, "jacobian_regularizer, 1 projection")):
-        if penalty := jacobian_regularizer(peer, n):
-            ways[name] = (theirs(case, penalty), 1 if n < 0 else 4)
+        if theirs_penalty := jacobian_regularizer(peer, n):
+            ways[name] = (theirs(case, theirs_penalty), 1 if n < 0 else 4)
     times = take_turns(ways, seconds)
     return {name: {"ms": ms, "ratio": ms / times["plain"]} for name, ms in times.items()}
 

@@ -230,7 +230,7 @@ def frobenius_norm(
     exact_columns = factor.columns if probes is None or probes >= factor.columns else probes - 1
     vectors = [factor.column(k) for k in range(exact_columns)]
     if exact_columns < factor.columns:
-        signs = random_signs(logits.shape[0], factor.columns, generator).to(logits.device)
+        signs = random_signs(logits.shape[0], factor.columns, generator, device=logits.device)
         if exact_columns:
             signs[:, :exact_columns] = 0
         vectors.append(factor @ signs)
@@ -267,15 +267,26 @@ def gram_matrix(
 
 
 def random_signs(
-    samples: int, columns: int, generator: torch.Generator | None = None
+    samples: int,
+    columns: int,
+    generator: torch.Generator | None = None,
+    *,
+    device: torch.device | str | None = None,
 ) -> Float[Tensor, "batch columns"]:
-    """Return independent, equally likely ``±1.0``, drawn on the generator's device (the CPU by default)."""
-    device = generator.device if generator is not None else None
+    """Return independent, equally likely ``±1.0``, drawn on the generator's device (the CPU by default).
+
+    Args:
+        samples: rows.
+        columns: signs of a row.
+        generator: source of the signs; by default torch's global one.
+        device: to which they are brought; where they are drawn by default.
+    """
+    place = generator.device if generator is not None else None
 
     def bits(samples: int) -> Tensor:
-        return torch.randint(0, 2, (samples, columns), generator=generator, device=device)
+        return torch.randint(0, 2, (samples, columns), generator=generator, device=place)
 
-    return drawn(bits, samples, generator).mul_(2).sub_(1).float()
+    return drawn(bits, samples, generator).to(device).mul_(2).sub_(1).float()
 
 
 def spectral_norm(

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from jacobian_robust.adversaries import Adversary, Place
+from jacobian_robust.capture import CapturedSteps, NotCaptured
 from jacobian_robust.constraints import Lagrangian
 from jacobian_robust.double_backward import FastDoubleBackward
 from jacobian_robust.errors import UserError
@@ -120,10 +121,12 @@ class RobustClassifier(pl.LightningModule):
         adversary: displaces the images in training; ``None`` trains on them as they are.
         amortization: how seldom the penalty is computed in training.
         seed: seed of the penalty's random probes.
+        cuda_graph: take the steps on a GPU from CUDA graphs (:mod:`jacobian_robust.capture`), where that can be done.
         config: plain containers, stored in every checkpoint so that it can be evaluated alone.
 
     Attributes:
         eta: the weight ``η`` of the penalty, in [0, 1]; a callback of :mod:`jacobian_robust.callbacks` sets it.
+        captured: what takes the steps from graphs; ``None`` where all of them are eager.
         skipped_steps: how many steps were skipped since their loss or gradient was not finite.
     """
 
@@ -136,6 +139,7 @@ class RobustClassifier(pl.LightningModule):
         adversary: Adversary | None = None,
         amortization: Amortization = Amortization(),  # noqa: B008 (it is frozen)
         seed: int = 0,
+        cuda_graph: bool = False,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -144,6 +148,8 @@ class RobustClassifier(pl.LightningModule):
         self.adversary = adversary
         self.amortization = amortization
         self.eta = 0.0
+        self.captured: CapturedSteps | None = None
+        self._cuda_graph = cuda_graph
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
         self._batch: Batch | None = None
@@ -175,6 +181,7 @@ class RobustClassifier(pl.LightningModule):
         weight: int | float = 1,
         penalised: int | None = None,
         attacked: bool = False,
+        eta: Tensor | None = None,
     ) -> LossTerms:
         """Return the loss of a batch (eq. 16) and its parts.
 
@@ -185,7 +192,9 @@ class RobustClassifier(pl.LightningModule):
             weight: by what ``η·mean(α)`` is multiplied; with 0 the penalty is not computed.
             penalised: how many of the inputs the penalty is computed of, the first ones; all by default.
             attacked: let the adversary displace the inputs.
+            eta: ``η`` as a scalar tensor; the attribute by default.
         """
+        share = self.eta if eta is None else eta
         inputs, labels = batch
         adversary = self.adversary if attacked else None
         points: dict[Place, Tensor] = {"clean": inputs}
@@ -207,7 +216,7 @@ class RobustClassifier(pl.LightningModule):
         fit_at: Place = "clean" if adversary is None else adversary.fit_at
         if self.penalty is None or not weight:
             fit, cross_entropy = fitted()
-            loss = fit if self.penalty is None else (1 - self.eta) * fit
+            loss = fit if self.penalty is None else (1 - share) * fit
             return LossTerms(loss, cross_entropy, None, logits_at(fit_at))
         place: Place = "clean" if adversary is None else adversary.penalty_at
         more: dict[str, Any] = {}
@@ -232,7 +241,7 @@ class RobustClassifier(pl.LightningModule):
                 penalty = self.penalty(
                     watched_logits, watched, labels[:penalised], generator=generator, create_graph=create_graph, **more
                 ).mean()
-            loss = (1 - self.eta) * fit + self.eta * weight * penalty
+            loss = (1 - share) * fit + share * weight * penalty
         return LossTerms(loss, cross_entropy, penalty, logits_at(fit_at))
 
     def _twice_differentiable(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
@@ -303,7 +312,9 @@ class RobustClassifier(pl.LightningModule):
         # The batch is in random order: its first images are a random part of it.
         penalised = self.amortization.samples(len(whole[1]) if share is None else share.samples)
         if share is None:
-            terms = self.loss_terms(whole, generator=self._generator, weight=weight, penalised=penalised, attacked=True)
+            terms = self._captured_terms(whole, weight, penalised) or self.loss_terms(
+                whole, generator=self._generator, weight=weight, penalised=penalised, attacked=True
+            )
         else:
             terms = self._part_of_loss(whole, share, generator=self._generator, weight=weight, penalised=penalised)
         if not self._spoilt:
@@ -322,6 +333,50 @@ class RobustClassifier(pl.LightningModule):
             left = int(self.trainer.num_training_batches) - batch_idx // batches * batches
             return loss * (batches / min(batches, left))
         return loss
+
+    def on_fit_start(self) -> None:
+        """Prepare to take the steps from CUDA graphs, if that is asked for and can be done."""
+        if not self._cuda_graph:
+            return
+        obstacles = {
+            "there is no GPU": self.device.type != "cuda",
+            "several processes meet in a step": self.trainer.world_size > 1,
+            "the adversary differentiates, too": self.adversary is not None,
+            "the penalty changes from step to step": isinstance(self.penalty, Lagrangian),
+            "the model changes more than its weights": any(True for _ in self.model.buffers()),
+            "precision is mixed": self.trainer.precision not in ("32-true", "64-true"),
+        }
+        if obstacle := next((text for text, stands in obstacles.items() if stands), None):
+            self._stay_eager(obstacle)
+        else:
+            self.captured = CapturedSteps([p for p in self.parameters() if p.requires_grad], self._generator)
+
+    def _stay_eager(self, reason: str) -> None:
+        self.captured = None
+        if this_process() == 0:
+            Console().print(f"cuda_graph: the steps are taken one kernel at a time: {reason}", soft_wrap=True)
+
+    def _captured_terms(self, batch: Batch, weight: int, penalised: int) -> LossTerms | None:
+        """Return the terms of a batch's loss from a graph; nothing if they have to be computed eagerly."""
+        if self.captured is None:
+            return None
+
+        def compute(inputs: Tensor, labels: Tensor, eta: Tensor) -> list[Tensor]:
+            terms = self.loss_terms(
+                (inputs, labels), generator=self._generator, weight=weight, penalised=penalised, eta=eta
+            )
+            parts = [terms.loss, terms.cross_entropy, terms.logits]
+            return parts if terms.penalty is None else [*parts, terms.penalty]
+
+        try:
+            outputs = self.captured(compute, *batch, self.eta, (weight, penalised, self.penalty))
+        except NotCaptured as error:
+            self._stay_eager(str(error))
+            return None
+        if outputs is None:
+            return None
+        loss, cross_entropy, logits, *penalty = outputs
+        return LossTerms(loss, cross_entropy, penalty[0] if penalty else None, logits)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Skip a step whose loss or gradient is not finite: without gradients an optimizer does nothing."""

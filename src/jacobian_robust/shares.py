@@ -3,7 +3,8 @@
 Everything is that of a single process where there is one.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import BatchSampler, Sampler
 
 __all__ = [
     "BatchShares",
+    "DrawnBefore",
     "Share",
     "SharedBatch",
     "SharedGenerator",
@@ -102,9 +104,45 @@ class SharedGenerator(torch.Generator):
 
     Attributes:
         share: the part; ``None`` for the whole.
+        before: has drawn already, and says what.
     """
 
     share: Share | None = None
+    before: "DrawnBefore | None" = None
+
+
+class DrawnBefore:
+    """What a computation draws, kept in the same tensors of a device, so that it can be drawn outside of it.
+
+    Args:
+        device: of the tensors.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._draws: list[tuple[Callable[[], Tensor], Tensor]] = []
+        self._given = 0
+
+    @contextlib.contextmanager
+    def of(self, generator: SharedGenerator) -> Iterator[None]:
+        """Within the context, give a computation what was drawn before; in the first one, draw."""
+        self._given, generator.before = 0, self
+        try:
+            yield
+        finally:
+            generator.before = None
+
+    def next(self, draw: Callable[[], Tensor]) -> Tensor:
+        """Return a copy of what is drawn at this place."""
+        if self._given == len(self._draws):
+            self._draws.append((draw, draw().to(self._device)))
+        self._given += 1
+        return self._draws[self._given - 1][1].clone()
+
+    def again(self) -> None:
+        """Draw all anew, in the same order."""
+        for draw, drawn in self._draws:
+            drawn.copy_(draw())
 
 
 def drawn(
@@ -120,6 +158,8 @@ def drawn(
         generator: a :class:`SharedGenerator` knows the whole batch; with any other, what is here is all.
         dim: of the samples.
     """
+    if isinstance(generator, SharedGenerator) and generator.before is not None:
+        return generator.before.next(lambda: draw(samples))
     share = generator.share if isinstance(generator, SharedGenerator) else None
     if share is None:
         return draw(samples)

@@ -71,6 +71,7 @@ __all__ = ["train", "trainer_arguments"]
 
 NOT_IN_CHECKPOINT = (
     *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name", "objective", "search"),
+    "cuda_graph",
     *("evaluate", "attack", "suite", "limit", "split", "independent"),
     *("sanity_images", "geometry_images", "reliability", "diagnostics", "diagnostics_images", "processes"),
 )
@@ -83,7 +84,7 @@ GROUPS = (
 
 MAY_BE_NONE = ("regularizer", "adversary", "eps_schedule", "scheduler", "averaging")
 
-UNRECORDED = ("resume", "processes")
+UNRECORDED = ("resume", "processes", "cuda_graph")
 """Keys of the config that do not shape the results: a run may be resumed with others."""
 
 SET_HERE = (
@@ -142,6 +143,7 @@ class _Options(BaseModel):
     search: _Search
     output_dir: NonEmpty
     amortization: Amortization
+    cuda_graph: Flag
     name: str | None = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$")
 
 
@@ -390,6 +392,7 @@ def _assemble(
         adversary=adversary,
         amortization=options.amortization,
         seed=options.seed,
+        cuda_graph=options.cuda_graph,
         config=config,
     )
     eps, bound = condition_of(build(measured_as, "regularizer", optional=True), datamodule.classes)

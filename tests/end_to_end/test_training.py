@@ -216,6 +216,16 @@ def test_other_ways_to_compute_train(tmp_path, options):
     assert run.rows[-1]["train_penalty"] > 0
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_no_graph_is_made_and_a_line_says_so(tmp_path, capsys):
+    options = ["trainer.max_epochs=1", "monitor_images=0"]
+    eager = short_run(tmp_path / "eager", *options)
+    capsys.readouterr()
+    asked = short_run(tmp_path / "asked", *options, "cuda_graph=true")
+    assert "there is no GPU" in capsys.readouterr().out
+    assert asked.rows[-1]["train_loss"] == eager.rows[-1]["train_loss"]
+
+
 def test_a_resumed_run_has_the_eta_of_its_epoch(tmp_path):
     short_run(tmp_path / "first", "trainer.max_epochs=1")
     second = short_run(tmp_path / "second", "trainer.max_epochs=3", f"ckpt_path={tmp_path}/first")
