@@ -1,11 +1,23 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
-from jacobian_robust.attacks import FAB, FGSM, PGD, AutoAttack, GaussianNoise, Square, Transfer, UniformNoise
+from jacobian_robust.attacks import (
+    FAB,
+    FGSM,
+    PGD,
+    Attack,
+    AutoAttack,
+    GaussianNoise,
+    Library,
+    Square,
+    Transfer,
+    UniformNoise,
+)
 from jacobian_robust.errors import UserError
 from jacobian_robust.robustness import attack_standing, distances, sweep
 
@@ -404,6 +416,35 @@ def test_the_smallest_change_is_remembered_over_attacks_and_budgets():
     assert smallest[0] == pytest.approx(0.101, abs=2e-3)
     assert 0.2 < smallest[1] <= 0.25
     assert smallest[2] == torch.inf
+
+
+class Patient(Attack):
+    """Finds nothing in a small ball, and in a large one what lies in the small one."""
+
+    def _library_attack(self, model, eps):
+        return lambda images, labels: images + (0.15 if eps > 0.3 else 0.0)
+
+
+def test_an_example_of_a_larger_budget_counts_in_the_smaller_ball_that_holds_it():
+    images, labels = grey(0.4, 0.2)
+    attack = Patient(name="patient", norm="linf", eps=[0.1, 0.2, 0.35])
+    result = sweep(Linear().eval(), images, labels, [attack])
+    assert [budget.correct for budget in result.budgets] == [2, 1, 1]
+    alone = sweep(Linear().eval(), images, labels, [attack], independent=True)
+    assert [budget.correct for budget in alone.budgets] == [2, 2, 1]
+
+
+def test_any_attack_of_the_library_serves_by_its_name():
+    images, labels = grey(0.4, 0.3, 0.2, 0.6, 0.7, 0.8)
+    arguments = {"steps": 40, "alpha": 0.02}
+    attack = Library(name="mi", attack="MIFGSM", norm="linf", eps=[0.05, 0.15, 0.25], arguments=arguments)
+    assert [budget.correct for budget in sweep(Linear().eval(), images, labels, [attack]).budgets] == [6, 4, 2]
+    for wrong, said in (
+        ({"attack": "MIFGSN"}, "no attack of that name"),
+        ({"arguments": {"stepz": 1}}, r"attack\.mi\.arguments.*stepz"),
+    ):
+        with pytest.raises(UserError, match=said):
+            sweep(Linear().eval(), images, labels, [replace(attack, **wrong)])
 
 
 def test_transferred_examples_follow_the_other_model_and_are_judged_by_this_one():

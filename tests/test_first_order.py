@@ -72,8 +72,8 @@ def test_the_comparison_counts():
     assert result.rank_correlation is None
     first, second = result.conditions
     assert (first.survived, first.fell) == (2, 1)
-    assert (first.center_survived, first.center_fell) == (2, 1)  # 1.5 · 1 ≤ 2
-    assert (first.boundary_survived, first.boundary_fell) == (0, 0)
+    assert (first.center_survived, first.center_fell) == (2, 1)
+    assert (first.boundary_survived, first.boundary_fell) == (0, 1)  # 1.5 · 0.5 ≤ 1, 1.5 · 1 > 1, 1.5 · 0.5 > 0.2
     assert (second.center_survived, second.center_fell) == (2, 1)
 
 

@@ -59,6 +59,36 @@ class WithDropout(nn.Sequential):
         super().__init__(Honest(), nn.Dropout(0.1))
 
 
+class WithBatchNorm(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.BatchNorm2d(1), Honest())
+
+
+class Steep(Honest):
+    """No logit is large but those of light images, which make up the minority."""
+
+    def forward(self, images):
+        light = images.flatten(1).mean(1, keepdim=True) > 0.52
+        return super().forward(images) * torch.where(light, 1e4, 1.0)
+
+
+class Root(Honest):
+    """The square root of the absolute value of zero, whose slope is infinite times zero."""
+
+    def forward(self, images):
+        return super().forward(images) + (0 * images.flatten(1).sum(1, keepdim=True)).abs().sqrt()
+
+
+class Shell(nn.Module):
+    """Errs in a thin shell around the grey image alone; outside of it the gradient leads further out."""
+
+    def forward(self, images):
+        distance = (images - 0.5).flatten(1).abs().mean(1)
+        inside = (distance > 0.02) & (distance < 0.06)
+        lead = torch.where(inside, 1.0, 0.1 * distance - 1)
+        return torch.stack([-lead, lead], dim=1)
+
+
 @pytest.fixture
 def images():
     return (torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(1)) * 255).round() / 255
@@ -90,8 +120,14 @@ def test_an_honest_model_passes_everything(images):
         (BatchNormalised().eval(), {"deterministic"}),
         (Undefined().eval(), {"logits"}),
         (WithDropout().train(), {"evaluation mode", "deterministic"}),
+        (WithBatchNorm().train(), {"evaluation mode", "deterministic"}),
+        (Steep().eval(), {"gradients", "saturation"}),
+        (Root().eval(), {"gradients"}),
     ],
-    ids=["softmax", "rounding", "huge logits", "noise", "batch normalisation", "nan", "dropout"],
+    ids=[
+        *("softmax", "rounding", "huge logits", "noise", "batch statistics", "nan", "dropout", "batch normalisation"),
+        *("a few huge logits", "nan gradients"),
+    ],
 )
 def test_a_planted_fault_is_caught(model, caught_by, images):
     checks = checked(model, images)
@@ -160,7 +196,19 @@ def test_what_breaks_another_model_and_this_one_too_is_caught(images, monkeypatc
     assert checked(Rounding().eval(), images)["transfer"].status == "skip"
 
 
-def test_accuracy_that_rises_with_the_budget_is_caught(images):
+def test_a_model_on_which_larger_budgets_find_less_is_caught():
+    """The sweep's own counts cannot show it: what broke at a smaller budget stays broken."""
+    grey, labels = torch.full((20, 1, 8, 8), 0.5), torch.zeros(20, dtype=torch.long)
+    attack = replace(ATTACK, eps=(0.08, 0.3))
+    result = sweep(Shell().eval(), grey, labels, [attack])
+    assert [budget.correct for budget in result.budgets] == [0, 0]
+    checks = sanity_checks(Shell().eval(), grey, labels, [attack], [result])
+    (check,) = (check for check in checks if check.name == "monotone")
+    assert check.status == "fail"
+    assert "20 more images stay correct than at 0.08" in check.why
+
+
+def test_independent_counts_that_rise_with_the_budget_are_caught(images):
     model, labels = Honest().eval(), Honest()(images).argmax(-1)
     result = sweep(model, images, labels, [ATTACK])
     turned = replace(result, budgets=[replace(b, eps=0.12 - b.eps) for b in result.budgets])

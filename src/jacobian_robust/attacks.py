@@ -8,7 +8,7 @@ step sizes are in the same units. torchattacks: H. Kim, "Torchattacks: a PyTorch
 import abc
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pyautoattack
 import torch
@@ -31,6 +31,7 @@ __all__ = [
     "Ball",
     "DivergencePGD",
     "GaussianNoise",
+    "Library",
     "Norm",
     "Square",
     "Transfer",
@@ -67,8 +68,8 @@ def check_pixels(images: Float[Tensor, "batch *shape"]) -> None:
 
 _LIBRARY_NORM: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
 
-_BATCHES = {"cpu": 50, "cuda": 1000}
-"""On a CPU small batches, which fit its cache, are fastest; a GPU wants to be filled."""
+_ON_A_GPU = 1000
+"""Images at once: a GPU wants to be filled."""
 
 
 def _drawn_seed() -> int:
@@ -111,9 +112,12 @@ class Attack(abc.ABC):
     restarts: Count = 1
     batch_size: Count | None = None
 
+    on_a_cpu: ClassVar[int] = 50
+    """Images at once by default: small batches fit a CPU's cache, and are done sooner where an image takes seconds."""
+
     def images_at_once(self, device: torch.device) -> int:
         """Return the number of images in a batch."""
-        return self.batch_size or _BATCHES.get(device.type, _BATCHES["cpu"])
+        return self.batch_size or (_ON_A_GPU if device.type == "cuda" else self.on_a_cpu)
 
     @abc.abstractmethod
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -349,6 +353,30 @@ class GaussianNoise(Attack):
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
+class Library(Attack):
+    """Any other attack of torchattacks within a ball, by its name.
+
+    Args:
+        attack: the name of its class, as ``MIFGSM``; one that takes a model and a radius ``eps``.
+        arguments: its other arguments.
+    """
+
+    norm: Ball
+    attack: NonEmpty
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+    def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
+        library = getattr(torchattacks, self.attack, None)
+        if not (isinstance(library, type) and issubclass(library, torchattacks.attack.Attack)):
+            raise UserError(f"attack.{self.name}.attack={self.attack}: torchattacks has no attack of that name")
+        try:
+            made: Callable[[Tensor, Tensor], Tensor] = library(model, eps=eps, **self.arguments)
+        except TypeError as error:
+            raise UserError(f"attack.{self.name}.arguments: {error}") from error
+        return made
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Square(Attack):
     """The Square attack: random search by squares of pixels, without gradients (Andriushchenko et al., 2020).
 
@@ -384,6 +412,8 @@ class AutoAttack(Attack):
         parts: which of its attacks, with the library's settings of its custom version; ``None`` for the standard
             version, which is the one to quote: apgd-ce, apgd-t, fab-t and square.
     """
+
+    on_a_cpu: ClassVar[int] = 20
 
     norm: Ball
     parts: Annotated[tuple[Part, ...], Listed, Field(min_length=1)] | None = None

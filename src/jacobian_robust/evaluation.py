@@ -69,7 +69,7 @@ class _Options(BaseModel):
     split: Literal["test", "validation"]
     independent: Flag
     sanity_images: Size
-    geometry_images: Size
+    geometry_images: Size | None
     reliability: Flag
     diagnostics: Literal["simplifications", None]
     diagnostics_images: Count
@@ -123,7 +123,8 @@ class Evaluation:
         split: ``test``, or ``validation`` to choose hyper-parameters by: the images held out from training.
         independent: attack all correct images anew at each budget, as the note does.
         sanity_images: how many images the sanity checks attack anew; 0 for no checks.
-        geometry_images: for how many images the geometry's prediction is compared with the smallest perturbation found.
+        geometry_images: for how many images the geometry's prediction is compared with the smallest perturbation found;
+            ``None`` for all.
         reliability: whether to look at noise, calibration and images of another kind.
         diagnostics: ``simplifications`` to measure the note's six (:mod:`jacobian_robust.simplifications`).
         diagnostics_images: on how many images of the split, and on as many training images.
@@ -137,7 +138,7 @@ class Evaluation:
     split: Literal["test", "validation"] = "test"
     independent: bool = False
     sanity_images: int = 0
-    geometry_images: int = 0
+    geometry_images: int | None = 0
     reliability: bool = False
     diagnostics: Literal["simplifications"] | None = None
     diagnostics_images: int = 500
@@ -157,7 +158,7 @@ class Evaluation:
             and not (isinstance(attack, Transfer) and attack.source)
             for attack in self.attacks
         )
-        return followed or self.sanity_images > 0 or self.geometry_images > 0
+        return followed or self.sanity_images > 0 or self.geometry_images != 0
 
 
 @dataclass(frozen=True)
@@ -709,7 +710,8 @@ def _nearest(
     attackers: Attackers,
 ) -> simplifications.Sample | None:
     """Return the first images with the geometry there and the smallest ℓ2 perturbations known, if anything needs it."""
-    number = max(evaluation.geometry_images, evaluation.diagnostics_images if evaluation.diagnostics else 0)
+    asked = len(images) if evaluation.geometry_images is None else evaluation.geometry_images
+    number = max(asked, evaluation.diagnostics_images if evaluation.diagnostics else 0)
     if not number:
         return None
     images, labels = images[:number], labels[:number]
@@ -748,9 +750,9 @@ def _first_order(
 ) -> tuple[first_order.Radii | None, Tensor | None, FirstOrder | None]:
     """Return the radii at the first images, the smallest ℓ2 perturbations known there, and the comparison."""
     number = evaluation.geometry_images
-    if sample is None or not number:
+    if sample is None or number == 0:
         return None, None, None
-    sample = sample.first(number)
+    sample = sample if number is None else sample.first(number)
     compared = first_order.compare(sample.radii, sample.smallest, sample.correct, _l2_budgets(evaluation))
     return sample.radii, sample.smallest, compared
 

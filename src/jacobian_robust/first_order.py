@@ -139,7 +139,7 @@ def compare(
     for eps in budgets:
         fell = found_at <= eps
         center, boundary = (
-            predicted.satisfy(bound=bound, norm="frobenius", eps=eps)[correct] for bound in get_args(Bound)
+            predicted.satisfy(bound=bound, norm="spectral", eps=eps)[correct] for bound in get_args(Bound)
         )
         conditions.append(
             Condition(

@@ -106,11 +106,11 @@ class Condition(Strict):
     fell: int
     """Correct images whose smallest known adversarial perturbation is not."""
     center_survived: int
-    """Of those that survived, how many satisfy ``‖J_μ‖_F ≤ δ/ε``."""
+    """Of those that survived, how many satisfy ``‖J_μ‖₂ ≤ δ/ε``."""
     center_fell: int
     """Of those that fell, how many do."""
     boundary_survived: int
-    """Of those that survived, how many satisfy ``‖J_μ‖_F ≤ d_B/ε``."""
+    """Of those that survived, how many satisfy ``‖J_μ‖₂ ≤ d_B/ε``."""
     boundary_fell: int
     """Of those that fell, how many do."""
 

@@ -309,8 +309,8 @@ def sweep(
 
     An example counts only if it is inside its ball and inside [0, 1] and the model, asked again, errs on it. A ball
     contains the smaller ones, so that an image that a smaller budget broke is not attacked again, nor is it by later
-    attacks and restarts: what stands at a budget is the worst case over all attacks. Torch's global random stream is
-    left as it was.
+    attacks and restarts: what stands at a budget is the worst case over all attacks, those at larger budgets among
+    them, where their example lies in the smaller ball. Torch's global random stream is left as it was.
 
     Args:
         model: returns logits, in evaluation mode, on the device of the images.
@@ -374,6 +374,9 @@ def sweep(
     result = Sweep(norm, len(images), int(correct.sum()), predicted, state.smallest)
     kept: list[_Broken] = []
     for eps, standing, attacks_made, broken in state.finished:
+        if not independent and norm != "gaussian":
+            # A larger budget may have led to an example that lies in a smaller ball.
+            standing = standing & ~(state.smallest <= eps)
         counts = tuple(AttackResult(*made) for made in attacks_made)
         result.budgets.append(BudgetResult(eps, result.clean_correct, int(standing.sum()), len(images), counts))
         result.robust.append(standing)

@@ -59,6 +59,27 @@ def test_a_real_attack_is_reported_in_full(trained, tmp_path):
         assert (results / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_new_attack_is_one_file(trained, tmp_path, door):
+    (tmp_path / "mine/attack").mkdir(parents=True)
+    (tmp_path / "mine/attack/eot.yaml").write_text(
+        "# @package attack.eot\n_target_: jacobian_robust.attacks.Library\nattack: EOTPGD\nnorm: linf\n"
+        "eps: [0.1, 0.2]\narguments: {steps: 5, alpha: 0.05, eot_iter: 2}\n"
+    )
+    options = ["limit=20", *QUICK[1:], "logger=csv", f"hydra.run.dir={tmp_path}/results"]
+    done = door(
+        "evaluate", f"--config-dir={tmp_path}/mine", f"checkpoint={trained.directory}/vanilla", "attack=eot", *options
+    )
+    assert done.status == 0, done.stderr
+    report = Results.model_validate_json((tmp_path / "results/robustness.json").read_text())
+    assert [budget.eps for budget in report.models[0].threats[0].budgets] == [0.1, 0.2]
+    assert report.attacks["eot"]["arguments"] == {"steps": 5, "alpha": 0.05, "eot_iter": 2}
+
+
+def test_geometry_can_be_asked_for_at_all_images(trained, tmp_path):
+    report = run(tmp_path, f"checkpoint={trained.directory}/vanilla", "limit=12", "geometry_images=null")
+    assert report.models[0].first_order.images == report.models[0].clean_correct
+
+
 def test_two_processes_find_what_one_does_byte_for_byte(tmp_path):
     checkpoint = ROOT / "docs" / "results" / "checkpoints" / "note_vanilla.safetensors"
     options = [*PGD, "limit=150", "sanity_images=10", "geometry_images=10", "reliability=false", "logger=csv"]
