@@ -49,14 +49,30 @@ class _Geometry(NamedTuple):
 
 def _input_gradient(gradient: Tensor, weight: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
     """Return the gradient of a convolution's input, of the given shape."""
-    kernel = weight.flatten(1)
-    if geometry.groups == 1 and shape[1] <= 3 and kernel.shape[1] <= kernel.shape[0]:
-        # An image's few channels: a matrix product, no larger than the gradient, and its rows added where the kernel
-        # lay, take a third to two thirds of the time of the ordinary kernel.
+    if _few_channels(weight.shape, geometry):
+        # A matrix product, no larger than the gradient, and its rows added where the kernel lay, take a third to two
+        # thirds of the time of the ordinary kernel.
+        kernel = weight.flatten(1)
         stride, padding, dilation = map(tuple, geometry[:3])
         patches = torch.bmm(kernel.t().expand(shape[0], -1, -1), gradient.flatten(2))
         return F.fold(patches, shape[2:], weight.shape[2:], dilation, padding, stride)
     return conv2d_input(shape, weight, gradient, *geometry)
+
+
+def _weight_gradient(gradient: Tensor, x: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
+    """Return the gradient of a convolution's weight, of the given shape."""
+    if _few_channels(shape, geometry) and geometry.dilation == [1, 1]:
+        # What lay under the kernel, copied, and a matrix product for each image take a third of the time.
+        (up, left), (down, right) = geometry.padding, geometry.stride
+        patches = F.pad(x, (left, left, up, up)).unfold(2, shape[2], down).unfold(3, shape[3], right)
+        columns = patches.permute(0, 1, 4, 5, 2, 3).reshape(len(x), shape[1:].numel(), -1)
+        return torch.bmm(gradient.flatten(2), columns.mT).sum(0).view(shape)
+    return conv2d_weight(x, shape, gradient, *geometry)
+
+
+def _few_channels(shape: torch.Size, geometry: _Geometry) -> bool:
+    """Return whether a kernel of the given shape sees an image's few channels, and gives more than it takes."""
+    return geometry.groups == 1 and shape[1] <= 3 and shape[1:].numel() <= shape[0]
 
 
 class _NoContext:
@@ -86,7 +102,8 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         asked = (*_asked_for(ctx), False)[:3]
-        if not torch.is_grad_enabled():  # the last derivative: all at once is cheaper
+        if not torch.is_grad_enabled() and not _few_channels(weight.shape, ctx.geometry):
+            # The last derivative: all at once is cheaper.
             stride, padding, dilation, groups = ctx.geometry
             bias_sizes = [len(weight)] if asked[2] else None
             return *torch.ops.aten.convolution_backward.default(
@@ -128,7 +145,7 @@ class _ConvolutionWeight(torch.autograd.Function):
     def forward(ctx: Any, gradient: Tensor, x: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
         ctx.save_for_backward(gradient, x)
         ctx.geometry = geometry
-        return conv2d_weight(x, shape, gradient, *geometry)
+        return _weight_gradient(gradient, x, shape, geometry)
 
     @staticmethod
     def backward(ctx: Any, weight: Tensor) -> tuple[Tensor | None, ...]:
