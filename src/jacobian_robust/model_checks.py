@@ -1,6 +1,7 @@
 """Whether the gradient of a Jacobian's norm through a model is what it should be: found out before a long training."""
 
 import copy
+import warnings
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ def check_model(model: nn.Module, inputs: Float[Tensor, "batch *shape"]) -> None
     Three things go wrong elsewhere, two of them silently: samples of a batch that influence each other, as in batch
     normalisation by the batch's own statistics; layers without a second derivative, as fused attention; and layers
     whose second derivative is not that of their first, as some custom ones. The last is found by finite differences on
-    a float64 copy in evaluation mode, and left unsaid for models that do not compute in float64.
+    a float64 copy in evaluation mode; for models that do not compute in float64 a warning says that it was not.
 
     Args:
         model: maps inputs to logits ``(batch, classes)``; in the mode, training or evaluation, that it is used in.
@@ -59,6 +60,13 @@ def check_model(model: nn.Module, inputs: Float[Tensor, "batch *shape"]) -> None
     _check_second_derivative(model, inputs.detach())
 
 
+def _say_unchecked() -> None:
+    warnings.warn(
+        "the model does not compute in float64: that its second derivatives are those of its first was not checked",
+        stacklevel=4,
+    )
+
+
 def _check_second_derivative(model: nn.Module, inputs: Tensor) -> None:
     twin = copy.deepcopy(model).double().eval()
     parameters = [parameter for parameter in twin.parameters() if parameter.requires_grad]
@@ -71,7 +79,10 @@ def _check_second_derivative(model: nn.Module, inputs: Tensor) -> None:
     try:
         value = norm(create_graph=True)
     except RuntimeError:  # something in the model insists on another precision
+        _say_unchecked()
         return
+    if value.dtype != torch.float64 and parameters:
+        _say_unchecked()
     if value.dtype != torch.float64 or not parameters:
         return
     gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
