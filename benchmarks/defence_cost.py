@@ -35,6 +35,7 @@ DEFENCES = (
     "regularizer=margin",
     "regularizer=margin adversary=noise adversary.penalty_at=adversary",
     "regularizer=linear_margin",
+    "regularizer=linear_margin adversary=noise adversary.penalty_at=adversary",
     "regularizer=linear_margin regularizer.rivals=3",
     "regularizer=lagrangian",
     "regularizer=hoffman",
@@ -95,11 +96,13 @@ def measure(defences: tuple[str, ...], seconds: float) -> dict[str, dict[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("options", nargs="*", metavar="OPTIONS", help="of train.py, quoted, a row each; by default all")
     parser.add_argument("--seconds", type=float, default=120.0, help="of measuring")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     keep_freed_memory()
-    measured = measure(DEFENCES, arguments.seconds)
+    chosen = (DEFENCES[0], *arguments.options) if arguments.options else DEFENCES
+    measured = measure(chosen, arguments.seconds)
     table = Table("options of train.py", "ms", "ratio to the plain step")
     for options, figures in measured.items():
         table.add_row(options, f"{figures['ms']:.1f}", f"{figures['ratio']:.2f}")
