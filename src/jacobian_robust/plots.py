@@ -147,8 +147,14 @@ def accuracy_curves(models: Sequence[Model], *, norm: Norm, split: str) -> Figur
     return figure
 
 
-def group_curves(found: Sequence[Group], *, norm: Norm) -> Figure:
-    """Return the mean accuracy against budget of models trained with several seeds, with their standard deviation."""
+def group_curves(found: Sequence[Group], *, norm: Norm, images: str) -> Figure:
+    """Return the mean accuracy against budget of models trained with several seeds, with their standard deviation.
+
+    Args:
+        found: the models.
+        norm: of the budgets.
+        images: how many of which were attacked, for the title, as ``500 test images``.
+    """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     for i, group in enumerate(found):
@@ -159,7 +165,7 @@ def group_curves(found: Sequence[Group], *, norm: Norm) -> Figure:
         xlabel=_BUDGETS[norm],
         ylabel="accuracy on all images",
         ylim=(-0.02, 1.02),
-        title="Mean and standard deviation over the seeds",
+        title=f"Mean and standard deviation over the seeds, {images}",
     )
     axes.grid(alpha=0.3)
     axes.legend()
@@ -181,6 +187,7 @@ def trade_off(results: Results, options: Sequence[Mapping[str, Any]], over: str)
         name = " ".join(f"{key}={value}" for key, value in row.items() if key not in (over, "seed"))
         lines.setdefault(name, {}).setdefault(row[over], []).append(model)
     figure = Figure(figsize=(12, 4.8), layout="constrained")
+    figure.suptitle(f"Accuracy under attack, {results.models[0].images} {results.split} images")
     accuracy, against = figure.subplots(1, 2)
     for i, (name, by_value) in enumerate(lines.items()):
         values = sorted(by_value)
@@ -312,7 +319,7 @@ def predicted_against_found(
             axes.scatter(x[which], y[which], s=16, alpha=0.6, color=colour, linewidths=0, label=label)
         low, high = (float(f(torch.cat([x, y]))) if len(x) else 1.0 for f in (torch.min, torch.max))
         axes.plot([low, high], [low, high], color="black", linewidth=0.8)
-        axes.set(xscale="log", yscale="log", title=name)
+        axes.set(xscale="log", yscale="log", title=f"{name}, {len(x)} images")
         axes.set_xlabel("predicted: d_B / ‖J_μ‖₂")
         axes.set_ylabel("smallest ℓ2 perturbation found")
         axes.grid(alpha=0.3, which="both")
@@ -448,8 +455,13 @@ def _falls(axes: Axes, study: Study, split: str) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(parts), frameon=False)
 
 
-def reliability_diagram(models: Sequence[Model]) -> Figure:
-    """Return accuracy against confidence: the diagonal is a model that can be taken at its word."""
+def reliability_diagram(models: Sequence[Model], *, split: str) -> Figure:
+    """Return accuracy against confidence: the diagonal is a model that can be taken at its word.
+
+    Args:
+        models: the models of an evaluation.
+        split: whose images they saw, for the title.
+    """
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
@@ -471,15 +483,20 @@ def reliability_diagram(models: Sequence[Model]) -> Figure:
     axes.set(
         xlabel="mean confidence of the bin",
         ylabel="accuracy",
-        title="Calibration on clean images (larger marks: more images)",
+        title=f"Calibration, {models[0].images} clean {split} images\n(larger marks: more images)",
     )
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def noise_curves(models: Sequence[Model]) -> Figure:
-    """Return the accuracy under Gaussian noise of growing strength."""
+def noise_curves(models: Sequence[Model], *, split: str) -> Figure:
+    """Return the accuracy under Gaussian noise of growing strength.
+
+    Args:
+        models: the models of an evaluation.
+        split: whose images they saw, for the title.
+    """
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")
     axes = figure.subplots()
     for i, model in enumerate(models):
@@ -491,7 +508,8 @@ def noise_curves(models: Sequence[Model]) -> Figure:
             **_style(i),
             label=model.name,
         )
-    axes.set(xlabel=_BUDGETS["gaussian"], ylabel="accuracy", ylim=(-0.02, 1.02), title="Accuracy under noise")
+    axes.set(xlabel=_BUDGETS["gaussian"], ylabel="accuracy", ylim=(-0.02, 1.02))
+    axes.set_title(f"Accuracy under noise, {models[0].images} {split} images")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -508,10 +526,12 @@ def comparison(results: Results, alike: Sequence[Group]) -> dict[str, Figure]:
     for norm in results.norms:
         figures[f"accuracy_{norm}"] = accuracy_curves(results.models, norm=norm, split=results.split)
         if alike:
-            figures[f"seeds_{norm}"] = group_curves(alike, norm=norm)
+            figures[f"seeds_{norm}"] = group_curves(
+                alike, norm=norm, images=f"{results.models[0].images} {results.split} images"
+            )
     if any(model.calibration for model in results.models):
-        figures["calibration"] = reliability_diagram(results.models)
-        figures["noise"] = noise_curves(results.models)
+        figures["calibration"] = reliability_diagram(results.models, split=results.split)
+        figures["noise"] = noise_curves(results.models, split=results.split)
     for model in results.models:
         suffix = f"_{file_name(model.name.replace('/', '_'))}" if len(results.models) > 1 else ""
         figures[f"classes{suffix}"] = class_accuracy(model)
