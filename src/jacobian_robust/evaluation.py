@@ -890,6 +890,7 @@ def _rows(results: Results) -> list[dict[str, Any]]:
             "checkpoint": model.checkpoint,
             "sha256": model.sha256,
             "training_seed": model.training_seed,
+            "seconds_per_epoch": model.seconds_per_epoch,
             **packages,
         }
         for model in results.models

@@ -15,7 +15,7 @@ from jacobian_robust.attacks import Norm
 from jacobian_robust.config import describe
 from jacobian_robust.errors import UserError
 from jacobian_robust.options import STRICT, Listed, NonEmpty
-from jacobian_robust.plots import NORMS
+from jacobian_robust.plots import NORMS, Rows
 from jacobian_robust.results import Model, Results
 
 __all__ = ["WandbOptions", "full_id", "log_evaluation", "log_training", "read_logger", "wandb_run"]
@@ -123,10 +123,29 @@ def full_id(run: "wandb.Run") -> str:
     return "/".join(filter(None, (run.entity, run.project, run.id)))
 
 
-def log_training(run: "wandb.Run", curves: Figure, summary: dict[str, Any]) -> None:
-    """Log what is known only at the end of a training: the curves as a picture, and the summary's scalars."""
+def log_training(run: "wandb.Run", curves: Figure, summary: dict[str, Any], rows: Rows, twin: Rows | None) -> None:
+    """Log what is known only at the end of a training: the curves as a picture, the summary's scalars and the cost.
+
+    Args:
+        run: the W&B run.
+        curves: of the training.
+        summary: as ``summary.json`` has it.
+        rows: the rows of ``metrics.csv``.
+        twin: those of the undefended twin, whose cost the run's is compared with.
+    """
     run.log({"curves": wandb.Image(curves)})
     run.summary.update({key: value for key, value in summary.items() if isinstance(value, int | float | str)})
+    cost, of_twin = (_seconds_per_epoch(of) for of in (rows, twin or ()))
+    if cost:
+        run.summary["seconds_per_epoch"] = cost
+    if cost and of_twin:
+        run.summary["cost_over_twin"] = cost / of_twin
+
+
+def _seconds_per_epoch(rows: Rows) -> float | None:
+    """Return the mean time of the training steps of an epoch."""
+    seconds = [row["seconds"] for row in rows if "seconds" in row]
+    return sum(seconds) / len(seconds) if seconds else None
 
 
 def log_evaluation(
@@ -145,6 +164,12 @@ def log_evaluation(
     checks = [[model.name, check.name, check.status, check.why] for model in results.models for check in model.checks]
     run.log({"sanity/checks": wandb.Table(columns=["model", "check", "status", "why"], data=checks)})
     run.summary.update({f"sanity/{model.name}": model.verdict for model in results.models})
+    first = results.models[0].seconds_per_epoch
+    for model in results.models:
+        if model.seconds_per_epoch:
+            run.summary[f"training/{model.name}/seconds_per_epoch"] = model.seconds_per_epoch
+            if first and len(results.models) > 1:
+                run.summary[f"training/{model.name}/cost_over_first"] = model.seconds_per_epoch / first
     for norm in results.norms:
         _log_curves(run, results.models, norm)
     _log_beyond(run, results.models)
