@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 from rich.console import Console
-from torch import Tensor, tensor
+from torch import tensor
 
 from jacobian_robust import plots
 from jacobian_robust.config import flat
@@ -154,7 +154,7 @@ def _together(read: Mapping[Path, Results]) -> Results:
     return next(iter(read.values())).model_copy(update={"models": models})
 
 
-def _points(read: Mapping[Path, Results]) -> dict[str, tuple[Tensor, Tensor]]:
+def _points(read: Mapping[Path, Results]) -> plots.Points:
     """Return each image's predicted radius and the smallest perturbation found, by the model, where they were kept."""
     points = {}
     for (directory, model), name in _names(read).items():

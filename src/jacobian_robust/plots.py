@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -19,6 +19,8 @@ from jacobian_robust.simplifications import DISTANCES, JACOBIAN_NORMS, VARIANTS,
 
 __all__ = [
     "NORMS",
+    "Points",
+    "Rows",
     "accuracy_curves",
     "adversarial_examples",
     "class_accuracy",
@@ -26,10 +28,12 @@ __all__ = [
     "fronts",
     "group_curves",
     "noise_curves",
+    "on_log_axes",
     "predicted_against_found",
     "progress",
     "reliability_diagram",
     "six_simplifications",
+    "suffix_of",
     "trade_off",
     "training_curves",
 ]
@@ -37,6 +41,9 @@ __all__ = [
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 Rows = Sequence[Mapping[str, float | int]]
+
+Points = Mapping[str, tuple[Float[Tensor, "n"], Float[Tensor, "n"]]]
+"""By the name of the model, the predicted radii and the lengths found, infinite where nothing was."""
 
 
 def _curve(axes: Axes, rows: Rows, metric: str, splits: Mapping[str, str]) -> None:
@@ -298,19 +305,13 @@ def class_accuracy(model: Model) -> Figure:
     return figure
 
 
-def predicted_against_found(
-    points: Mapping[str, tuple[Float[Tensor, "n"], Float[Tensor, "n"]]],
-) -> Figure:
-    """Return the first-order radius against the smallest ℓ2 perturbation found, an image a point.
-
-    Args:
-        points: by the name of the model, the predicted radii and the lengths found, infinite where nothing was.
-    """
+def predicted_against_found(points: Points) -> Figure:
+    """Return the first-order radius against the smallest ℓ2 perturbation found, an image a point."""
     figure = Figure(figsize=(5.6 * len(points), 5), layout="constrained")
     for axes, (name, (predicted, found)) in zip(
         figure.subplots(1, len(points), squeeze=False).flat, points.items(), strict=True
     ):
-        known = found.isfinite() & predicted.isfinite() & (predicted > 0) & (found > 0)
+        known = on_log_axes(predicted, found)
         x, y = predicted[known].cpu(), found[known].cpu()
         unsafe = y < x
         for which, colour, label in ((~unsafe, PALETTE[0], "held"), (unsafe, PALETTE[1], "broken inside it")):
@@ -328,6 +329,11 @@ def predicted_against_found(
             axes.legend()
     figure.suptitle("Fisher–Rao radius to first order, against attacks")
     return figure
+
+
+def on_log_axes(predicted: Float[Tensor, "n"], found: Float[Tensor, "n"]) -> Bool[Tensor, "n"]:
+    """Return which points the prediction scatter can show: both lengths positive and finite."""
+    return found.isfinite() & predicted.isfinite() & (predicted > 0) & (found > 0)
 
 
 def six_simplifications(study: Study, *, split: str) -> Figure:
@@ -515,6 +521,11 @@ def noise_curves(models: Sequence[Model], *, split: str) -> Figure:
     return figure
 
 
+def suffix_of(model: str, models: int) -> str:
+    """Return what the name of a model's own figure ends in, if there are several models."""
+    return f"_{file_name(model.replace('/', '_'))}" if models > 1 else ""
+
+
 def comparison(results: Results, alike: Sequence[Group]) -> dict[str, Figure]:
     """Return the figures of an evaluation that its results alone are enough for, by name.
 
@@ -533,6 +544,6 @@ def comparison(results: Results, alike: Sequence[Group]) -> dict[str, Figure]:
         figures["calibration"] = reliability_diagram(results.models, split=results.split)
         figures["noise"] = noise_curves(results.models, split=results.split)
     for model in results.models:
-        suffix = f"_{file_name(model.name.replace('/', '_'))}" if len(results.models) > 1 else ""
+        suffix = suffix_of(model.name, len(results.models))
         figures[f"classes{suffix}"] = class_accuracy(model)
     return figures

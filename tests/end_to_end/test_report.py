@@ -80,6 +80,53 @@ def test_the_report_needs_nothing_but_itself_and_escapes_what_it_shows(evaluated
     assert not (directory / "progress").exists()
 
 
+def table(run, name):
+    """The rows of a W&B table, as dicts."""
+    (file,) = (run / "files" / "media" / "table").glob(f"{name}_*.table.json")
+    stored = json.loads(file.read_text())
+    return [dict(zip(stored["columns"], row, strict=True)) for row in stored["data"]]
+
+
+def test_wandb_has_every_panel_of_the_report(evaluated):
+    directory, results = evaluated
+    (offline,) = (directory / "wandb").glob("offline-run-*")
+    records = wandb_records.read_records(offline)
+    logged = {key.removesuffix("/_type") for row in wandb_records.history(records) for key in row}
+    budgets = [(threat.norm, budget) for threat in results.models[0].threats for budget in threat.budgets]
+    charts = {"clean"} | {f"{norm}_{budget.eps:g}".replace(".", "_") for norm, budget in budgets}
+    assert logged >= {f"classes/{name}_table" for name in charts}
+    by_class = table(offline, "classes/robust")
+    for model in results.models:
+        for threat in model.threats:
+            for i, budget in enumerate(threat.budgets):
+                found = [
+                    (row["class"], row["images"], row["accuracy"])
+                    for row in by_class
+                    if (row["model"], row["norm"], row["eps"]) == (model.name, threat.norm, budget.eps)
+                ]
+                assert found == [
+                    (c.label, c.images, c.robust_correct[threat.norm][i] / c.images) for c in model.classes if c.images
+                ]
+    conditions = table(offline, "first_order/conditions")
+    assert conditions == [
+        {"model": model.name} | condition.model_dump()
+        for model in results.models
+        for condition in model.first_order.conditions
+    ]
+    with (directory / "images.csv").open() as file:
+        images = [row for row in csv.DictReader(file) if row["name"] == results.models[1].name]
+    points = table(offline, f"first_order/scatter_{results.models[1].name}_table")
+    known = [row for row in images if row["smallest_known_l2"]]
+    assert 0 < len(points) <= len(known)
+    for point in points:
+        row = images[point["image"]]
+        assert point["predicted"] == pytest.approx(float(row["predicted_l2"]), rel=1e-5)
+        assert 10 ** point["log10_found"] == pytest.approx(float(row["smallest_known_l2"]), rel=1e-4)
+    summary = wandb_records.summary(records)
+    first, second = (model.seconds_per_epoch for model in results.models)
+    assert summary[f"training/{results.models[1].name}/cost_over_first"] == second / first
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_the_report_is_drawn_by_a_browser(evaluated, tmp_path):
     directory, _ = evaluated
@@ -211,8 +258,7 @@ def test_seeds_are_put_together_with_their_spread(trained, tmp_path, capsys):
         stored = torch.load(trained.directory / name / "checkpoints" / "last.ckpt", weights_only=True)
         stored["jacobian_robust"]["config"] |= {"seed": seed, "regularizer": None}
         torch.save(stored, tmp_path / f"vanilla_seed{seed}.ckpt")
-    options = [f"checkpoint={tmp_path}", f"output_dir={tmp_path}/r", "logger=csv"]
-    results = evaluate(composed("evaluate", *ATTACK, *options))
+    results = evaluate(composed("evaluate", *ATTACK, f"checkpoint={tmp_path}", f"output_dir={tmp_path}/r"))
     (group,) = groups(results.models)
     assert (group.name, group.seeds) == ("vanilla", [0, 1])
     assert group.clean[1] > 0
@@ -220,6 +266,12 @@ def test_seeds_are_put_together_with_their_spread(trained, tmp_path, capsys):
     assert line in capsys.readouterr().out
     assert line in (tmp_path / "r" / "report.html").read_text()
     assert (tmp_path / "r" / "seeds_linf.png").is_file()
+    (offline,) = (tmp_path / "r" / "wandb").glob("offline-run-*")
+    wandb_records.read_records(offline)  # all is written
+    spreads = [
+        (row["eps"], row["mean_accuracy"], row["standard_deviation"]) for row in table(offline, "robustness/seeds")
+    ]
+    assert spreads == group.robust["linf"]  # the first budget is 0
 
 
 def test_evaluations_that_measured_less_are_compared_by_what_they_have(trained, tmp_path):
