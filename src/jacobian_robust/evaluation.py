@@ -53,7 +53,7 @@ from jacobian_robust.results import (
 )
 from jacobian_robust.robustness import Sweep, predictions, sweep
 from jacobian_robust.sanity import Check, checks_of, sanity_checks, verdict
-from jacobian_robust.tracking import WandbOptions, full_id, log_evaluation, read_logger, wandb_run
+from jacobian_robust.tracking import WandbOptions, full_id, log_evaluation, read_logger, run_url, wandb_run
 
 __all__ = ["Evaluation", "Subject", "evaluate", "print_results", "read_evaluation", "report", "subjects"]
 
@@ -366,7 +366,7 @@ def report(
                 job_type="evaluation",
                 tags=[attack.name for attack in evaluation.attacks],
                 config=config | {"training_runs": trained},
-                notes="".join(f"{name} was trained in run {trainer}.\n" for name, trainer in trained.items()),
+                notes="".join(f"{name} was trained in run {run_url(of) or of}.\n" for name, of in trained.items()),
                 resumed=identity.read_text() if identity.is_file() else None,
             )
         )

@@ -14,6 +14,7 @@ from jacobian_robust.files import write_atomically
 from jacobian_robust.plots import NORMS
 from jacobian_robust.results import Group, Results
 from jacobian_robust.simplifications import FALL_COLUMNS, Simplifications, Split, fall_rows, summary
+from jacobian_robust.tracking import run_url
 
 __all__ = ["write_report"]
 
@@ -58,6 +59,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["run_url"] = lambda identity: run_url(identity or "")
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}%"
     environment.filters["significant"] = lambda value: "–" if value is None else f"{value:.3g}"
     shown = [

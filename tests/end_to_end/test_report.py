@@ -235,6 +235,16 @@ def test_evaluation_runs_name_the_run_that_trained_their_models(trained, tmp_pat
     assert trainer in record.notes
     logged = {item.key: item.value_json for item in record.config.update}
     assert json.loads(logged["training_runs"]) == {"vanilla": trainer}
+    stored = torch.load(trained.directory / "vanilla" / "checkpoints" / "last.ckpt", weights_only=True)
+    stored["jacobian_robust"]["wandb"] = "team/project/run1"  # as if it had been trained online
+    torch.save(stored, tmp_path / "online.ckpt")
+    evaluate(composed("evaluate", *ATTACK, f"checkpoint={tmp_path}/online.ckpt", f"output_dir={tmp_path}/online"))
+    (evaluation_run,) = (tmp_path / "online" / "wandb").glob("offline-run-*")
+    record = next(r.run for r in wandb_records.read_records(evaluation_run) if r.HasField("run"))
+    assert "https://wandb.ai/team/project/runs/run1" in record.notes
+    report = (tmp_path / "online" / "report.html").read_text()
+    assert '<a href="https://wandb.ai/team/project/runs/run1">team/project/run1</a>' in report
+    assert "<a " not in (tmp_path / "r" / "report.html").read_text()  # no entity, no address
 
 
 def test_a_transfer_needs_another_model(trained, tmp_path, capsys):
