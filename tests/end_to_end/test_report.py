@@ -1,5 +1,6 @@
 """The report of an evaluation, in a real browser too, and what an interruption costs."""
 
+import base64
 import csv
 import json
 import re
@@ -21,7 +22,7 @@ from jacobian_robust.results import Results, groups
 
 from . import wandb_records
 from .conftest import ROOT, composed
-from .test_evaluation import ATTACK, QUICK
+from .test_evaluation import ATTACK, PGD, QUICK
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -347,6 +348,37 @@ def test_evaluations_made_apart_are_compared_as_if_made_together(trained, tmp_pa
     with pytest.raises(UserError, match="no evaluation of this version"):
         compare([tmp_path / "old"], tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_comparison_shows_the_adversarial_examples_of_the_evaluations(trained, tmp_path):
+    def shown(*places):
+        out = tmp_path / f"compared{len(list(tmp_path.iterdir()))}"
+        compare([tmp_path / place for place in places], out)
+        text = (out / "report.html").read_text()
+        part = text.split("<h2>Adversarial examples</h2>")[1].split("<h2>")[0]
+        pictures = re.findall(r"<h3>(.*)</h3>\n<figure[^>]*><img [^>]*base64,([^\"]*)", part)
+        return {name: base64.b64decode(png) for name, png in pictures}, part
+
+    options = [*PGD, "limit=20", "sanity_images=0", "geometry_images=10", "reliability=true", "logger=csv"]
+    for name in ("vanilla", "frobenius"):
+        run = [f"checkpoint={trained.directory}/{name}", f"output_dir={tmp_path}/{name}"]
+        evaluate(composed("evaluate", *options, *run))
+    pictures, _ = shown("vanilla", "frobenius")
+    files = {f"{name}, ℓ∞": (tmp_path / name / "examples_linf.png").read_bytes() for name in ("vanilla", "frobenius")}
+    assert pictures == files
+    (out,) = tmp_path.glob("compared*")
+    text = (out / "report.html").read_text()
+    for figure in ("accuracy_linf", "first_order", "calibration", "noise", "classes_vanilla", "classes_frobenius"):
+        assert f'<figure id="{figure}">' in text
+    (tmp_path / "vanilla" / "examples_linf.png").unlink()  # its report has it
+    pictures, _ = shown("vanilla", "frobenius")
+    assert pictures.keys() == files.keys()
+    assert pictures["frobenius, ℓ∞"] == files["frobenius, ℓ∞"]
+    assert pictures["vanilla, ℓ∞"].startswith(b"\x89PNG")
+    (tmp_path / "vanilla" / "report.html").unlink()
+    pictures, part = shown("vanilla", "frobenius")
+    assert pictures.keys() == {"frobenius, ℓ∞"}
+    assert 'Its evaluation, <a href="../vanilla">../vanilla</a>, holds no picture' in part
 
 
 def test_a_sweep_is_gathered_and_drawn_over_what_was_varied(trained, tmp_path, capsys):
