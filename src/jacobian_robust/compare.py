@@ -3,28 +3,32 @@
 A place is an evaluation, a run that ended in one (evaluate=true), or a sweep of such runs. They can have been made side
 by side, on several machines. Models that differ in their training seed alone are also shown as mean ± standard
 deviation. The runs of a sweep are called by what distinguishes them, and drawn over the option that was varied. The
-pictures of adversarial examples stay in the reports of the single evaluations.
+pictures of adversarial examples are taken over from the single evaluations.
 """
 
 import argparse
+import base64
 import contextlib
 import csv
+import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from omegaconf import OmegaConf
 from pydantic import ValidationError
 from rich.console import Console
-from torch import Tensor, tensor
+from torch import tensor
 
 from jacobian_robust import plots
 from jacobian_robust.config import flat
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import print_results
 from jacobian_robust.files import claimed, distinct_names, write_atomically
-from jacobian_robust.report import write_report
+from jacobian_robust.report import Sheet, write_report
 from jacobian_robust.results import Results, groups
 
 __all__ = ["compare", "gather"]
@@ -154,7 +158,7 @@ def _together(read: Mapping[Path, Results]) -> Results:
     return next(iter(read.values())).model_copy(update={"models": models})
 
 
-def _points(read: Mapping[Path, Results]) -> dict[str, tuple[Tensor, Tensor]]:
+def _points(read: Mapping[Path, Results]) -> plots.Points:
     """Return each image's predicted radius and the smallest perturbation found, by the model, where they were kept."""
     points = {}
     for (directory, model), name in _names(read).items():
@@ -165,6 +169,33 @@ def _points(read: Mapping[Path, Results]) -> dict[str, tuple[Tensor, Tensor]]:
                 found = tensor([float(row["smallest_known_l2"] or "inf") for row in rows])
                 points[name] = (predicted, found)
     return points
+
+
+def _sheets(read: Mapping[Path, Results], directory: Path) -> list[Sheet]:
+    """Return the pictures of adversarial examples that the evaluations left, for a report in a directory."""
+    sheets = []
+    for (place, model), name in _names(read).items():
+        results = read[place]
+        found = {
+            norm: _picture(place, f"examples_{norm}{plots.suffix_of(model, len(results.models))}")
+            for norm in results.norms
+        }
+        sheets += [Sheet(name, norm, png) for norm, png in found.items() if png]
+        if not any(found.values()):
+            seen = os.path.relpath(place, directory.resolve())
+            sheets.append(Sheet(name, place=seen, link=quote(seen) if place.is_dir() else None))
+    return sheets
+
+
+def _picture(evaluation: Path, name: str) -> bytes | None:
+    """Return a picture of an evaluation: its file, or what its report embeds."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return (evaluation / f"{name}.png").read_bytes()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):  # another's file can hold anything
+        text = (evaluation / "report.html").read_text(encoding="utf-8")
+        embedded = re.search(f'<figure id="{re.escape(name)}"><img [^>]*base64,([A-Za-z0-9+/=]+)"', text)
+        return base64.b64decode(embedded[1]) if embedded else None
+    return None
 
 
 def compare(places: Sequence[Path], directory: Path, over: str | None = None) -> Results:
@@ -192,7 +223,7 @@ def compare(places: Sequence[Path], directory: Path, over: str | None = None) ->
             figures["first_order"] = plots.predicted_against_found(points)
         for name, figure in figures.items():
             figure.savefig(directory / f"{name}.png", dpi=120)
-        write_report(directory / "report.html", results, alike, figures, config)
+        write_report(directory / "report.html", results, alike, figures, config, sheets=_sheets(read, directory))
         with write_atomically(directory / "robustness.json") as file:
             file.write(results.model_dump_json(indent=2))
         _write_rows(directory / "runs.csv", results, varied)

@@ -30,7 +30,7 @@ from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_check
 from jacobian_robust.config import build, build_each, check, describe, plain, read_options
 from jacobian_robust.data import FashionMNISTDataModule, ImageDataModule, MNISTDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.files import claimed, distinct_names, file_name, from_here, write_atomically
+from jacobian_robust.files import claimed, distinct_names, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import PixelInput, SinglePrecision
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
@@ -53,7 +53,7 @@ from jacobian_robust.results import (
 )
 from jacobian_robust.robustness import Sweep, predictions, sweep
 from jacobian_robust.sanity import Check, checks_of, sanity_checks, verdict
-from jacobian_robust.tracking import WandbOptions, full_id, log_evaluation, read_logger, wandb_run
+from jacobian_robust.tracking import WandbOptions, full_id, log_evaluation, read_logger, run_url, wandb_run
 
 __all__ = ["Evaluation", "Subject", "evaluate", "print_results", "read_evaluation", "report", "subjects"]
 
@@ -367,7 +367,7 @@ def report(
                 job_type="evaluation",
                 tags=[attack.name for attack in evaluation.attacks],
                 config=config | {"training_runs": trained},
-                notes="".join(f"{name} was trained in run {trainer}.\n" for name, trainer in trained.items()),
+                notes="".join(f"{name} was trained in run {run_url(of) or of}.\n" for name, of in trained.items()),
                 resumed=identity.read_text() if identity.is_file() else None,
             )
         )
@@ -393,7 +393,8 @@ def report(
         alike = groups(results.models)
         studies = [details.study for _, details in measured if details.study is not None]
         simplified = _simplified(results, studies)
-        figures = _figures(results, alike, [details for _, details in measured])
+        points = _points([details for _, details in measured])
+        figures = _figures(results, alike, [details for _, details in measured], points)
         for name, figure in figures.items():
             figure.savefig(directory / f"{name}.png", dpi=120)
         with write_atomically(directory / "robustness.csv") as file:
@@ -410,7 +411,7 @@ def report(
                 file.write(simplified.model_dump_json(indent=2))
         write_report(directory / "report.html", results, alike, figures, config, simplified)
         if run is not None:
-            log_evaluation(run, results, rows, figures, directory / "report.html")
+            log_evaluation(run, results, alike, rows, points, figures, directory / "report.html")
         with write_atomically(finished) as file:  # last: it says that the evaluation is whole
             file.write(results.model_dump_json(indent=2))
     shutil.rmtree(directory / PROGRESS, ignore_errors=True)
@@ -842,14 +843,19 @@ def _mean(values: Sequence[float | int]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _figures(results: Results, alike: Sequence[Group], details: Sequence[_Details]) -> dict[str, Figure]:
+def _points(details: Sequence[_Details]) -> plots.Points:
+    return {d.name: (d.radii.predicted, d.smallest) for d in details if d.radii and d.smallest is not None}
+
+
+def _figures(
+    results: Results, alike: Sequence[Group], details: Sequence[_Details], points: plots.Points
+) -> dict[str, Figure]:
     """Return the figures by name, in the order in which a report shows them."""
     figures = plots.comparison(results, alike)
-    points = {d.name: (d.radii.predicted, d.smallest) for d in details if d.radii and d.smallest is not None}
     if points:
         figures["first_order"] = plots.predicted_against_found(points)
     for model, detail in zip(results.models, details, strict=True):
-        suffix = f"_{file_name(model.name.replace('/', '_'))}" if len(details) > 1 else ""
+        suffix = plots.suffix_of(model.name, len(details))
         for swept in detail.sweeps if detail.pictures else ():
             examples = {b.eps: e for b, e in zip(swept.budgets, swept.examples, strict=True)}
             figures[f"examples_{swept.norm}{suffix}"] = plots.adversarial_examples(
@@ -892,6 +898,7 @@ def _rows(results: Results) -> list[dict[str, Any]]:
             "checkpoint": model.checkpoint,
             "sha256": model.sha256,
             "training_seed": model.training_seed,
+            "seconds_per_epoch": model.seconds_per_epoch,
             **packages,
         }
         for model in results.models

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -19,6 +19,8 @@ from jacobian_robust.simplifications import DISTANCES, JACOBIAN_NORMS, VARIANTS,
 
 __all__ = [
     "NORMS",
+    "Points",
+    "Rows",
     "accuracy_curves",
     "adversarial_examples",
     "class_accuracy",
@@ -26,10 +28,12 @@ __all__ = [
     "fronts",
     "group_curves",
     "noise_curves",
+    "on_log_axes",
     "predicted_against_found",
     "progress",
     "reliability_diagram",
     "six_simplifications",
+    "suffix_of",
     "trade_off",
     "training_curves",
 ]
@@ -37,6 +41,9 @@ __all__ = [
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 Rows = Sequence[Mapping[str, float | int]]
+
+Points = Mapping[str, tuple[Float[Tensor, "n"], Float[Tensor, "n"]]]
+"""By the name of the model, the predicted radii and the lengths found, infinite where nothing was."""
 
 
 def _curve(axes: Axes, rows: Rows, metric: str, splits: Mapping[str, str]) -> None:
@@ -147,8 +154,14 @@ def accuracy_curves(models: Sequence[Model], *, norm: Norm, split: str) -> Figur
     return figure
 
 
-def group_curves(found: Sequence[Group], *, norm: Norm) -> Figure:
-    """Return the mean accuracy against budget of models trained with several seeds, with their standard deviation."""
+def group_curves(found: Sequence[Group], *, norm: Norm, images: str) -> Figure:
+    """Return the mean accuracy against budget of models trained with several seeds, with their standard deviation.
+
+    Args:
+        found: the models.
+        norm: of the budgets.
+        images: how many of which were attacked, for the title, as ``500 test images``.
+    """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     for i, group in enumerate(found):
@@ -159,7 +172,7 @@ def group_curves(found: Sequence[Group], *, norm: Norm) -> Figure:
         xlabel=_BUDGETS[norm],
         ylabel="accuracy on all images",
         ylim=(-0.02, 1.02),
-        title="Mean and standard deviation over the seeds",
+        title=f"Mean and standard deviation over the seeds, {images}",
     )
     axes.grid(alpha=0.3)
     axes.legend()
@@ -181,6 +194,7 @@ def trade_off(results: Results, options: Sequence[Mapping[str, Any]], over: str)
         name = " ".join(f"{key}={value}" for key, value in row.items() if key not in (over, "seed"))
         lines.setdefault(name, {}).setdefault(row[over], []).append(model)
     figure = Figure(figsize=(12, 4.8), layout="constrained")
+    figure.suptitle(f"Accuracy under attack, {results.models[0].images} {results.split} images")
     accuracy, against = figure.subplots(1, 2)
     for i, (name, by_value) in enumerate(lines.items()):
         values = sorted(by_value)
@@ -291,19 +305,13 @@ def class_accuracy(model: Model) -> Figure:
     return figure
 
 
-def predicted_against_found(
-    points: Mapping[str, tuple[Float[Tensor, "n"], Float[Tensor, "n"]]],
-) -> Figure:
-    """Return the first-order radius against the smallest ℓ2 perturbation found, an image a point.
-
-    Args:
-        points: by the name of the model, the predicted radii and the lengths found, infinite where nothing was.
-    """
+def predicted_against_found(points: Points) -> Figure:
+    """Return the first-order radius against the smallest ℓ2 perturbation found, an image a point."""
     figure = Figure(figsize=(5.6 * len(points), 5), layout="constrained")
     for axes, (name, (predicted, found)) in zip(
         figure.subplots(1, len(points), squeeze=False).flat, points.items(), strict=True
     ):
-        known = found.isfinite() & predicted.isfinite() & (predicted > 0) & (found > 0)
+        known = on_log_axes(predicted, found)
         x, y = predicted[known].cpu(), found[known].cpu()
         unsafe = y < x
         for which, colour, label in ((~unsafe, PALETTE[0], "held"), (unsafe, PALETTE[1], "broken inside it")):
@@ -312,7 +320,7 @@ def predicted_against_found(
             axes.scatter(x[which], y[which], s=16, alpha=0.6, color=colour, linewidths=0, label=label)
         low, high = (float(f(torch.cat([x, y]))) if len(x) else 1.0 for f in (torch.min, torch.max))
         axes.plot([low, high], [low, high], color="black", linewidth=0.8)
-        axes.set(xscale="log", yscale="log", title=name)
+        axes.set(xscale="log", yscale="log", title=f"{name}, {len(x)} images")
         axes.set_xlabel("predicted: d_B / ‖J_μ‖₂")
         axes.set_ylabel("smallest ℓ2 perturbation found")
         axes.grid(alpha=0.3, which="both")
@@ -321,6 +329,11 @@ def predicted_against_found(
             axes.legend()
     figure.suptitle("Fisher–Rao radius to first order, against attacks")
     return figure
+
+
+def on_log_axes(predicted: Float[Tensor, "n"], found: Float[Tensor, "n"]) -> Bool[Tensor, "n"]:
+    """Return which points the prediction scatter can show: both lengths positive and finite."""
+    return found.isfinite() & predicted.isfinite() & (predicted > 0) & (found > 0)
 
 
 def six_simplifications(study: Study, *, split: str) -> Figure:
@@ -448,8 +461,13 @@ def _falls(axes: Axes, study: Study, split: str) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(parts), frameon=False)
 
 
-def reliability_diagram(models: Sequence[Model]) -> Figure:
-    """Return accuracy against confidence: the diagonal is a model that can be taken at its word."""
+def reliability_diagram(models: Sequence[Model], *, split: str) -> Figure:
+    """Return accuracy against confidence: the diagonal is a model that can be taken at its word.
+
+    Args:
+        models: the models of an evaluation.
+        split: whose images they saw, for the title.
+    """
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
@@ -471,15 +489,20 @@ def reliability_diagram(models: Sequence[Model]) -> Figure:
     axes.set(
         xlabel="mean confidence of the bin",
         ylabel="accuracy",
-        title="Calibration on clean images (larger marks: more images)",
+        title=f"Calibration, {models[0].images} clean {split} images\n(larger marks: more images)",
     )
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def noise_curves(models: Sequence[Model]) -> Figure:
-    """Return the accuracy under Gaussian noise of growing strength."""
+def noise_curves(models: Sequence[Model], *, split: str) -> Figure:
+    """Return the accuracy under Gaussian noise of growing strength.
+
+    Args:
+        models: the models of an evaluation.
+        split: whose images they saw, for the title.
+    """
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")
     axes = figure.subplots()
     for i, model in enumerate(models):
@@ -491,10 +514,16 @@ def noise_curves(models: Sequence[Model]) -> Figure:
             **_style(i),
             label=model.name,
         )
-    axes.set(xlabel=_BUDGETS["gaussian"], ylabel="accuracy", ylim=(-0.02, 1.02), title="Accuracy under noise")
+    axes.set(xlabel=_BUDGETS["gaussian"], ylabel="accuracy", ylim=(-0.02, 1.02))
+    axes.set_title(f"Accuracy under noise, {models[0].images} {split} images")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+def suffix_of(model: str, models: int) -> str:
+    """Return what the name of a model's own figure ends in, if there are several models."""
+    return f"_{file_name(model.replace('/', '_'))}" if models > 1 else ""
 
 
 def comparison(results: Results, alike: Sequence[Group]) -> dict[str, Figure]:
@@ -508,11 +537,13 @@ def comparison(results: Results, alike: Sequence[Group]) -> dict[str, Figure]:
     for norm in results.norms:
         figures[f"accuracy_{norm}"] = accuracy_curves(results.models, norm=norm, split=results.split)
         if alike:
-            figures[f"seeds_{norm}"] = group_curves(alike, norm=norm)
+            figures[f"seeds_{norm}"] = group_curves(
+                alike, norm=norm, images=f"{results.models[0].images} {results.split} images"
+            )
     if any(model.calibration for model in results.models):
-        figures["calibration"] = reliability_diagram(results.models)
-        figures["noise"] = noise_curves(results.models)
+        figures["calibration"] = reliability_diagram(results.models, split=results.split)
+        figures["noise"] = noise_curves(results.models, split=results.split)
     for model in results.models:
-        suffix = f"_{file_name(model.name.replace('/', '_'))}" if len(results.models) > 1 else ""
+        suffix = suffix_of(model.name, len(results.models))
         figures[f"classes{suffix}"] = class_accuracy(model)
     return figures

@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,12 +11,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
+from jacobian_robust.attacks import Norm
 from jacobian_robust.files import write_atomically
 from jacobian_robust.plots import NORMS
 from jacobian_robust.results import Group, Results
 from jacobian_robust.simplifications import FALL_COLUMNS, Simplifications, Split, fall_rows, summary
+from jacobian_robust.tracking import run_url
 
-__all__ = ["write_report"]
+__all__ = ["Sheet", "write_report"]
 
 CAPTIONS = {
     "accuracy": "Share of all images that stand under every attack, against the budget.",
@@ -33,6 +36,25 @@ CAPTIONS = {
 }
 
 
+@dataclass(frozen=True)
+class Sheet:
+    """A picture of adversarial examples that an earlier evaluation left, for a report of several.
+
+    Attributes:
+        model: what the model is called in this report.
+        norm: of the budgets; ``None`` if there is no picture.
+        png: the picture; ``None`` if there is none.
+        place: of an evaluation without pictures, its directory seen from that of the report.
+        link: to it, if it is there.
+    """
+
+    model: str
+    norm: Norm | None = None
+    png: bytes | None = None
+    place: str | None = None
+    link: str | None = None
+
+
 def write_report(
     path: Path,
     results: Results,
@@ -40,6 +62,7 @@ def write_report(
     figures: Mapping[str, Figure],
     config: Mapping[str, Any],
     simplifications: Simplifications | None = None,
+    sheets: Sequence[Sheet] = (),
 ) -> None:
     """Write the report of an evaluation.
 
@@ -50,6 +73,7 @@ def write_report(
         figures: by name, in the order in which they are shown.
         config: what was asked for, as plain containers.
         simplifications: the note's six, if they were measured.
+        sheets: of earlier evaluations, shown after the figures.
     """
     environment = Environment(
         loader=PackageLoader("jacobian_robust", "templates"),
@@ -58,6 +82,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["run_url"] = lambda identity: run_url(identity or "")
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}%"
     environment.filters["significant"] = lambda value: "–" if value is None else f"{value:.3g}"
     shown = [
@@ -86,6 +111,16 @@ def write_report(
         ],
         fall_columns=FALL_COLUMNS,
         figures=shown,
+        sheets=[
+            {
+                "name": f"{sheet.model}, {NORMS[sheet.norm]}" if sheet.norm else sheet.model,
+                "data": base64.b64encode(sheet.png).decode() if sheet.png else None,
+                "place": sheet.place,
+                "link": sheet.link,
+            }
+            for sheet in sheets
+        ],
+        examples_caption=CAPTIONS["examples"],
         norms=NORMS,
         config=OmegaConf.to_yaml(OmegaConf.create(dict(config))),
     )

@@ -1,6 +1,7 @@
 """Weights & Biases: runs that close with the right status, and what is logged of an evaluation."""
 
 import contextlib
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,10 +16,10 @@ from jacobian_robust.attacks import Norm
 from jacobian_robust.config import describe
 from jacobian_robust.errors import UserError
 from jacobian_robust.options import STRICT, Listed, NonEmpty
-from jacobian_robust.plots import NORMS
-from jacobian_robust.results import Model, Results
+from jacobian_robust.plots import NORMS, Points, Rows, on_log_axes, suffix_of
+from jacobian_robust.results import Condition, Group, Model, Results
 
-__all__ = ["WandbOptions", "full_id", "log_evaluation", "log_training", "read_logger", "wandb_run"]
+__all__ = ["WandbOptions", "full_id", "log_evaluation", "log_training", "read_logger", "run_url", "wandb_run"]
 
 
 class WandbOptions(BaseModel):
@@ -123,21 +124,56 @@ def full_id(run: "wandb.Run") -> str:
     return "/".join(filter(None, (run.entity, run.project, run.id)))
 
 
-def log_training(run: "wandb.Run", curves: Figure, summary: dict[str, Any]) -> None:
-    """Log what is known only at the end of a training: the curves as a picture, and the summary's scalars."""
+def run_url(identity: str) -> str | None:
+    """Return the address of a run named as :func:`full_id` does, or ``None`` where its entity is not known."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+", identity):
+        return None
+    entity, project, run = identity.split("/")
+    return f"https://wandb.ai/{entity}/{project}/runs/{run}"
+
+
+def log_training(run: "wandb.Run", curves: Figure, summary: dict[str, Any], rows: Rows, twin: Rows | None) -> None:
+    """Log what is known only at the end of a training: the curves as a picture, the summary's scalars and the cost.
+
+    Args:
+        run: the W&B run.
+        curves: of the training.
+        summary: as ``summary.json`` has it.
+        rows: the rows of ``metrics.csv``.
+        twin: those of the undefended twin, whose cost the run's is compared with.
+    """
     run.log({"curves": wandb.Image(curves)})
     run.summary.update({key: value for key, value in summary.items() if isinstance(value, int | float | str)})
+    cost, of_twin = (_seconds_per_epoch(of) for of in (rows, twin or ()))
+    if cost:
+        run.summary["seconds_per_epoch"] = cost
+    if cost and of_twin:
+        run.summary["cost_over_twin"] = cost / of_twin
+
+
+def _seconds_per_epoch(rows: Rows) -> float | None:
+    """Return the mean time of the training steps of an epoch."""
+    seconds = [row["seconds"] for row in rows if "seconds" in row]
+    return sum(seconds) / len(seconds) if seconds else None
 
 
 def log_evaluation(
-    run: "wandb.Run", results: Results, rows: list[dict[str, Any]], figures: dict[str, Figure], report: Path
+    run: "wandb.Run",
+    results: Results,
+    alike: Sequence[Group],
+    rows: list[dict[str, Any]],
+    points: Points,
+    figures: dict[str, Figure],
+    report: Path,
 ) -> None:
     """Log an evaluation: tables, charts over the budget, the figures, the report, and the accuracies as a summary.
 
     Args:
         run: the W&B run.
         results: the evaluation.
+        alike: models that differ in their training seed alone.
         rows: the rows of ``robustness.csv``.
+        points: what the geometry predicts at each image, and what was found there.
         figures: by name.
         report: the HTML file.
     """
@@ -145,8 +181,17 @@ def log_evaluation(
     checks = [[model.name, check.name, check.status, check.why] for model in results.models for check in model.checks]
     run.log({"sanity/checks": wandb.Table(columns=["model", "check", "status", "why"], data=checks)})
     run.summary.update({f"sanity/{model.name}": model.verdict for model in results.models})
+    first = results.models[0].seconds_per_epoch
+    for model in results.models:
+        if model.seconds_per_epoch:
+            run.summary[f"training/{model.name}/seconds_per_epoch"] = model.seconds_per_epoch
+            if first and len(results.models) > 1:
+                run.summary[f"training/{model.name}/cost_over_first"] = model.seconds_per_epoch / first
     for norm in results.norms:
         _log_curves(run, results.models, norm)
+    _log_seeds(run, alike)
+    _log_classes(run, results.models)
+    _log_geometry(run, results.models, points)
     _log_beyond(run, results.models)
     run.log({f"figures/{name}": wandb.Image(figure) for name, figure in figures.items()})
     run.log({"report": wandb.Html(report.read_text(encoding="utf-8"), inject=False)})
@@ -170,21 +215,79 @@ def _log_curves(run: "wandb.Run", models: Sequence[Model], norm: Norm) -> None:
             run.summary[f"robust_accuracy_{norm}/{name}/{eps:g}"] = accuracy
 
 
-def _log_beyond(run: "wandb.Run", models: Sequence[Model]) -> None:
-    """Log accuracy by class, calibration, noise and images of another kind, as tables and charts of their own."""
-    classes = [
-        [model.name, c.label, c.images, c.clean_correct / max(c.images, 1)] for model in models for c in model.classes
+def _log_seeds(run: "wandb.Run", alike: Sequence[Group]) -> None:
+    """Log the mean and the standard deviation over training seeds, if there are several."""
+    spreads = [
+        [group.name, len(group.seeds), norm, eps, mean, spread]
+        for group in alike
+        for norm, budgets in group.robust.items()
+        for eps, mean, spread in sorted({(0.0, *group.clean), *budgets})
     ]
-    table = wandb.Table(columns=["model", "class", "images", "clean_accuracy"], data=classes)
-    run.log({"classes/clean": wandb.plot.bar(table, "class", "clean_accuracy", title="Clean accuracy by class")})
+    columns: list[str | int] = ["models", "seeds", "norm", "eps", "mean_accuracy", "standard_deviation"]
+    if spreads:
+        run.log({"robustness/seeds": wandb.Table(columns=columns, data=spreads)})
+
+
+def _log_classes(run: "wandb.Run", models: Sequence[Model]) -> None:
+    """Log accuracy by class: a bar chart clean and one for each norm and budget, and all of the latter as a table."""
+    robust = []
+    _log_bars(run, "clean", "Clean accuracy by class", models, [[c.clean_correct for c in m.classes] for m in models])
+    for number, threat in enumerate(models[0].threats):
+        for i, budget in enumerate(threat.budgets):
+            name = f"{threat.norm}_{budget.eps:g}".replace(".", "_")  # in a key, W&B takes a point for nesting
+            title = f"Accuracy by class, {NORMS[threat.norm]} {budget.eps:g}"
+            counts = [[c.robust_correct[m.threats[number].norm][i] for c in m.classes] for m in models]
+            rows = _log_bars(run, name, title, models, counts)
+            robust += [[model, threat.norm, budget.eps, *rest] for model, _, *rest in rows]
+    columns: list[str | int] = ["model", "norm", "eps", "class", "images", "accuracy"]
+    run.log({"classes/robust": wandb.Table(columns=columns, data=robust)})
+
+
+def _log_bars(
+    run: "wandb.Run", name: str, title: str, models: Sequence[Model], correct: Sequence[Sequence[int]]
+) -> list[list[Any]]:
+    """Log a bar for each model and class, and return their rows."""
+    rows = [
+        [
+            model.name,
+            f"{model.name}: {c.label}" if len(models) > 1 else str(c.label),
+            c.label,
+            c.images,
+            count / c.images,
+        ]
+        for model, counts in zip(models, correct, strict=True)
+        for c, count in zip(model.classes, counts, strict=True)
+        if c.images
+    ]
+    table = wandb.Table(columns=["model", "label", "class", "images", "accuracy"], data=rows)
+    run.log({f"classes/{name}": wandb.plot.bar(table, "label", "accuracy", title=title)})
+    return rows
+
+
+def _log_geometry(run: "wandb.Run", models: Sequence[Model], points: Points) -> None:
+    """Log the geometry's prediction against what was found, a point an image, and the note's condition as a table."""
+    for name, (predicted, found) in points.items():
+        shown = on_log_axes(predicted, found)
+        lengths = (predicted[shown], found[shown], predicted[shown].log10(), found[shown].log10())
+        images = shown.nonzero().flatten()
+        rows = [list(row) for row in zip(*(column.tolist() for column in (images, *lengths)), strict=True)]
+        table = wandb.Table(columns=["image", "predicted", "found", "log10_predicted", "log10_found"], data=rows)
+        title = f"{name}: predicted radius d_B/‖J‖₂ against the smallest ℓ2 perturbation found, {len(rows)} images"
+        scatter = wandb.plot.scatter(table, "log10_predicted", "log10_found", title=title)  # it has no log axes
+        run.log({f"first_order/scatter{suffix_of(name, len(models))}": scatter})
+    measured = [(model.name, model.first_order) for model in models if model.first_order]
+    for name, found_there in measured:
+        values = found_there.model_dump(exclude={"conditions"})
+        run.summary.update({f"first_order/{name}/{key}": value for key, value in values.items()})
+    conditions = [[name, *c.model_dump().values()] for name, found_there in measured for c in found_there.conditions]
+    columns: list[str | int] = ["model", *Condition.model_fields]
+    if conditions:
+        run.log({"first_order/conditions": wandb.Table(columns=columns, data=conditions)})
+
+
+def _log_beyond(run: "wandb.Run", models: Sequence[Model]) -> None:
+    """Log calibration, noise and images of another kind, as tables and charts of their own."""
     for model in models:
-        if model.first_order:
-            run.summary.update(
-                {
-                    f"first_order/{model.name}/{key}": value
-                    for key, value in model.first_order.model_dump(exclude={"conditions"}).items()
-                }
-            )
         if model.calibration:
             for key in ("ece", "nll", "brier"):
                 run.summary[f"calibration/{model.name}/{key}"] = getattr(model.calibration, key)

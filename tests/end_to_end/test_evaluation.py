@@ -47,6 +47,7 @@ def test_a_real_attack_is_reported_in_full(trained, tmp_path):
     assert [int(row["correct"]) for row in table] == [b.correct for b in model.threats[0].budgets]
     assert {row["sha256"] for row in table} == {model.sha256}
     assert {json.loads(row["parameters"])["steps"] for row in table} == {5}
+    assert {float(row["seconds_per_epoch"]) for row in table} == {model.seconds_per_epoch}
     with (results / "images.csv").open() as file:
         images = list(csv.DictReader(file))
     assert [int(row["image"]) for row in images] == list(range(80))
@@ -134,6 +135,7 @@ def test_wandb_run_of_an_evaluation_holds_table_curve_and_images(trained, tmp_pa
     (model,) = report.models
     assert curve == [(b.eps, b.robust_accuracy) for b in model.threats[0].budgets]  # the first budget is 0
     assert curve[0] == (0, model.clean_accuracy)
+    assert wandb_records.summary(records)["training/vanilla/seconds_per_epoch"] == model.seconds_per_epoch
     assert wandb_records.exit_code(records) == 0
 
 

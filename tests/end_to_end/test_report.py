@@ -1,5 +1,6 @@
 """The report of an evaluation, in a real browser too, and what an interruption costs."""
 
+import base64
 import csv
 import json
 import re
@@ -21,7 +22,7 @@ from jacobian_robust.results import Results, groups
 
 from . import wandb_records
 from .conftest import ROOT, composed
-from .test_evaluation import ATTACK, QUICK
+from .test_evaluation import ATTACK, PGD, QUICK
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -78,6 +79,53 @@ def test_the_report_needs_nothing_but_itself_and_escapes_what_it_shows(evaluated
         for check in model.checks:
             assert check.name in text
     assert not (directory / "progress").exists()
+
+
+def table(run, name):
+    """The rows of a W&B table, as dicts."""
+    (file,) = (run / "files" / "media" / "table").glob(f"{name}_*.table.json")
+    stored = json.loads(file.read_text())
+    return [dict(zip(stored["columns"], row, strict=True)) for row in stored["data"]]
+
+
+def test_wandb_has_every_panel_of_the_report(evaluated):
+    directory, results = evaluated
+    (offline,) = (directory / "wandb").glob("offline-run-*")
+    records = wandb_records.read_records(offline)
+    logged = {key.removesuffix("/_type") for row in wandb_records.history(records) for key in row}
+    budgets = [(threat.norm, budget) for threat in results.models[0].threats for budget in threat.budgets]
+    charts = {"clean"} | {f"{norm}_{budget.eps:g}".replace(".", "_") for norm, budget in budgets}
+    assert logged >= {f"classes/{name}_table" for name in charts}
+    by_class = table(offline, "classes/robust")
+    for model in results.models:
+        for threat in model.threats:
+            for i, budget in enumerate(threat.budgets):
+                found = [
+                    (row["class"], row["images"], row["accuracy"])
+                    for row in by_class
+                    if (row["model"], row["norm"], row["eps"]) == (model.name, threat.norm, budget.eps)
+                ]
+                assert found == [
+                    (c.label, c.images, c.robust_correct[threat.norm][i] / c.images) for c in model.classes if c.images
+                ]
+    conditions = table(offline, "first_order/conditions")
+    assert conditions == [
+        {"model": model.name} | condition.model_dump()
+        for model in results.models
+        for condition in model.first_order.conditions
+    ]
+    with (directory / "images.csv").open() as file:
+        images = [row for row in csv.DictReader(file) if row["name"] == results.models[1].name]
+    points = table(offline, f"first_order/scatter_{results.models[1].name}_table")
+    known = [row for row in images if row["smallest_known_l2"]]
+    assert 0 < len(points) <= len(known)
+    for point in points:
+        row = images[point["image"]]
+        assert point["predicted"] == pytest.approx(float(row["predicted_l2"]), rel=1e-5)
+        assert 10 ** point["log10_found"] == pytest.approx(float(row["smallest_known_l2"]), rel=1e-4)
+    summary = wandb_records.summary(records)
+    first, second = (model.seconds_per_epoch for model in results.models)
+    assert summary[f"training/{results.models[1].name}/cost_over_first"] == second / first
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
@@ -188,6 +236,16 @@ def test_evaluation_runs_name_the_run_that_trained_their_models(trained, tmp_pat
     assert trainer in record.notes
     logged = {item.key: item.value_json for item in record.config.update}
     assert json.loads(logged["training_runs"]) == {"vanilla": trainer}
+    stored = torch.load(trained.directory / "vanilla" / "checkpoints" / "last.ckpt", weights_only=True)
+    stored["jacobian_robust"]["wandb"] = "team/project/run1"  # as if it had been trained online
+    torch.save(stored, tmp_path / "online.ckpt")
+    evaluate(composed("evaluate", *ATTACK, f"checkpoint={tmp_path}/online.ckpt", f"output_dir={tmp_path}/online"))
+    (evaluation_run,) = (tmp_path / "online" / "wandb").glob("offline-run-*")
+    record = next(r.run for r in wandb_records.read_records(evaluation_run) if r.HasField("run"))
+    assert "https://wandb.ai/team/project/runs/run1" in record.notes
+    report = (tmp_path / "online" / "report.html").read_text()
+    assert '<a href="https://wandb.ai/team/project/runs/run1">team/project/run1</a>' in report
+    assert "<a " not in (tmp_path / "r" / "report.html").read_text()  # no entity, no address
 
 
 def test_a_transfer_needs_another_model(trained, tmp_path, capsys):
@@ -211,8 +269,7 @@ def test_seeds_are_put_together_with_their_spread(trained, tmp_path, capsys):
         stored = torch.load(trained.directory / name / "checkpoints" / "last.ckpt", weights_only=True)
         stored["jacobian_robust"]["config"] |= {"seed": seed, "regularizer": None}
         torch.save(stored, tmp_path / f"vanilla_seed{seed}.ckpt")
-    options = [f"checkpoint={tmp_path}", f"output_dir={tmp_path}/r", "logger=csv"]
-    results = evaluate(composed("evaluate", *ATTACK, *options))
+    results = evaluate(composed("evaluate", *ATTACK, f"checkpoint={tmp_path}", f"output_dir={tmp_path}/r"))
     (group,) = groups(results.models)
     assert (group.name, group.seeds) == ("vanilla", [0, 1])
     assert group.clean[1] > 0
@@ -220,6 +277,12 @@ def test_seeds_are_put_together_with_their_spread(trained, tmp_path, capsys):
     assert line in capsys.readouterr().out
     assert line in (tmp_path / "r" / "report.html").read_text()
     assert (tmp_path / "r" / "seeds_linf.png").is_file()
+    (offline,) = (tmp_path / "r" / "wandb").glob("offline-run-*")
+    wandb_records.read_records(offline)  # all is written
+    spreads = [
+        (row["eps"], row["mean_accuracy"], row["standard_deviation"]) for row in table(offline, "robustness/seeds")
+    ]
+    assert spreads == group.robust["linf"]  # the first budget is 0
 
 
 def test_evaluations_that_measured_less_are_compared_by_what_they_have(trained, tmp_path):
@@ -285,6 +348,37 @@ def test_evaluations_made_apart_are_compared_as_if_made_together(trained, tmp_pa
     with pytest.raises(UserError, match="no evaluation of this version"):
         compare([tmp_path / "old"], tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def test_a_comparison_shows_the_adversarial_examples_of_the_evaluations(trained, tmp_path):
+    def shown(*places):
+        out = tmp_path / f"compared{len(list(tmp_path.iterdir()))}"
+        compare([tmp_path / place for place in places], out)
+        text = (out / "report.html").read_text()
+        part = text.split("<h2>Adversarial examples</h2>")[1].split("<h2>")[0]
+        pictures = re.findall(r"<h3>(.*)</h3>\n<figure[^>]*><img [^>]*base64,([^\"]*)", part)
+        return {name: base64.b64decode(png) for name, png in pictures}, part
+
+    options = [*PGD, "limit=20", "sanity_images=0", "geometry_images=10", "reliability=true", "logger=csv"]
+    for name in ("vanilla", "frobenius"):
+        run = [f"checkpoint={trained.directory}/{name}", f"output_dir={tmp_path}/{name}"]
+        evaluate(composed("evaluate", *options, *run))
+    pictures, _ = shown("vanilla", "frobenius")
+    files = {f"{name}, ℓ∞": (tmp_path / name / "examples_linf.png").read_bytes() for name in ("vanilla", "frobenius")}
+    assert pictures == files
+    (out,) = tmp_path.glob("compared*")
+    text = (out / "report.html").read_text()
+    for figure in ("accuracy_linf", "first_order", "calibration", "noise", "classes_vanilla", "classes_frobenius"):
+        assert f'<figure id="{figure}">' in text
+    (tmp_path / "vanilla" / "examples_linf.png").unlink()  # its report has it
+    pictures, _ = shown("vanilla", "frobenius")
+    assert pictures.keys() == files.keys()
+    assert pictures["frobenius, ℓ∞"] == files["frobenius, ℓ∞"]
+    assert pictures["vanilla, ℓ∞"].startswith(b"\x89PNG")
+    (tmp_path / "vanilla" / "report.html").unlink()
+    pictures, part = shown("vanilla", "frobenius")
+    assert pictures.keys() == {"frobenius, ℓ∞"}
+    assert 'Its evaluation, <a href="../vanilla">../vanilla</a>, holds no picture' in part
 
 
 def test_a_sweep_is_gathered_and_drawn_over_what_was_varied(trained, tmp_path, capsys):

@@ -111,6 +111,12 @@ def test_wandb_offline_run_holds_config_history_curves_and_success(trained):
         record.metric.name or record.metric.glob_name: record.metric for record in records if record.HasField("metric")
     }
     assert metrics["*"].step_metric == "epoch"
+    cost, of_twin = (
+        sum(float(row["seconds"]) for row in rows(trained.directory / name)) / 2 for name in ("frobenius", "vanilla")
+    )
+    summary = wandb_records.summary(records)
+    assert summary["seconds_per_epoch"] == pytest.approx(cost)
+    assert summary["cost_over_twin"] == pytest.approx(cost / of_twin)
     assert wandb_records.exit_code(records) == 0
 
 

@@ -59,6 +59,16 @@ def history(records: list[Record]) -> list[dict[str, Any]]:
     ]
 
 
+def summary(records: list[Record]) -> dict[str, Any]:
+    """What the run's summary was told explicitly, beside the last value of each metric; nested keys joined by /."""
+    return {
+        item.key or "/".join(item.nested_key): json.loads(item.value_json)
+        for record in records
+        if record.HasField("summary")
+        for item in record.summary.update
+    }
+
+
 def exit_code(records: list[Record]) -> int:
     (code,) = [record.exit.exit_code for record in records if record.HasField("exit")]
     return code

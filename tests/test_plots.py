@@ -1,0 +1,51 @@
+"""The number of images stands in every figure that shows shares of them."""
+
+import re
+
+import pytest
+import torch
+from matplotlib.text import Text
+
+from jacobian_robust import plots
+from jacobian_robust.results import Calibration, ClassAccuracy, NoisePoint, Results, groups
+
+from .test_results import model
+
+
+@pytest.fixture
+def results():
+    measured = {
+        "calibration": Calibration(ece=0.1, nll=0.2, brier=0.1, bins=[(0.6, 0.5, 40), (0.9, 0.95, 60)]),
+        "noise": [NoisePoint(sigma=0, accuracy=0.9), NoisePoint(sigma=0.3, accuracy=0.5)],
+        "classes": [ClassAccuracy(label=0, images=100, clean_correct=90, robust_correct={"linf": [50]})],
+    }
+    seeds = [model("a/seed0", 0, 0.9, 0.5), model("a/seed1", 1, 0.8, 0.7)]
+    return Results(
+        split="validation",
+        independent=False,
+        seed=0,
+        device="cpu",
+        versions={},
+        attacks={},
+        models=[seed.model_copy(update=measured) for seed in seeds],
+    )
+
+
+def written(figure):
+    return " ".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_figures_of_shares_say_of_how_many_images(results):
+    figures = plots.comparison(results, groups(results.models))
+    options = [{"eta.max": 0.1}, {"eta.max": 0.2}]
+    figures["trade_off"] = plots.trade_off(results, options, "eta.max")
+    assert figures.keys() >= {"accuracy_linf", "seeds_linf", "calibration", "noise", "trade_off"}
+    for name, figure in figures.items():
+        if not name.startswith("classes"):  # there the number stands beside each class
+            assert re.search("100 (clean )?validation images", written(figure)), name
+
+
+def test_the_prediction_scatter_counts_its_points():
+    predicted = torch.tensor([1.0, 2.0, 3.0, torch.inf])
+    found = torch.tensor([0.5, 3.0, torch.inf, 1.0])  # one was not broken, one has no gradient
+    assert "a, 2 images" in written(plots.predicted_against_found({"a": (predicted, found)}))
