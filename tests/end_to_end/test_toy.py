@@ -140,7 +140,8 @@ def test_the_committed_checkpoints_give_the_committed_numbers(tmp_path):
             assert ours[key] == theirs[key]
         for group in ("budgets", "attacks", "balls"):
             for one, other in zip(ours[group], theirs[group], strict=True):
-                assert one.get("point") == other.get("point")
+                # The points are float32: another release of torch rounds them otherwise.
+                assert one.get("point") == pytest.approx(other.get("point"), abs=1e-6)
                 # How near a great circle a geodesic stays is rounding.
                 kept = [key for key in other if key not in ("point", "great_circle_error")]
                 assert {k: one[k] for k in kept} == pytest.approx({k: other[k] for k in kept}, rel=1e-4, abs=1e-6)
