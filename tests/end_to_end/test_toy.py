@@ -92,6 +92,7 @@ def test_the_figures_and_their_numbers(pair, tmp_path):
         assert all(b.search <= b.pgd + 0.05 for b in model.budgets)
         for ball in model.balls:
             assert ball.reached + ball.left + ball.folded == ball.rays == 6
+            assert ball.rays >= ball.partway[0] >= ball.partway[1] >= ball.reached
             assert ball.great_circle_error < 1e-4
         for attack in model.attacks:
             assert attack.euclidean <= results.eps * (1 + 1e-9)
