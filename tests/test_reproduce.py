@@ -1,13 +1,18 @@
+import csv
+import hashlib
+import json
+import re
 import subprocess
 import sys
 
 import pytest
 
 from jacobian_robust.errors import UserError
-from jacobian_robust.reproduce import NETWORKS, Network, Outcome, reproduce, table
+from jacobian_robust.evaluation import evaluate
+from jacobian_robust.reproduce import COST, NETWORKS, Network, Outcome, cost, reproduce, table
 from jacobian_robust.results import Results
 
-from .end_to_end.conftest import ROOT
+from .end_to_end.conftest import ROOT, composed
 from .test_results import model
 
 VANILLA = Network("note_vanilla", "vanilla", (9740, 4138))
@@ -38,6 +43,38 @@ def test_the_presets_of_all_networks_exist():
         assert (ROOT / "conf" / "experiment" / f"{network.experiment}.yaml").is_file()
 
 
+def test_the_committed_document_says_what_the_committed_files_do():
+    """Where it does not, python -m jacobian_robust.reproduce writes it anew from them."""
+    results = ROOT / "docs" / "results"
+    outcomes = []
+    for network in NETWORKS:
+        for weights in sorted((results / "checkpoints").glob(f"{network.experiment}*.safetensors")):
+            if found := re.fullmatch(rf"{network.experiment}(?:_seed(\d+))?", weights.stem):
+                name = f"{weights.stem}_{network.model}" if network.model else weights.stem
+                stored = Results.model_validate_json((results / "note" / f"{name}.json").read_bytes())
+                assert stored.models[0].sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+                outcomes.append(Outcome(network, int(found[1] or 0), stored, []))
+    assert len(outcomes) >= len(NETWORKS)
+    _, _, rest = (results / "note.md").read_text().partition("<!-- written by python -m jacobian_robust.reproduce -->")
+    written, _, _ = rest.partition("<!-- end of what it writes -->")
+    assert written.startswith(f"\n\n{table(outcomes)}\n{cost(ROOT / COST)}\n![")
+
+
+def test_the_costs_are_the_measured_ones_and_a_bias_is_told(tmp_path):
+    measured = json.loads((ROOT / COST).read_text())
+    measured["steps"]["1 probe"]["ratio"] = 1.96
+    measured["errors"]["1 probe"] |= {"bias_of_square": -0.05, "standard_error": 0.01}
+    path = tmp_path / "step_cost.json"
+    path.write_text(json.dumps(measured))
+    told = cost(path)
+    assert "| 2.0 |" in told
+    assert "do not agree in value" in told
+    assert "-5.00% ± 1.00% with 1 probe" in told
+    path.write_text("{}")
+    with pytest.raises(UserError, match=r"not what benchmarks/step_cost\.py writes"):
+        cost(path)
+
+
 def test_outside_a_clone_it_says_where_to_run_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="in a clone"):
@@ -50,6 +87,26 @@ def test_a_document_without_its_marks_is_refused_before_any_work(tmp_path, monke
     with pytest.raises(UserError, match="put both back"):
         reproduce([VANILLA], [0], results=tmp_path, runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_committed_weights_attacked_again_are_the_recorded_ones(tmp_path):
+    """The record is of three attacks together, with other starts: what PGD alone breaks, it has as broken."""
+    with (ROOT / "docs" / "results" / "standard" / "note_vanilla" / "images.csv").open() as file:
+        recorded = list(csv.DictReader(file))[:30]
+    weights = ROOT / "docs" / "results" / "checkpoints" / "note_vanilla.safetensors"
+    options = ["attack=pgd_linf", "attack.pgd_linf.eps=[0.1,0.15,0.2,0.3]", "limit=30", "sanity_images=0", "logger=csv"]
+    options += ["geometry_images=0", "reliability=false", f"output_dir={tmp_path}/r"]
+    evaluate(composed("evaluate", *options, f"checkpoint={weights}"))
+    with (tmp_path / "r" / "images.csv").open() as file:
+        again = list(csv.DictReader(file))
+    for ours, theirs in zip(again, recorded, strict=True):
+        assert (ours["label"], ours["predicted"]) == (theirs["label"], theirs["predicted"])
+        assert float(ours["confidence"]) == pytest.approx(float(theirs["confidence"]), abs=1e-5)
+        for eps in ("0.1", "0.15", "0.2", "0.3"):
+            assert ours[f"robust_linf_{eps}"] == "1" or theirs[f"robust_linf_{eps}"] == "0"
+    assert sum(row["robust_linf_0.1"] == "0" for row in again) > 5
+    assert sum(row["robust_linf_0.3"] == "0" for row in again) > 25
 
 
 @pytest.mark.slow

@@ -246,6 +246,10 @@ class JacobianMonitor(Monitor):
         self.eps = eps
         self.bound: Bound = bound
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the condition: without it nobody could say what the rows of the checkpoint were measured with."""
+        return {"eps": self.eps, "bound": self.bound}
+
     def measure(
         self, model: nn.Module, images: Tensor, labels: Tensor, *, process: int = 0, of: int = 1
     ) -> dict[str, float]:

@@ -23,12 +23,15 @@ from jacobian_robust import data, models, regularizers
 from jacobian_robust.config import describe
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.regularizers import Penalty
+from jacobian_robust.regularizers import Bound, Penalty, condition_of
 
 __all__ = ["SUFFIXES", "Checkpoint", "export", "find_checkpoints", "load_checkpoint"]
 
 _PREFIX = "model."
 _METADATA = "jacobian_robust"
+_REQUIRED = ("config", "epochs", "rows", "wandb")
+_ADDED = ("condition_eps", "condition_bound")
+"""What files of older versions lack."""
 
 SUFFIXES = (".ckpt", ".safetensors")
 """Of this project's checkpoints and exports: what is looked for in a directory."""
@@ -43,6 +46,8 @@ class _Known(BaseModel):
     epochs: int | None = Field(ge=0)
     rows: list[dict[str, float | int]]
     wandb: str | None = Field(pattern=r"^[\w.-]+(/[\w.-]+){0,2}$")
+    condition_eps: float | None = Field(None, gt=0, allow_inf_nan=False)
+    condition_bound: Bound | None = None
 
     @field_validator("config")
     @classmethod
@@ -67,6 +72,8 @@ class Checkpoint:
         epochs: finished epochs, where known.
         rows: the rows of ``metrics.csv`` so far.
         wandb: the W&B run that trained it, ``project/id``, where known.
+        condition_eps: the ε of eq. 14 whose satisfaction ``rows`` records, where known.
+        condition_bound: the distance of that condition.
         program: the classifier itself, of a file that holds it whole.
     """
 
@@ -77,6 +84,8 @@ class Checkpoint:
     epochs: int | None = None
     rows: list[dict[str, float | int]] = field(default_factory=list)
     wandb: str | None = None
+    condition_eps: float | None = None
+    condition_bound: Bound | None = None
     program: nn.Module | None = None
 
     def model(self, model: nn.Module | None = None) -> nn.Module:
@@ -134,6 +143,22 @@ class Checkpoint:
             return None
         penalty: Penalty = _make(self, "regularizer", regularizers, Penalty)
         return penalty
+
+    def condition(self, classes: int) -> tuple[float, Bound]:
+        """Return the ε and the bound of eq. 14 whose satisfaction the training recorded.
+
+        Of a checkpoint that does not hold them, those of its penalty, or the note's without one; an undefended twin of
+        such an age was measured with its pair's.
+
+        Args:
+            classes: the number of classes.
+
+        Raises:
+            UserError: if the checkpoint says neither.
+        """
+        if self.condition_eps is not None and self.condition_bound is not None:
+            return self.condition_eps, self.condition_bound
+        return condition_of(self.penalty(), classes)
 
 
 def _make(checkpoint: Checkpoint, group: str, module: ModuleType, base: type) -> Any:
@@ -251,6 +276,8 @@ def _read_stored(path: Path, sha256: str, stored: Any) -> Checkpoint:
         rows = stored["callbacks"]["EpochRecord"]["rows"]
         epochs = stored["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
         state_dict = {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}
+        condition = stored["callbacks"].get("JacobianMonitor") or {}
+        condition = {"condition_eps": condition.get("eps"), "condition_bound": condition.get("bound")}
         if not isinstance(config, dict) or not isinstance(epochs, int):
             raise TypeError("a configuration")
     except (AttributeError, KeyError, TypeError, IndexError) as error:
@@ -258,7 +285,7 @@ def _read_stored(path: Path, sha256: str, stored: Any) -> Checkpoint:
             f"checkpoint {path} was not written by jacobian_robust's train.py, and is no dictionary of tensors: it "
             f"lacks {error}"
         ) from error
-    known = {"config": config, "epochs": epochs, "rows": rows, "wandb": stored[_METADATA].get("wandb")}
+    known = {"config": config, "epochs": epochs, "rows": rows, "wandb": stored[_METADATA].get("wandb"), **condition}
     return Checkpoint(path, sha256, state_dict=state_dict, **_known(path, known))
 
 
@@ -282,7 +309,7 @@ def _read_safetensors(path: Path, content: bytes, sha256: str) -> Checkpoint:
         with safetensors.safe_open(path, "pt") as file:
             metadata = (file.metadata() or {}).get(_METADATA)
         stored = json.loads(metadata) if metadata else {}
-        known = {key: stored[key] for key in ("config", "epochs", "rows", "wandb")} if metadata else {}
+        known = {key: stored[key] for key in _REQUIRED} | {key: stored.get(key) for key in _ADDED} if metadata else {}
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {path} is damaged, or no safetensors file: {describe(error)}") from error
     return Checkpoint(path, sha256, state_dict=state_dict, **(_known(path, known) if known else {}))
@@ -295,7 +322,7 @@ def export(checkpoint: Checkpoint, path: Path) -> None:
         checkpoint: as read from a file.
         path: the new file; it takes the place of an old one at once.
     """
-    known = {key: getattr(checkpoint, key) for key in ("config", "epochs", "rows", "wandb")}
+    known = {key: getattr(checkpoint, key) for key in (*_REQUIRED, *_ADDED)}
     weights = {name: value.contiguous() for name, value in checkpoint.state_dict.items()}
     scratch = path.with_name(f".{path.name}.part")
     safetensors.torch.save_file(weights, scratch, {_METADATA: json.dumps(known)})

@@ -36,7 +36,6 @@ from jacobian_robust.models import PixelInput, SinglePrecision
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.processes import ProcessDied
 from jacobian_robust.provenance import versions
-from jacobian_robust.regularizers import condition_of
 from jacobian_robust.report import write_report
 from jacobian_robust.results import (
     AttackOutcome,
@@ -766,7 +765,7 @@ def _study(
         return None
     checkpoint, training, condition = subject.checkpoint, None, None
     with contextlib.suppress(UserError):  # a foreign model does not say
-        condition = condition_of(checkpoint.penalty(), subject.datamodule.classes)
+        condition = checkpoint.condition(subject.datamodule.classes)
     split = None
     with contextlib.suppress(UserError):  # nor what it was trained on, whose files need not be on this machine
         trained_on = checkpoint.datamodule()

@@ -361,7 +361,7 @@ def six_simplifications(study: Study, *, split: str) -> Figure:
                 panels[key].ecdf(ratio, color=colour, linestyle=stroke, label=names[place])
         panels[key].set(xlabel=label, ylabel="share of images below")
         panels[key].set_title(title, fontsize=11)
-        panels[key].legend()
+        panels[key].legend(loc="lower right")  # the curves rise at the left
     panels["1"].set_xscale("log")
     spread = panels["1"].get_xlim()[1] / panels["1"].get_xlim()[0]
     panels["1"].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread < 300 else (1,)))
@@ -393,6 +393,8 @@ def _flatness(axes: Axes, study: Study) -> None:
     axes.axhspan(0.9, 1.1, color="black", alpha=0.15, linewidth=0, label="within 10%")
     axes.set(xscale="log", yscale="log", xlabel="radius r (ℓ2)", ylabel="d(F(x), F(x + rv)) / (‖Jv‖ r)")
     axes.set_title("(2) Flat metric: median and quartiles", fontsize=11)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high * (high / low) ** 0.35)  # room for the legend
     axes.legend(loc="upper left", fontsize=9)
 
 
@@ -406,7 +408,7 @@ def _conditions(axes: Axes, study: Study, names: Mapping[str, str]) -> None:
                 label = f"‖J‖₂ ≤ {distance}/ε, {names[place]}"
                 axes.ecdf(longest, complementary=True, color=colour, linestyle=stroke, label=label)
     if study.result.condition_eps is not None:
-        axes.axvline(study.result.condition_eps, color="black", linewidth=0.8, label="ε of the run")
+        axes.axvline(study.result.condition_eps, color="black", linewidth=0.8, label="ε of (6)")
     axes.set(xscale="log", xlabel="ε (ℓ2)", ylabel="share that satisfies the condition")
     axes.set_title("(5) Condition on training images and on others", fontsize=11)
     axes.legend()
@@ -426,10 +428,11 @@ def _epochs(axes: Axes, study: Study) -> None:
         if shares:
             axes.plot(*zip(*shares, strict=True), color=colour, linestyle=stroke, marker="o", markersize=3, label=label)
     axes.set(xlabel="epoch", ylabel="share that violates eq. 14", ylim=(-0.05, 1.05))
-    axes.set_title("(6) Violations during training, at the ε of the run", fontsize=11)
+    eps = study.result.condition_eps
+    axes.set_title(f"(6) Violations during training{f', at ε = {eps:.4g}' if eps is not None else ''}", fontsize=11)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if axes.lines:
-        axes.legend(loc="center right")
+        axes.legend()
     else:
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center")
 

@@ -1,12 +1,13 @@
 """The note's Table 1 and Figure 1, made anew: ``python -m jacobian_robust.reproduce``, in a clone of the project.
 
 Trains what is missing (about half an hour a network on two CPU cores), attacks what has not been attacked, and writes
-the tables into RESULTS/note.md and the figures beside it. Run again, it makes only what is missing; weights that are
-there give the same numbers.
+the tables and the costs into RESULTS/note.md and the figures beside it. Run again, it makes only what is missing;
+weights that are there give the same numbers.
 """
 
 import argparse
 import hashlib
+import json
 import math
 import re
 import shutil
@@ -23,7 +24,7 @@ from jacobian_robust.documents import Document, run_door
 from jacobian_robust.errors import UserError
 from jacobian_robust.results import Budget, Results
 
-__all__ = ["NETWORKS", "Network", "Outcome", "reproduce", "table"]
+__all__ = ["COST", "NETWORKS", "Network", "Outcome", "cost", "reproduce", "table"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ NETWORKS = (
 )
 
 TEST_IMAGES = 10_000
+
+COST = Path("docs/jacobian_norms/step_cost.json")
+"""What ``benchmarks/step_cost.py`` measured, in a clone."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ def reproduce(
     Raises:
         UserError: if a command fails, or a file there cannot be read.
     """
+    costs = cost(COST)
     document = Document(results / "note.md", "python -m jacobian_robust.reproduce", "The note's Table 1 and Figure 1")
     weights = {(n, seed): _weights(results, n, seed) for n in networks for seed in seeds}
     for network in networks:
@@ -112,7 +117,7 @@ def reproduce(
         rows = load_checkpoint(path).rows
         outcomes.append(Outcome(network, seed, Results.model_validate_json(evaluation.read_bytes()), rows))
     figures = _figures(outcomes, results / "note")
-    document.write(f"{table(outcomes)}\n{figures}")
+    document.write(f"{table(outcomes)}\n{costs}{figures}")
     return outcomes
 
 
@@ -189,6 +194,44 @@ def table(outcomes: Sequence[Outcome]) -> str:
             counts = [(m.results.models[0].clean_correct, *(b.correct for b in _budgets(m))) for m in members]
             lines.append(f"| {network.label} | mean ± s.d. | {' | '.join(map(_spread, zip(*counts, strict=True)))} | |")
     return "\n".join(lines) + "\n"
+
+
+def cost(path: Path) -> str:
+    """Return what a training step costs beside the note's, and how well its fast norms agree with the exact one.
+
+    Args:
+        path: ``step_cost.json``, as ``benchmarks/step_cost.py`` writes it.
+
+    Raises:
+        UserError: if it is not there, or is another file.
+    """
+    try:
+        measured = json.loads(path.read_bytes())
+        ratios = [measured["steps"][way]["ratio"] for way in ("exact Frobenius", "2 probes", "1 probe")]
+        errors = {
+            way: (measured["errors"][way]["bias_of_square"], measured["errors"][way]["standard_error"])
+            for way in ("2 probes", "1 probe")
+        }
+        machine = f"{measured['machine']}, torch {measured['torch']}"
+    except FileNotFoundError as error:
+        raise UserError(f"run this in a clone of the project: {path} is not in the working directory") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not what benchmarks/step_cost.py writes: {error!r}") from error
+    agree = "agree" if all(abs(bias) <= 3 * error for bias, error in errors.values()) else "do not agree"
+    off = ", ".join(f"{100 * bias:+.2f}% ± {100 * error:.2f}% with {way}" for way, (bias, error) in errors.items())
+    return "\n".join(
+        [
+            f"A training step's cost, in plain steps, side by side in one run ({machine}; "
+            "[step_cost.json](../jacobian_norms/step_cost.json)):",
+            "",
+            "| exact norm, **the note** | exact norm | 2 probes | 1 probe |",
+            "| --- | --- | --- | --- |",
+            f"| almost 12 | {' | '.join(f'{ratio:.1f}' for ratio in ratios)} |",
+            "",
+            f"Exact and fast norms {agree} in value: the mean of the square is off by {off} (± the standard error).",
+            "",
+        ]
+    )
 
 
 def _budgets(outcome: Outcome) -> list[Budget]:

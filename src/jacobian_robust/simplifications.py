@@ -245,7 +245,8 @@ class ModelSimplifications(Strict):
     training_images: int | None
     """Training images looked at, the first of the training split; null where they are not known."""
     condition_eps: float | None
-    """The ε of the penalty it was trained with, or the note's without one; null where the checkpoint does not say."""
+    """The ε of eq. 14 that its training recorded: its penalty's, its twin's, or the note's; null where the checkpoint
+    does not say."""
     condition_bound: Bound | None
     """The distance of that condition."""
     center_over_boundary: Distribution | None
@@ -582,7 +583,7 @@ def study(
         evaluated: images that it was not trained on.
         training: images that it was trained on, where they are known.
         budgets: the Euclidean radii ε at which attacks are compared with the condition.
-        condition: the ε and the bound that it was trained with, where they are known.
+        condition: the ε and the bound with which its training recorded eq. 14, where they are known.
         rows: the rows of its training's ``metrics.csv``, as far as they are known.
         progress: called with a number of images, again and again, :data:`PASSES` times the evaluated ones in all.
     """

@@ -85,6 +85,8 @@ class BallNumbers(Strict):
     """``d_B`` there: Fisher–Rao distance to the decision boundary."""
     rays: int
     """Geodesics followed."""
+    partway: list[int]
+    """How many have a quarter and a half of the radius as their length, before or at their end."""
     reached: int
     """How many have the whole radius as their length."""
     left: int
@@ -298,6 +300,7 @@ def ball(model: Classifier, point: Float[Tensor, "2"], label: int, rays: int) ->
         label=label,
         radius=radius,
         rays=rays,
+        partway=[int((followed.radius > share * radius).sum()) for share in toy_plots.LEVELS],
         reached=int(whole.sum()),
         left=followed.why.count("window") + followed.why.count("length"),
         folded=followed.why.count("fold"),

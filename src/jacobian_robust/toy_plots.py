@@ -31,6 +31,8 @@ MARKERS = "os^"
 INK = "#222222"
 SHADES = 24
 """Steps of a shade."""
+LEVELS = (0.25, 0.5)
+"""Shares of a geodesic ball's radius at which smaller balls are drawn in it."""
 SHRUNK = 0.3
 """By what the ellipses of the field are drawn smaller, so that they stay apart."""
 
@@ -232,6 +234,20 @@ def _heights(scenes: Sequence[Scene]) -> Figure:
     return figure
 
 
+def _border(ball: Ball, share: float) -> np.ndarray:
+    """Return where each ray has a ``share`` of the ball's radius; nan for a ray that ends before."""
+    border = np.full(ball.rays.ends.shape, np.nan)
+    for ray, why in enumerate(ball.rays.why):
+        known = ball.rays.lengths[ray].isfinite()
+        lengths = np.append(ball.rays.lengths[ray, known], ball.rays.radius[ray])
+        places = np.concatenate([ball.rays.positions[ray, known], ball.rays.ends[[ray]]])
+        if share == 1 and why == "radius":
+            border[ray] = places[-1]
+        elif share * ball.radius < lengths[-1]:
+            border[ray] = [np.interp(share * ball.radius, lengths, column) for column in places.T]
+    return border
+
+
 def _geodesic_balls(scenes: Sequence[Scene], eps: float) -> Figure:
     number = max(len(scene.balls) for scene in scenes)
     figure = Figure(figsize=(4.3 * number + 0.6, 4.3 * len(scenes) + 0.9), layout="constrained")
@@ -245,12 +261,10 @@ def _geodesic_balls(scenes: Sequence[Scene], eps: float) -> Figure:
                 curve = torch.cat([path[path.isfinite().all(1)], end[None]])
                 seen = (curve - ball.point).abs().amax(1) < 1.1 * reach
                 axes.plot(*torch.where(seen[:, None], curve, torch.nan).T, color=PALETTE[0], linewidth=0.6, alpha=0.7)
-            why = np.array(ball.rays.why)
-            ends, whole = ball.rays.ends.numpy().copy(), why == "radius"
-            # The border is drawn between neighbouring rays that both have the whole length.
-            closed = np.concatenate([ends, ends[:1]])
-            closed[~np.append(whole, whole[0])] = np.nan
-            axes.plot(*closed.T, color=PALETTE[0], linewidth=2.4)
+            why, ends = np.array(ball.rays.why), ball.rays.ends.numpy()
+            for share, width in zip((*LEVELS, 1.0), (1.4, 1.9, 2.4), strict=True):
+                border = _border(ball, share)
+                axes.plot(*np.concatenate([border, border[:1]]).T, color=PALETTE[0], linewidth=width)
             axes.plot(*ends[why == "fold"].T, "x", color=PALETTE[3], markersize=6, markeredgewidth=1.6)
             axes.plot(*torch.cat([ball.flat, ball.flat[:1]]).T, "--", color=PALETTE[1], linewidth=2)
             axes.add_patch(Circle(centre, eps, facecolor="none", edgecolor=INK, linewidth=1.6, linestyle=":"))
@@ -261,8 +275,8 @@ def _geodesic_balls(scenes: Sequence[Scene], eps: float) -> Figure:
     _legend(
         figure,
         [
-            Line2D([], [], color=PALETTE[0], linewidth=2.4, label="geodesic ball of radius $d_B$, and geodesics"),
-            Line2D([], [], color=PALETTE[1], linestyle="--", linewidth=2, label="its flat approximation"),
+            Line2D([], [], color=PALETTE[0], linewidth=2.4, label="geodesic balls of ¼, ½ and all of $d_B$; geodesics"),
+            Line2D([], [], color=PALETTE[1], linestyle="--", linewidth=2, label="flat approximation of the whole ball"),
             Line2D([], [], color=INK, linestyle=":", linewidth=1.6, label=f"Euclidean ball, ε = {eps:g}"),
             Line2D([], [], color=PALETTE[3], marker="x", linestyle="", label="fold"),
         ],
@@ -296,8 +310,11 @@ def _edges(project: Callable[[Tensor], np.ndarray], axes: Axes) -> None:
         tie = torch.stack([share / 3, 0.5 - share / 6, 0.5 - share / 6], dim=1).roll(k, dims=1)
         axes.plot(*project(tie).T, color=INK, linewidth=0.8, linestyle="--")
         x, y = project(torch.eye(3, dtype=torch.float64)[[k]])[0]
-        away = 1 + 0.16 / math.hypot(x, y) if project is _in_triangle else 1.13
-        axes.text(away * x, away * y, f"class {k}", color=PALETTE[k], ha="center", va="center", fontsize=12)
+        if project is _in_triangle:
+            x, y = (1 + 0.16 / math.hypot(x, y)) * np.array([x, y])
+        else:  # inside the sphere's outline, and away from the edges and from what ends in the corner
+            x, y = (0.97 * x, 1.37 * y) if y < 0 else (x, 1.13 * y)
+        axes.text(x, y, f"class {k}", color=PALETTE[k], ha="center", va="center", fontsize=12)
     if project is _in_triangle:
         axes.set(xlim=(-1.25, 1.25), ylim=(-0.75, 1.3))
     else:
@@ -311,6 +328,8 @@ def _sphere(axes: Axes) -> None:
 
 
 def _circles(scenes: Sequence[Scene], eps: float) -> Figure:
+    """Return the circles' images, of each class thinner than of the one below, which could not be seen otherwise."""
+    widths = (4.4, 2.7, 1.2)
     figure, grid = _grid(2, scenes, height=4.4)
     for column, scene in zip(grid.T, scenes, strict=True):
         _sphere(column[1])
@@ -318,10 +337,11 @@ def _circles(scenes: Sequence[Scene], eps: float) -> Figure:
             _edges(project, axes)
             for label, theta in scene.circles:
                 outline = project(torch.cat([theta, theta[:1]]))
-                axes.fill(
-                    *outline.T, facecolor=(PALETTE[label], 0.18), edgecolor=PALETTE[label], linewidth=1.5, zorder=3
-                )
-    _legend(figure, [Line2D([], [], color=INK, label=f"circle of radius ε = {eps:g} around a test point, by class")], 1)
+                style = {"facecolor": (PALETTE[label], 0.18), "edgecolor": PALETTE[label], "linewidth": widths[label]}
+                axes.fill(*outline.T, **style, joinstyle="round", zorder=3 + label)
+    entries = [Line2D([], [], linestyle="", label=f"circles of radius ε = {eps:g} around test points of")]
+    entries += [Line2D([], [], color=PALETTE[k], linewidth=width, label=f"class {k}") for k, width in enumerate(widths)]
+    _legend(figure, entries, 4)
     return figure
 
 
