@@ -471,7 +471,7 @@ def reliability_diagram(models: Sequence[Model], *, split: str) -> Figure:
         models: the models of an evaluation.
         split: whose images they saw, for the title.
     """
-    figure = Figure(figsize=(5.4, 4.6), layout="constrained")
+    figure = Figure(figsize=(5.4, 4.8 + 0.2 * len(models)), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
     for i, model in enumerate(models):
@@ -495,7 +495,7 @@ def reliability_diagram(models: Sequence[Model], *, split: str) -> Figure:
         title=f"Calibration, {models[0].images} clean {split} images\n(larger marks: more images)",
     )
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center")  # marks can be anywhere in the square
     return figure
 
 

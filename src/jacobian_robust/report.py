@@ -30,9 +30,9 @@ CAPTIONS = {
     "noise": "Accuracy under Gaussian noise, one draw an image.",
     "classes": "Accuracy by true class, clean and at each budget.",
     "simplifications": "The note's six simplifications; simplifications.json describes every figure.",
-    "examples": "Images that it took the budget to break: clean, attacked and the difference (scaled), with the "
-    "predicted class and its probability. PGD ends at the first iterate that breaks an image, so that low "
-    "probabilities are usual.",
+    "examples": "Images broken within the budget, first those that no smaller one broke: clean, attacked and the "
+    "difference (scaled), with the predicted class and its probability. PGD ends at the first iterate that breaks an "
+    "image, so that low probabilities are usual.",
 }
 
 

@@ -129,11 +129,16 @@ def test_wandb_has_every_panel_of_the_report(evaluated):
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-def test_the_report_is_drawn_by_a_browser(evaluated, tmp_path):
+@pytest.mark.parametrize("report", ["evaluation", "comparison"])
+def test_the_report_is_drawn_by_a_browser_without_a_network(report, evaluated, tmp_path):
     directory, _ = evaluated
+    if report == "comparison":
+        compare([directory], tmp_path / "compared")
+        directory = tmp_path / "compared"
     shot = tmp_path / "shot.png"
     arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     arguments += ["--disable-component-update", "--disable-sync", "--hide-scrollbars", "--window-size=1150,12000"]
+    arguments += ["--host-resolver-rules=MAP * ~NOTFOUND"]  # no name has an address
     arguments += [f"--user-data-dir={tmp_path}/profile", f"--screenshot={shot}", f"file://{directory}/report.html"]
     subprocess.run([BROWSER, *arguments], capture_output=True, timeout=120, check=True)
     pixels = (matplotlib.image.imread(shot)[..., :3] * 255).round().astype(int)
@@ -143,6 +148,7 @@ def test_the_report_is_drawn_by_a_browser(evaluated, tmp_path):
 
     assert shown(0xD5, 0xEF, 0xE4) > 500  # the badge of a check that passed
     assert shown(0x00, 0x72, 0xB2) > 500  # the first model's line, in the embedded figures
+    assert shown(0x7F, 0x3B, 0x08) > 500  # the largest difference, in the pictures of adversarial examples
 
 
 @pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 4])
