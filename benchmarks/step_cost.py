@@ -13,7 +13,6 @@ import functools
 import importlib
 import itertools
 import json
-import math
 import platform
 import statistics
 import sys
@@ -370,38 +369,37 @@ LOWEST = 1e-5
 
 def error_against_cost(results: dict[str, Any]) -> Figure:
     """Return the typical relative error of a sample's norm against the cost of a step, for every way that has one."""
-    figure = Figure(figsize=(9, 5.6), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(10, 5.2), layout="constrained")
+    axes, beside = figure.subplots(1, 2, width_ratios=[2.6, 1])
     points = []
     for way, measured in DRAWN.items():
         if way not in results["steps"]:
             continue
         error = results["errors"][measured] if measured else {"relative_variance": 0.0}
-        spectral = "spectral" in way
         # The standard deviation of the square is twice that of the norm.
         size = error["mean_error"] if "mean_error" in error else error["relative_variance"] ** 0.5 / 2
-        points.append((results["steps"][way]["ratio"], max(size, LOWEST), spectral, way))
-    beside: list[tuple[float, float]] = []
-    for cost, size, spectral, way in sorted(points):
+        points.append((results["steps"][way]["ratio"], max(size, LOWEST), way))
+    beside.axis("off")
+    for number, (cost, size, way) in enumerate(sorted(points), 1):
+        spectral = "spectral" in way
         axes.plot(cost, size, "s" if spectral else "o", color="#D55E00" if spectral else "#0072B2")
-        # As many lines higher as there are labels already at this height.
-        near = sum(abs(math.log10(size / y)) < 0.3 and cost < x * (1.6 if cost < 8 else 1.5) for x, y in beside)
-        beside.append((cost, size))
+        # Neighbours' numbers stand above and below in turn.
         axes.annotate(
-            way,
+            str(number),
             (cost, size),
-            xytext=(4, 5 + 10 * near),
+            xytext=(0, 6 if number % 2 else -13),
             textcoords="offset points",
-            fontsize=7.5,
-            arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "0.6"} if near else None,
+            fontsize=8,
+            ha="center",
         )
+        beside.text(0, 1 - number / (len(points) + 1), f"{number:2d}  {way}", fontsize=8.5, va="center")
     axes.plot([], [], "o", color="#0072B2", label="Frobenius norm: standard deviation")
     axes.plot([], [], "s", color="#D55E00", label="spectral norm: mean shortfall")
-    ticks = [1, 1.5, 2, 3, 4, 6, 8, 12, 20, 40]
+    ticks = [1.2, 1.5, 2, 3, 4, 6, 8, 12, 20]
     axes.set(
         xscale="log",
         yscale="log",
-        xlim=(1.1, 40),
+        xlim=(1.1, 25),
         ylim=(LOWEST / 2, 5),
         xlabel="training step / plain step",
         ylabel=f"relative error of a sample's norm ({LOWEST:g}: exact)",

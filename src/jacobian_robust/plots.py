@@ -253,7 +253,7 @@ def adversarial_examples(examples: Mapping[float, Examples], *, title: str) -> F
     """
     shown = {eps: e for eps, e in examples.items() if len(e.adversarial)}
     columns = max((len(e.adversarial) for e in shown.values()), default=1)
-    figure = Figure(figsize=(1.25 * columns + 1.2, 3.9 * max(len(shown), 1) + 0.5), layout="constrained")
+    figure = Figure(figsize=(max(1.25 * columns + 1.2, 6), 3.9 * max(len(shown), 1) + 0.5), layout="constrained")
     figure.suptitle(title)
     if not shown:
         figure.text(0.5, 0.4, "no image was broken", ha="center")
@@ -289,7 +289,7 @@ def class_accuracy(model: Model) -> Figure:
     for threat in model.threats:
         for i, budget in enumerate(threat.budgets):
             counts = [c.robust_correct[threat.norm][i] for c in model.classes]
-            columns.append((f"{NORMS[threat.norm]}\n{budget.eps:g}", counts))
+            columns.append((f"{NORMS[threat.norm]} {budget.eps:g}".replace(" ", "\n"), counts))
     shares = [[count[row] / max(c.images, 1) for _, count in columns] for row, c in enumerate(model.classes)]
     figure = Figure(figsize=(0.75 * len(columns) + 1.6, 0.36 * len(model.classes) + 1.3), layout="constrained")
     axes = figure.subplots()

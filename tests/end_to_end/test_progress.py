@@ -16,5 +16,5 @@ def test_the_bar_shows_loss_accuracy_and_time_left_and_a_table_closes_the_run(do
 def test_help_names_groups_fields_and_examples(door):
     for name in ("train", "evaluate"):
         text = door(name, "--help").stdout
-        assert "attack: autoattack, autoattack_l2, fab_l2, fgsm, gaussian_noise, pgd_l2" in text
+        assert "attack: autoattack, autoattack_l2, fab_l2, fgsm, gaussian_noise, mifgsm, pgd_l2" in text
         assert f"python {name}.py" in text
