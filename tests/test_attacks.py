@@ -441,10 +441,11 @@ def test_any_attack_of_the_library_serves_by_its_name():
     assert [budget.correct for budget in sweep(Linear().eval(), images, labels, [attack]).budgets] == [6, 4, 2]
     for wrong, said in (
         ({"attack": "MIFGSN"}, "no attack of that name"),
-        ({"arguments": {"stepz": 1}}, r"attack\.mi\.arguments.*stepz"),
+        ({"attack": "torch"}, "no attack of that name"),
+        ({"arguments": {"stepz": 1}}, "arguments of MIFGSM.*stepz"),
     ):
-        with pytest.raises(UserError, match=said):
-            sweep(Linear().eval(), images, labels, [replace(attack, **wrong)])
+        with pytest.raises(ValidationError, match=said):
+            replace(attack, **wrong)
 
 
 def test_transferred_examples_follow_the_other_model_and_are_judged_by_this_one():

@@ -7,6 +7,7 @@ step sizes are in the same units. torchattacks: H. Kim, "Torchattacks: a PyTorch
 
 import abc
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,7 +15,7 @@ import pyautoattack
 import torch
 import torchattacks
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -365,14 +366,20 @@ class Library(Attack):
     attack: NonEmpty
     arguments: dict[str, Any] = Field(default_factory=dict)
 
-    def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
+    @model_validator(mode="after")
+    def _known(self) -> "Library":
+        """Say before any attack what would fail in the middle of an evaluation."""
         library = getattr(torchattacks, self.attack, None)
         if not (isinstance(library, type) and issubclass(library, torchattacks.attack.Attack)):
-            raise UserError(f"attack.{self.name}.attack={self.attack}: torchattacks has no attack of that name")
+            raise ValueError(f"attack={self.attack}: torchattacks has no attack of that name")
         try:
-            made: Callable[[Tensor, Tensor], Tensor] = library(model, eps=eps, **self.arguments)
+            inspect.signature(library).bind(None, eps=0.0, **self.arguments)
         except TypeError as error:
-            raise UserError(f"attack.{self.name}.arguments: {error}") from error
+            raise ValueError(f"arguments of {self.attack}: {error}") from error
+        return self
+
+    def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
+        made: Callable[[Tensor, Tensor], Tensor] = getattr(torchattacks, self.attack)(model, eps=eps, **self.arguments)
         return made
 
 
