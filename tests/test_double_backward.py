@@ -160,3 +160,61 @@ def test_autocast_and_functional_transforms_stay_torchs():
         with torch.autocast("cpu", torch.bfloat16):
             assert model(x).dtype == torch.bfloat16
     torch.testing.assert_close(jacobian, torch.func.jacrev(model)(x))
+
+
+LARGE = 2**16
+"""Elements of a weight whose gradients are collected."""
+
+
+def test_linear_layers_have_torchs_derivatives_to_third_order():
+    weight, bias = random(1, 64, LARGE // 64) / 30, random(2, 64)
+    assert_same(lambda x, w, b: F.linear(x, w, b), random(0, 3, LARGE // 64), weight, bias)
+    assert_same(lambda x, w: F.linear(F.linear(x, w).square() + 1, w.t()), random(0, 3, LARGE // 64), weight)
+
+
+def collected(requires_grad=True):
+    """Return a network with a large weight, and the graph of a loss with a gradient's norm in it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(LARGE // 64, 64), nn.Tanh(), nn.Linear(64, 3)).double()
+    model[0].weight.requires_grad_(requires_grad)
+    inputs = random(0, 4, LARGE // 64).requires_grad_()
+    losses = []
+    for context in FastDoubleBackward(), contextlib.nullcontext():
+        with context:
+            logits = model(inputs)
+        norm = frobenius_norm(logits, inputs, create_graph=True)
+        losses.append(norm.sum() + logits.square().sum() + model[0].weight.square().sum())
+    return model, inputs, *losses
+
+
+def test_a_graph_that_is_kept_gives_the_same_gradient_again():
+    model, inputs, fast, own = collected()
+    parameters = [*model.parameters(), inputs]
+    for asked in parameters, parameters[2:], parameters[:1], parameters:
+        found = torch.autograd.grad(fast, asked, retain_graph=True)
+        torch.testing.assert_close(found, torch.autograd.grad(own, asked, retain_graph=True))
+    fast.backward(retain_graph=True)
+    fast.backward()
+    torch.testing.assert_close(model[0].weight.grad, 2 * found[0])
+
+
+def test_a_pass_that_fails_leaves_nothing_to_the_next():
+    model, _, fast, own = collected()
+
+    def fail(gradient):
+        raise RuntimeError("planted")
+
+    hook = model[0].bias.register_hook(fail)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="planted"):
+            torch.autograd.grad(fast, list(model.parameters()), retain_graph=True)
+    hook.remove()
+    found = torch.autograd.grad(fast, list(model.parameters()))
+    torch.testing.assert_close(found, torch.autograd.grad(own, list(model.parameters())))
+
+
+def test_a_frozen_weight_gets_no_gradient():
+    model, inputs, fast, own = collected(requires_grad=False)
+    asked = [model[0].bias, inputs]
+    torch.testing.assert_close(torch.autograd.grad(fast, asked), torch.autograd.grad(own, asked))
+    assert model[0].weight.grad is None

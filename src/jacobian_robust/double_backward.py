@@ -159,6 +159,93 @@ class _ConvolutionWeight(torch.autograd.Function):
         )
 
 
+class _Factors:
+    """The factors of a weight's gradient, those of the backward pass that runs."""
+
+    def __init__(self) -> None:
+        self._pass: int | None = None
+        self._left: list[Tensor] = []
+        self._right: list[Tensor] = []
+
+    def add(self, left: Tensor, right: Tensor) -> Tensor | None:
+        """Return the gradient ``leftᵀ right`` if it is to be differentiated, and keep the factors if it is not."""
+        if torch.is_grad_enabled():
+            return left.t() @ right
+        running = torch._C._current_graph_task_id()
+        if running != self._pass:  # what is there was left by one that failed
+            self._pass, self._left, self._right = running, [], []
+        self._left.append(left)
+        self._right.append(right)
+        return None
+
+    def product(self) -> Tensor | None:
+        """Return the sum of all gradients, and forget them."""
+        left, right = self._left, self._right
+        current = self._pass == torch._C._current_graph_task_id()
+        self._pass, self._left, self._right = None, [], []
+        return torch.cat(left).t() @ torch.cat(right) if current and left else None
+
+
+class _Weight(torch.autograd.Function):
+    """A linear layer's weight, as all products of a forward pass and of its derivatives use it.
+
+    In the last derivative they do not each make a gradient of its size and have it added to the others': they leave
+    its two factors here, one matrix product for all. This node runs after all that lead to it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, factors: _Factors) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.factors = factors
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
+        product = ctx.factors.product()
+        return (gradient if product is None else product if gradient is None else gradient + product), None
+
+
+class _Linear(torch.autograd.Function):
+    """A linear layer's output for a matrix of inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, factors: _Factors) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.factors = factors
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        asked = (*_asked_for(ctx), False)[:3]
+        return (
+            _call(_LinearInput, gradient, weight, ctx.factors) if asked[0] else None,
+            ctx.factors.add(gradient, x) if asked[1] else None,
+            gradient.sum(0) if asked[2] else None,
+            None,
+        )
+
+
+class _LinearInput(torch.autograd.Function):
+    """The gradient of a linear layer's input."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, weight: Tensor, factors: _Factors) -> Tensor:
+        ctx.save_for_backward(gradient, weight)
+        ctx.factors = factors
+        return gradient @ weight
+
+    @staticmethod
+    def backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, weight = ctx.saved_tensors
+        asked = _asked_for(ctx)
+        return (
+            _call(_Linear, x, weight, None, ctx.factors) if asked[0] else None,
+            ctx.factors.add(gradient, x) if asked[1] else None,
+            None,
+        )
+
+
 class _ReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -269,6 +356,15 @@ def _conv2d(
     return _Convolution.apply(input, weight, bias, geometry)
 
 
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    # A small weight's gradients are added in less time than these functions are called.
+    if input.ndim != 2 or weight.ndim != 2 or not weight.requires_grad or weight.numel() < 2**16:
+        return F.linear(input, weight, bias)
+    factors = _Factors()
+    product: Tensor = _Linear.apply(input, _Weight.apply(weight, factors), bias, factors)
+    return product
+
+
 def _relu(input: Tensor, inplace: bool = False) -> Any:
     if inplace:
         return F.relu(input, inplace=True)
@@ -299,6 +395,7 @@ def _max_pool2d(
 
 _FAST: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv2d: _conv2d,
+    F.linear: _linear,
     F.relu: _relu,
     torch.relu: _relu,
     Tensor.relu: _relu,
@@ -309,9 +406,10 @@ _FAST: dict[Callable[..., Any], Callable[..., Any]] = {
 class FastDoubleBackward(TorchFunctionMode):
     """A context in which the layers of a forward pass are made so that their second derivatives are cheap.
 
-    Two-dimensional convolutions, ReLU and max pooling, in float32 and float64 on a CPU; everything else, and everything
-    under autocast or :mod:`torch.func`, stays torch's own. Values and derivatives of any order are the same up to
-    rounding; only the output of a ReLU that is pooled is no longer on the way from the pooled output to the input.
+    Two-dimensional convolutions, linear layers of many weights, ReLU and max pooling, in float32 and float64 on a CPU;
+    everything else, and everything under autocast or :mod:`torch.func`, stays torch's own. Values and derivatives of
+    any order are the same up to rounding; only the output of a ReLU that is pooled is no longer on the way from the
+    pooled output to the input.
     """
 
     def __torch_function__(

@@ -131,7 +131,7 @@ EVALUATE = [
     (["checkpoint=GOOD", "attack.pgd_linf.restarts=0"], "attack.pgd_linf.restarts", "greater than 0"),
     (["checkpoint=GOOD", "attack.pgd_linf.step_size=-1"], "attack.pgd_linf.step_size", "greater than 0"),
     (["checkpoint=GOOD", "attack.pgd_linf.norm=l3"], "attack.pgd_linf.norm", "'linf' or 'l2'"),
-    (["checkpoint=GOOD", "suite=quick", "attack=fgsm"], "attack.pgd_linf_strong has options", "was not chosen"),
+    (["checkpoint=GOOD", "suite=quick", "attack=fgsm"], "attack.pgd_linf has options", "was not chosen"),
     (["checkpoint=GOOD", "limit=-3"], "limit", "greater than 0"),
     (["checkpoint=GOOD", "diagnostics=everything"], "diagnostics", "'simplifications' or None"),
     (
