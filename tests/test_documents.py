@@ -1,10 +1,13 @@
-"""The counts in docs/reliability.md are those of the tests."""
+"""What the documents say of the tests is so, and what they link to is there."""
 
+import os
 import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+
+import pytest
 
 from .end_to_end.conftest import composed
 from .end_to_end.test_fuzz import BASES, VALUES, leaves
@@ -50,3 +53,25 @@ def test_as_many_wrong_values_are_tried_as_the_document_says():
         for name in leaves(composed(door, *base, "output_dir=run"))
     )
     assert f"{3 * names:,} values, `slow` {len(VALUES) * names:,}" in DOCUMENT
+
+
+def test_what_the_documents_link_to_is_part_of_the_project():
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a clone")
+    files = {Path(name) for name in listed.stdout.split("\0") if name}
+    places = files | {parent for file in files for parent in file.parents}
+    links = [
+        (document, target)
+        for document in sorted(file for file in files if file.suffix == ".md")
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / document).read_text())
+        if "://" not in target
+    ]
+    assert len(links) > 40
+    missing = [
+        f"{document}: {target}"
+        for document, target in links
+        if Path(os.path.normpath(document.parent / target)) not in places
+    ]
+    assert not missing

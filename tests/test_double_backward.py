@@ -140,8 +140,8 @@ def test_the_pass_to_the_inputs_does_not_compute_the_gradients_of_the_weights(mo
     from jacobian_robust import double_backward
 
     calls = []
-    of_the_weight = double_backward.conv2d_weight
-    monkeypatch.setattr(double_backward, "conv2d_weight", lambda *args: calls.append(1) or of_the_weight(*args))
+    of_the_weight = double_backward._weight_gradient
+    monkeypatch.setattr(double_backward, "_weight_gradient", lambda *args: calls.append(1) or of_the_weight(*args))
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
     inputs = torch.rand(2, 1, 6, 6, requires_grad=True)
     with FastDoubleBackward():

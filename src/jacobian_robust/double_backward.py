@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.overrides import TorchFunctionMode
 
 __all__ = ["FastDoubleBackward"]
@@ -52,27 +51,45 @@ def _input_gradient(gradient: Tensor, weight: Tensor, shape: torch.Size, geometr
     if _few_channels(weight.shape, geometry):
         # A matrix product, no larger than the gradient, and its rows added where the kernel lay, take a third to two
         # thirds of the time of the ordinary kernel.
-        kernel = weight.flatten(1)
         stride, padding, dilation = map(tuple, geometry[:3])
-        patches = torch.bmm(kernel.t().expand(shape[0], -1, -1), gradient.flatten(2))
+        patches = torch.bmm(weight.flatten(1).t().expand(shape[0], -1, -1), gradient.flatten(2))
         return F.fold(patches, shape[2:], weight.shape[2:], dilation, padding, stride)
-    return conv2d_input(shape, weight, gradient, *geometry)
+    shape_only = gradient.new_empty(1).expand(shape)
+    result: Tensor = _backward(gradient, shape_only, weight, geometry, [True, False, False])[0]
+    return result
 
 
 def _weight_gradient(gradient: Tensor, x: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
     """Return the gradient of a convolution's weight, of the given shape."""
-    if _few_channels(shape, geometry) and geometry.dilation == [1, 1]:
+    if _few_channels(shape, geometry):
         # What lay under the kernel, copied, and a matrix product for each image take a third of the time.
-        (up, left), (down, right) = geometry.padding, geometry.stride
-        patches = F.pad(x, (left, left, up, up)).unfold(2, shape[2], down).unfold(3, shape[3], right)
-        columns = patches.permute(0, 1, 4, 5, 2, 3).reshape(len(x), shape[1:].numel(), -1)
-        return torch.bmm(gradient.flatten(2), columns.mT).sum(0).view(shape)
-    return conv2d_weight(x, shape, gradient, *geometry)
+        return torch.bmm(gradient.flatten(2), _patches(x, shape, geometry).mT).sum(0).view(shape)
+    shape_only = gradient.new_empty(1).expand(shape)
+    result: Tensor = _backward(gradient, x, shape_only, geometry, [False, True, False])[1]
+    return result
+
+
+def _backward(gradient: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, asked: list[bool]) -> tuple[Any, ...]:
+    """Return the gradients of a convolution's input, weight and bias; None in place of those not asked for."""
+    stride, padding, dilation, groups = geometry
+    bias_sizes = [len(weight)] if asked[2] else None
+    gradients: tuple[Any, ...] = torch.ops.aten.convolution_backward.default(
+        gradient, x, weight, bias_sizes, stride, padding, dilation, False, [0, 0], groups, asked
+    )
+    return gradients
+
+
+def _patches(x: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
+    """Return what lies under a kernel of the given shape, a column for each of its places: (batch, kernel, places)."""
+    (up, left), (down, right) = geometry.padding, geometry.stride
+    lain = F.pad(x, (left, left, up, up)).unfold(2, shape[2], down).unfold(3, shape[3], right)
+    return lain.permute(0, 1, 4, 5, 2, 3).reshape(len(x), shape[1:].numel(), -1)
 
 
 def _few_channels(shape: torch.Size, geometry: _Geometry) -> bool:
     """Return whether a kernel of the given shape sees an image's few channels, and gives more than it takes."""
-    return geometry.groups == 1 and shape[1] <= 3 and shape[1:].numel() <= shape[0]
+    few = geometry.groups == 1 and shape[1] <= 3 and shape[1:].numel() <= shape[0]
+    return few and geometry.dilation == [1, 1]
 
 
 class _NoContext:
@@ -104,11 +121,7 @@ class _Convolution(torch.autograd.Function):
         asked = (*_asked_for(ctx), False)[:3]
         if not torch.is_grad_enabled() and not _few_channels(weight.shape, ctx.geometry):
             # The last derivative: all at once is cheaper.
-            stride, padding, dilation, groups = ctx.geometry
-            bias_sizes = [len(weight)] if asked[2] else None
-            return *torch.ops.aten.convolution_backward.default(
-                gradient, x, weight, bias_sizes, stride, padding, dilation, False, [0, 0], groups, asked
-            ), None
+            return *_backward(gradient, x, weight, ctx.geometry, list(asked)), None
         return (
             _call(_ConvolutionInput, gradient, weight, x.shape, ctx.geometry) if asked[0] else None,
             _call(_ConvolutionWeight, gradient, x, weight.shape, ctx.geometry) if asked[1] else None,
@@ -130,6 +143,12 @@ class _ConvolutionInput(torch.autograd.Function):
     def backward(ctx: Any, x: Tensor) -> tuple[Tensor | None, ...]:
         gradient, weight = ctx.saved_tensors
         asked = _asked_for(ctx)
+        if not torch.is_grad_enabled() and all(asked[:2]) and _few_channels(weight.shape, ctx.geometry):
+            # The last derivative: both of the same patches.
+            patches = _patches(x, weight.shape, ctx.geometry)
+            to_gradient = torch.bmm(weight.flatten(1).expand(len(x), -1, -1), patches).view_as(gradient)
+            to_weight = torch.bmm(gradient.flatten(2), patches.mT).sum(0).view_as(weight)
+            return to_gradient, to_weight, None, None
         return (
             _call(_Convolution, x, weight, None, ctx.geometry) if asked[0] else None,
             _call(_ConvolutionWeight, gradient, x, weight.shape, ctx.geometry) if asked[1] else None,

@@ -238,8 +238,11 @@ def frobenius_norm(
             signs[:, :exact_columns] = 0
         vectors.append(factor @ signs)
     products = _vjps(logits, inputs, vectors, create_graph=create_graph, batched=batched)
-    rows = [torch.linalg.vector_norm(row, dim=-1) for row in products]
-    return torch.linalg.vector_norm(torch.stack(rows), dim=0) if len(rows) > 1 else rows[0]
+    if create_graph:
+        rows = list(products)
+        return torch.linalg.vector_norm(torch.cat(rows, dim=-1) if len(rows) > 1 else rows[0], dim=-1)
+    rows = [torch.linalg.vector_norm(row, dim=-1) for row in products]  # none of which is kept
+    return torch.linalg.vector_norm(torch.stack(rows), dim=0)
 
 
 def gram_matrix(
