@@ -502,12 +502,23 @@ class _FileJournal:
         return state
 
     def save(self, state: Callable[[], dict[str, Any]]) -> None:
-        if time.monotonic() - self._saved < self.SECONDS:
-            return
+        if time.monotonic() - self._saved >= self.SECONDS:
+            self.keep(state())
+
+    def keep(self, state: dict[str, Any]) -> None:
         scratch = self.path.with_suffix(".part")
-        torch.save({"identity": self.identity, "state": state()}, scratch)
+        torch.save({"identity": self.identity, "state": state}, scratch)
         scratch.replace(self.path)
         self._saved = time.monotonic()
+
+
+def _once(journal: _FileJournal, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what was made before an interruption, or else make it and keep it."""
+    found = journal.load()
+    if found is None:
+        found = make()
+        journal.keep(found)
+    return found
 
 
 class _Bars:
@@ -557,7 +568,7 @@ def _measure(
     attackers: Attackers,
 ) -> tuple[Model, _Details]:
     """Evaluate one of the models; the others serve to transfer examples from."""
-    subject = models[i]
+    subject, progress = models[i], directory / PROGRESS
     others = [model.network for number, model in enumerate(models) if number != i]
     subject.datamodule.setup("test" if evaluation.split == "test" else "validate")
     split = subject.datamodule.split(evaluation.split)
@@ -566,15 +577,25 @@ def _measure(
     sweeps = [
         _sweep(
             *(subject, images, labels, norm, transfers | sources, evaluation),
-            directory / PROGRESS / f"{i}_{norm}.pt",
+            progress / f"{i}_{norm}.pt",
             attackers,
         )
         for norm in evaluation.norms
     ]
     named = [network for networks in sources.values() for network in networks]
-    checks = _checks(subject, images, labels, sweeps, others + named, evaluation, attackers)
+    identity = _identity(subject, images, evaluation.attacks, evaluation) | {
+        "sanity_images": evaluation.sanity_images,
+        "others": [_sha256(model) for number, model in enumerate(models) if number != i],
+    }
+
+    def checked() -> dict[str, Any]:
+        checks = _checks(subject, images, labels, sweeps, others + named, evaluation, attackers)
+        return {"checks": [asdict(check) for check in checks]}
+
+    made = _once(_FileJournal(progress / f"{i}_checks.pt", identity), checked)
+    checks = [Check(**check) for check in made["checks"]]
     log_p = reliability.log_probabilities(subject.network, images)
-    sample = _nearest(subject, images, labels, sweeps, evaluation, attackers)
+    sample = _nearest(subject, images, labels, sweeps, evaluation, progress / f"{i}_geometry.pt", attackers)
     predicted, smallest, compared = _first_order(sample, evaluation)
     study = _study(subject, sample, evaluation, attackers)
     checkpoint = subject.checkpoint
@@ -630,14 +651,6 @@ def _sweep(
 ) -> Sweep:
     """Attack one of the models in one norm."""
     attacks = [attack for attack in evaluation.attacks if attack.norm == norm]
-    identity = {
-        "sha256": subject.checkpoint.sha256 or _weights_hash(subject.network),
-        "attacks": {attack.name: _parameters(attack) for attack in attacks},
-        "seed": evaluation.seed,
-        "independent": evaluation.independent,
-        "images": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest(),
-        "versions": versions(),
-    }
     bars = _Bars(subject.name)
     try:
         return sweep(
@@ -649,16 +662,30 @@ def _sweep(
             independent=evaluation.independent,
             surrogates=surrogates,
             progress=bars,
-            journal=_FileJournal(progress, identity),
+            journal=_FileJournal(progress, _identity(subject, images, attacks, evaluation)),
             attackers=attackers,
         )
     finally:
         bars.close()
 
 
-def _weights_hash(network: nn.Module) -> str:
-    """Return a hash of the weights of a classifier that no file holds: a function may return others the next time."""
-    state = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+def _identity(subject: Subject, images: Tensor, attacks: Sequence[Attack], evaluation: Evaluation) -> dict[str, Any]:
+    """Return what tells a part of an evaluation from that of another."""
+    return {
+        "sha256": _sha256(subject),
+        "attacks": {attack.name: _parameters(attack) for attack in attacks},
+        "seed": evaluation.seed,
+        "independent": evaluation.independent,
+        "images": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest(),
+        "versions": versions(),
+    }
+
+
+def _sha256(subject: Subject) -> str:
+    """Return the hash of a classifier's file or, of one without, of its weights: a function may return others next."""
+    if subject.checkpoint.sha256:
+        return subject.checkpoint.sha256
+    state = {name: value for name, value in subject.network.state_dict().items() if isinstance(value, Tensor)}
     return hashlib.sha256(safetensors.torch.save({k: v.contiguous() for k, v in state.items()})).hexdigest()
 
 
@@ -707,6 +734,7 @@ def _nearest(
     labels: Tensor,
     sweeps: Sequence[Sweep],
     evaluation: Evaluation,
+    progress: Path,
     attackers: Attackers,
 ) -> simplifications.Sample | None:
     """Return the first images with the geometry there and the smallest ℓ2 perturbations known, if anything needs it."""
@@ -715,12 +743,16 @@ def _nearest(
     if not number:
         return None
     images, labels = images[:number], labels[:number]
-    sample = _sample(subject, images, labels, f"geometry of {subject.name}", evaluation, attackers)
-    smallest = sample.smallest
+    made = _once(
+        _FileJournal(progress, _identity(subject, images, [], evaluation)),
+        lambda: asdict(_sample(subject, images, labels, f"geometry of {subject.name}", evaluation, attackers)),
+    )
+    radii, nearest = first_order.Radii(**made["radii"]), first_order.Nearest(**made["nearest"])
+    smallest = nearest.length
     for swept in sweeps:
         if swept.norm == "l2":
             smallest = torch.minimum(smallest, swept.smallest[:number])
-    return replace(sample, smallest=smallest)
+    return simplifications.Sample(images, made["correct"], radii, nearest, smallest)
 
 
 def _sample(

@@ -194,6 +194,39 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(after, trained, tmp_
     assert (tmp_path / "parted" / "robustness.json").stat().st_mtime_ns == written, "what is finished is left as it is"
 
 
+def test_what_was_made_of_the_first_model_is_not_made_again(trained, tmp_path, monkeypatch):
+    both = f"checkpoint=[{trained.directory}/vanilla,{trained.directory}/frobenius]"
+    options = [*ATTACK, both, "logger=csv", "geometry_images=20"]
+    whole = evaluate(composed("evaluate", *options, f"output_dir={tmp_path}/whole"))
+    made = []
+
+    def counting(part, make):
+        def counted(subject, *arguments):
+            made.append((part, subject.name))
+            return make(subject, *arguments)
+
+        return counted
+
+    for part in "_checks", "_sample":
+        monkeypatch.setattr(evaluation, part, counting(part, getattr(evaluation, part)))
+
+    def interrupted(self, *arguments):
+        if self.name == "frobenius":
+            raise KeyboardInterrupt
+        bar(self, *arguments)
+
+    bar = evaluation._Bars.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation._Bars, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="resume=true"):
+            evaluate(composed("evaluate", *options, f"output_dir={tmp_path}/run"))
+    assert made == [("_checks", "vanilla"), ("_sample", "vanilla")]
+    assert evaluate(composed("evaluate", *options, f"output_dir={tmp_path}/run", "resume=true")) == whole
+    assert made[2:] == [("_checks", "frobenius"), ("_sample", "frobenius")]
+    ours, theirs = ((tmp_path / name / "images.csv").read_bytes() for name in ("run", "whole"))
+    assert ours == theirs
+
+
 def test_an_interrupted_evaluation_goes_on_with_its_wandb_run(trained, tmp_path, monkeypatch):
     options = [*ATTACK, f"checkpoint={trained.directory}/vanilla", f"output_dir={tmp_path}/run"]
 
