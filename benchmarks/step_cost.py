@@ -13,6 +13,7 @@ import functools
 import importlib
 import itertools
 import json
+import math
 import platform
 import statistics
 import sys
@@ -379,19 +380,11 @@ def error_against_cost(results: dict[str, Any]) -> Figure:
         # The standard deviation of the square is twice that of the norm.
         size = error["mean_error"] if "mean_error" in error else error["relative_variance"] ** 0.5 / 2
         points.append((results["steps"][way]["ratio"], max(size, LOWEST), way))
+    points.sort()
     beside.axis("off")
-    for number, (cost, size, way) in enumerate(sorted(points), 1):
+    for number, (cost, size, way) in enumerate(points, 1):
         spectral = "spectral" in way
         axes.plot(cost, size, "s" if spectral else "o", color="#D55E00" if spectral else "#0072B2")
-        # Neighbours' numbers stand above and below in turn.
-        axes.annotate(
-            str(number),
-            (cost, size),
-            xytext=(0, 6 if number % 2 else -13),
-            textcoords="offset points",
-            fontsize=8,
-            ha="center",
-        )
         beside.text(0, 1 - number / (len(points) + 1), f"{number:2d}  {way}", fontsize=8.5, va="center")
     axes.plot([], [], "o", color="#0072B2", label="Frobenius norm: standard deviation")
     axes.plot([], [], "s", color="#D55E00", label="spectral norm: mean shortfall")
@@ -408,6 +401,24 @@ def error_against_cost(results: dict[str, Any]) -> Figure:
     axes.minorticks_off()
     axes.set_title("Error against cost, LeNet trained with the penalty")
     axes.grid(alpha=0.3)
+    figure.draw_without_rendering()  # only then is the place of the axes known
+    taken = [tuple(axes.transData.transform(point[:2])) for point in points]
+    for number, ((x, y), point) in enumerate(zip(taken[:], points, strict=True), 1):
+        # The number stands where it is farthest from all markers and from the numbers that stand already.
+        offsets = [(0, 10), (0, -10), (-11, 0), (11, 0)]  # in points of 1/72 inch
+        places = [(x + right * figure.dpi / 72, y + up * figure.dpi / 72) for right, up in offsets]
+        room = [min(math.dist(place, other) for other in taken) for place in places]
+        chosen = max(range(len(places)), key=lambda i: min(room[i], 14))
+        taken.append(places[chosen])
+        axes.annotate(
+            str(number),
+            point[:2],
+            xytext=offsets[chosen],
+            textcoords="offset points",
+            fontsize=8,
+            ha="center",
+            va="center",
+        )
     axes.legend(fontsize=8, loc="upper right", framealpha=1)
     return figure
 
