@@ -322,8 +322,8 @@ def sweep(
             note's Table 1.
         examples: how many broken images to keep for each budget, first of those that it takes that budget to break.
         surrogates: by the name of an attack, the models that it follows instead of the attacked one.
-        progress: called after each batch with the attack's name, the budget, the number of images that it met so far
-            and at most (its starts times those that stood), and how many stand.
+        progress: called before the first batch and after each with the attack's name, the budget, the number of images
+            that it met so far and at most (its starts times those that stood), and how many stand.
         journal: where to note the state after each batch, and to go on from.
         attackers: who attacks the batches.
 
@@ -359,10 +359,12 @@ def sweep(
             after=state.after,
             attackers=attackers,
         )
-        starts = attack.restarts * (len(followed) if followed is not None else 1)
+        of = attack.restarts * (len(followed) if followed is not None else 1) * state.stood
+        if of:
+            progress(attack.name, eps, state.met, of, int(state.standing.sum()))  # the first batch may take minutes
         for batch in batches:
             state.take(batch, images, norm, eps, examples)
-            progress(attack.name, eps, state.met, starts * state.stood, int(state.standing.sum()))
+            progress(attack.name, eps, state.met, of, int(state.standing.sum()))
             if journal:
                 journal.save(state.saved)
         state.end(attack.name)

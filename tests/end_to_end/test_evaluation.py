@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from jacobian_robust import attacks
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.data import FashionMNISTDataModule
 from jacobian_robust.errors import UserError
@@ -173,6 +174,20 @@ def test_each_attack_has_a_bar_with_what_stands(trained, tmp_path, capsys):
     for budget in report.models[0].threats[0].budgets:
         shown = [bar for bar in bars if bar.startswith(f"pgd_linf ε={budget.eps:g} on vanilla")]
         assert f"standing={budget.correct}]" in shown[-1]
+
+
+def test_the_bar_of_an_attack_is_there_before_its_first_batch_is_done(trained, tmp_path, capsys, monkeypatch):
+    shown = []
+    attack = attacks.PGD._library_attack
+
+    def showing(self, *arguments):
+        shown.append(capsys.readouterr().err.splitlines()[-1].rpartition("\r")[-1])
+        return attack(self, *arguments)
+
+    monkeypatch.setattr(attacks.PGD, "_library_attack", showing)
+    run(tmp_path, f"checkpoint={trained.directory}/vanilla", "logger=csv", "attack.pgd_linf.eps=[0.05,0.1]", "limit=9")
+    assert shown[0].startswith("pgd_linf ε=0.05 on vanilla:   0%")
+    assert shown[1].startswith("pgd_linf ε=0.1 on vanilla:   0%")
 
 
 def test_the_same_evaluation_twice_gives_the_same_counts(trained, tmp_path):
