@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 from torch.nn import functional as F
 
-from jacobian_robust.double_backward import FastDoubleBackward
+from jacobian_robust.double_backward import _MANY, FastDoubleBackward
 from jacobian_robust.jacobian import frobenius_norm
 from jacobian_robust.models import LeNet
 
@@ -162,22 +162,18 @@ def test_autocast_and_functional_transforms_stay_torchs():
     torch.testing.assert_close(jacobian, torch.func.jacrev(model)(x))
 
 
-LARGE = 2**16
-"""Elements of a weight whose gradients are collected."""
-
-
 def test_linear_layers_have_torchs_derivatives_to_third_order():
-    weight, bias = random(1, 64, LARGE // 64) / 30, random(2, 64)
-    assert_same(lambda x, w, b: F.linear(x, w, b), random(0, 3, LARGE // 64), weight, bias)
-    assert_same(lambda x, w: F.linear(F.linear(x, w).square() + 1, w.t()), random(0, 3, LARGE // 64), weight)
+    weight, bias = random(1, 64, _MANY // 64) / 30, random(2, 64)
+    assert_same(lambda x, w, b: F.linear(x, w, b), random(0, 3, _MANY // 64), weight, bias)
+    assert_same(lambda x, w: F.linear(F.linear(x, w).square() + 1, w.t()), random(0, 3, _MANY // 64), weight)
 
 
 def collected(requires_grad=True):
     """Return a network with a large weight, and the graph of a loss with a gradient's norm in it."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(LARGE // 64, 64), nn.Tanh(), nn.Linear(64, 3)).double()
+    model = nn.Sequential(nn.Linear(_MANY // 64, 64), nn.Tanh(), nn.Linear(64, 3)).double()
     model[0].weight.requires_grad_(requires_grad)
-    inputs = random(0, 4, LARGE // 64).requires_grad_()
+    inputs = random(0, 4, _MANY // 64).requires_grad_()
     losses = []
     for context in FastDoubleBackward(), contextlib.nullcontext():
         with context:

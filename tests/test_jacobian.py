@@ -104,7 +104,7 @@ def test_fisher_factor_is_a_factor_of_the_covariance(classes, seed, spread):
     generator = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(3, classes, generator=generator, dtype=torch.float64)
     factor = FisherFactor(logits)
-    columns = factor.leading(factor.columns).permute(1, 2, 0)
+    columns = factor.leading_columns(factor.columns).permute(1, 2, 0)
     theta = logits.softmax(-1)
     sigma = torch.diag_embed(theta) - theta[:, :, None] * theta[:, None, :]
     torch.testing.assert_close(columns @ columns.mT, sigma, rtol=1e-12, atol=1e-14)
@@ -138,7 +138,7 @@ def test_a_thousand_classes_take_memory_in_proportion():
     assert sum(kept) <= 40 * batch * classes
     theta = logits.detach().softmax(-1)
     factor = FisherFactor(logits.detach())
-    dense = factor.leading(factor.columns).permute(1, 2, 0)
+    dense = factor.leading_columns(factor.columns).permute(1, 2, 0)
     sigma = torch.diag_embed(theta) - theta[:, :, None] * theta[:, None, :]
     torch.testing.assert_close(dense @ dense.mT, sigma, rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(probe.detach(), (dense @ z[:, :, None])[:, :, 0], rtol=1e-8, atol=1e-13)
@@ -265,7 +265,7 @@ def test_a_subspace_grows_to_the_tolerance(tolerance):
 def test_transposed_factor_is_the_transpose():
     logits = 3 * torch.randn(4, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     factor = FisherFactor(logits)
-    columns = factor.leading(factor.columns).permute(1, 2, 0)
+    columns = factor.leading_columns(factor.columns).permute(1, 2, 0)
     v = torch.randn(4, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     torch.testing.assert_close(factor.transposed(v), (columns.mT @ v[:, :, None])[:, :, 0])
 

@@ -51,6 +51,10 @@ def test_of_the_activations_all_but_two_have_a_continuous_second_derivative(acti
 def test_every_lenet_can_be_trained_with_a_penalty(activation, orthogonal, pooling):
     model = LeNet(image_size=8, activation=activation, orthogonal=orthogonal, pooling=pooling)
     check_model(model, images().float())  # raises no error
+    x = images().float().requires_grad_()
+    norm = frobenius_norm(model(x), x, create_graph=True).sum()
+    gradients = torch.autograd.grad(norm, [weight for weight in model.parameters() if weight.ndim > 1])
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients)
 
 
 def largest_stretch(function, x):

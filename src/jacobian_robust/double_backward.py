@@ -63,7 +63,7 @@ def _weight_gradient(gradient: Tensor, x: Tensor, shape: torch.Size, geometry: _
     """Return the gradient of a convolution's weight, of the given shape."""
     if _few_channels(shape, geometry):
         # What lay under the kernel, copied, and a matrix product for each image take a third of the time.
-        return torch.bmm(gradient.flatten(2), _patches(x, shape, geometry).mT).sum(0).view(shape)
+        return _product_with_patches(gradient, _patches(x, shape, geometry), shape)
     shape_only = gradient.new_empty(1).expand(shape)
     result: Tensor = _backward(gradient, x, shape_only, geometry, [False, True, False])[1]
     return result
@@ -84,6 +84,11 @@ def _patches(x: Tensor, shape: torch.Size, geometry: _Geometry) -> Tensor:
     (up, left), (down, right) = geometry.padding, geometry.stride
     lain = F.pad(x, (left, left, up, up)).unfold(2, shape[2], down).unfold(3, shape[3], right)
     return lain.permute(0, 1, 4, 5, 2, 3).reshape(len(x), shape[1:].numel(), -1)
+
+
+def _product_with_patches(gradient: Tensor, patches: Tensor, shape: torch.Size) -> Tensor:
+    """Return the gradient of a convolution's weight, of the given shape, from what lay under it."""
+    return torch.bmm(gradient.flatten(2), patches.mT).sum(0).view(shape)
 
 
 def _few_channels(shape: torch.Size, geometry: _Geometry) -> bool:
@@ -147,8 +152,7 @@ class _ConvolutionInput(torch.autograd.Function):
             # The last derivative: both of the same patches.
             patches = _patches(x, weight.shape, ctx.geometry)
             to_gradient = torch.bmm(weight.flatten(1).expand(len(x), -1, -1), patches).view_as(gradient)
-            to_weight = torch.bmm(gradient.flatten(2), patches.mT).sum(0).view_as(weight)
-            return to_gradient, to_weight, None, None
+            return to_gradient, _product_with_patches(gradient, patches, weight.shape), None, None
         return (
             _call(_Convolution, x, weight, None, ctx.geometry) if asked[0] else None,
             _call(_ConvolutionWeight, gradient, x, weight.shape, ctx.geometry) if asked[1] else None,
@@ -178,6 +182,10 @@ class _ConvolutionWeight(torch.autograd.Function):
         )
 
 
+_MANY = 2**16
+"""Elements of a linear layer's weight from which collecting its gradient's factors takes less time than it saves."""
+
+
 class _Factors:
     """The factors of a weight's gradient, those of the backward pass that runs."""
 
@@ -202,7 +210,7 @@ class _Factors:
         left, right = self._left, self._right
         current = self._pass == torch._C._current_graph_task_id()
         self._pass, self._left, self._right = None, [], []
-        return torch.cat(left).t() @ torch.cat(right) if current and left else None
+        return torch.cat(left).t() @ torch.cat(right) if current else None
 
 
 class _Weight(torch.autograd.Function):
@@ -376,8 +384,7 @@ def _conv2d(
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    # A small weight's gradients are added in less time than these functions are called.
-    if input.ndim != 2 or weight.ndim != 2 or not weight.requires_grad or weight.numel() < 2**16:
+    if input.ndim != 2 or weight.ndim != 2 or not weight.requires_grad or weight.numel() < _MANY:
         return F.linear(input, weight, bias)
     factors = _Factors()
     product: Tensor = _Linear.apply(input, _Weight.apply(weight, factors), bias, factors)

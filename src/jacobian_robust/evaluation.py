@@ -597,7 +597,7 @@ def _measure(
     log_p = reliability.log_probabilities(subject.network, images)
     sample = _nearest(subject, images, labels, sweeps, evaluation, progress / f"{i}_geometry.pt", attackers)
     predicted, smallest, compared = _first_order(sample, evaluation)
-    study = _study(subject, sample, evaluation, attackers)
+    study = _study(subject, sample, evaluation, progress / f"{i}_geometry_training.pt", attackers)
     checkpoint = subject.checkpoint
     model = Model(
         name=subject.name,
@@ -743,32 +743,40 @@ def _nearest(
     if not number:
         return None
     images, labels = images[:number], labels[:number]
-    made = _once(
-        _FileJournal(progress, _identity(subject, images, [], evaluation)),
-        lambda: asdict(_sample(subject, images, labels, f"geometry of {subject.name}", evaluation, attackers)),
-    )
-    radii, nearest = first_order.Radii(**made["radii"]), first_order.Nearest(**made["nearest"])
-    smallest = nearest.length
+    sample = _sample(subject, images, labels, f"geometry of {subject.name}", evaluation, progress, attackers)
+    smallest = sample.smallest
     for swept in sweeps:
         if swept.norm == "l2":
             smallest = torch.minimum(smallest, swept.smallest[:number])
-    return simplifications.Sample(images, made["correct"], radii, nearest, smallest)
+    return replace(sample, smallest=smallest)
 
 
 def _sample(
-    subject: Subject, images: Tensor, labels: Tensor, title: str, evaluation: Evaluation, attackers: Attackers
+    subject: Subject,
+    images: Tensor,
+    labels: Tensor,
+    title: str,
+    evaluation: Evaluation,
+    progress: Path,
+    attackers: Attackers,
 ) -> simplifications.Sample:
     """Return what the geometry and FAB say of images."""
     correct = predictions(subject.network, images) == labels
-    with tqdm(total=len(images) + int(correct.sum()), desc=title, unit="image") as bar:
-        predicted = first_order.radii(subject.network, images, progress=bar.update)
-        nearest = first_order.smallest_perturbations(
-            *(subject.network, images, labels, correct),
-            seed=evaluation.seed,
-            progress=bar.update,
-            attackers=attackers,
-        )
-    return simplifications.Sample(images, correct, predicted, nearest, nearest.length)
+
+    def measured() -> dict[str, Any]:
+        with tqdm(total=len(images) + int(correct.sum()), desc=title, unit="image") as bar:
+            predicted = first_order.radii(subject.network, images, progress=bar.update)
+            nearest = first_order.smallest_perturbations(
+                *(subject.network, images, labels, correct),
+                seed=evaluation.seed,
+                progress=bar.update,
+                attackers=attackers,
+            )
+        return {"radii": asdict(predicted), "nearest": asdict(nearest)}
+
+    made = _once(_FileJournal(progress, _identity(subject, images, [], evaluation)), measured)
+    nearest = first_order.Nearest(**made["nearest"])
+    return simplifications.Sample(images, correct, first_order.Radii(**made["radii"]), nearest, nearest.length)
 
 
 def _l2_budgets(evaluation: Evaluation) -> Sequence[float]:
@@ -790,7 +798,11 @@ def _first_order(
 
 
 def _study(
-    subject: Subject, sample: simplifications.Sample | None, evaluation: Evaluation, attackers: Attackers
+    subject: Subject,
+    sample: simplifications.Sample | None,
+    evaluation: Evaluation,
+    progress: Path,
+    attackers: Attackers,
 ) -> simplifications.Study | None:
     """Measure the note's simplifications, if they are asked for."""
     if sample is None or not evaluation.diagnostics:
@@ -806,7 +818,7 @@ def _study(
     if split is not None:
         images, labels = (tensor.to(_device()) for tensor in split.first(evaluation.diagnostics_images))
         title = f"geometry of {subject.name}, training images"
-        training = _sample(subject, images, labels, title, evaluation, attackers)
+        training = _sample(subject, images, labels, title, evaluation, progress, attackers)
     sample = sample.first(evaluation.diagnostics_images)
     total = simplifications.PASSES * len(sample.images)
     with tqdm(total=total, desc=f"simplifications of {subject.name}", unit="image") as bar:

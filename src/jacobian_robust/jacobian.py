@@ -17,7 +17,7 @@ The samples of a batch must not influence each other (batch normalisation in tra
 """
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -129,16 +129,20 @@ class FisherFactor:
     def _sorted(self) -> tuple[Tensor, Tensor, Tensor]:
         return _sorted_log_probabilities(self._logits)
 
-    def leading(self, size: int) -> Float[Tensor, "size batch classes"]:
-        """Return the first columns of ``L``, each one vector a sample, in the order of the logits."""
+    def leading_columns(self, size: int) -> Float[Tensor, "size batch classes"]:
+        """Return the first ``size`` columns of ``L``, those of the likeliest classes, in the order of the logits.
+
+        Args:
+            size: from 1 to ``columns``.
+        """
         log_p, log_tail, order = (x.unsqueeze(0) for x in self._sorted)
         following = log_tail[..., 1 : size + 1]
         diagonal = ((log_p[..., :size] + following - log_tail[..., :size]) / 2).exp().permute(2, 1, 0)
         on_it = torch.eye(size, log_p.shape[-1], dtype=log_p.dtype, device=log_p.device).unsqueeze(1)
         # Only below the diagonal are the ratios at most 1; the others could overflow.
-        below = (log_p - following.permute(2, 1, 0)).masked_fill(on_it.flip(-1).cumsum(-1).flip(-1) > 0, -torch.inf)
-        columns = diagonal * (on_it - below.exp())
-        return _unsorted(columns, order.expand(size, -1, -1))
+        others = torch.ones_like(on_it[:, 0], dtype=torch.bool).tril().unsqueeze(1)
+        below = (log_p - following.permute(2, 1, 0)).masked_fill(others, -torch.inf)
+        return _unsorted(diagonal * (on_it - below.exp()), order.expand(size, -1, -1))
 
     def __matmul__(self, z: Float[Tensor, "batch columns"]) -> Float[Tensor, "batch classes"]:
         """Return ``L z``, one vector a sample, in the order of the logits."""
@@ -174,7 +178,7 @@ def _vjp(logits: Tensor, inputs: Tensor, v: Tensor, *, create_graph: bool) -> Fl
 
 
 def _vjps(
-    logits: Tensor, inputs: Tensor, vectors: Sequence[Tensor], *, create_graph: bool, batched: bool | None
+    logits: Tensor, inputs: Tensor, vectors: list[Tensor], *, create_graph: bool, batched: bool | None
 ) -> Iterable[Float[Tensor, "batch inputs"]]:
     """Return ``vᵀ J_s`` for each vector; one at a time they need the least memory, all at once the fewest kernels."""
     if batched or (batched is None and logits.is_cuda and len(vectors) > 1):
@@ -182,7 +186,7 @@ def _vjps(
             (products,) = torch.autograd.grad(
                 logits,
                 inputs,
-                torch.stack(tuple(vectors)).to(logits.dtype),
+                torch.stack(vectors).to(logits.dtype),
                 create_graph=create_graph,
                 retain_graph=True,
                 allow_unused=True,
@@ -231,7 +235,7 @@ def frobenius_norm(
     if probes is not None and probes < 1:
         raise ValueError(f"probes must be at least 1, or None for the exact norm, not {probes}")
     exact_columns = factor.columns if probes is None or probes >= factor.columns else probes - 1
-    vectors = list(factor.leading(exact_columns).unbind()) if exact_columns else []
+    vectors = list(factor.leading_columns(exact_columns).unbind()) if exact_columns else []
     if exact_columns < factor.columns:
         signs = random_signs(logits.shape[0], factor.columns, generator, device=logits.device)
         if exact_columns:
@@ -402,7 +406,7 @@ def _top_rows(
     batched: bool | None = None,
 ) -> Float[Tensor, "batch size inputs"]:
     """Return the first rows of ``Lᵀ J_s``."""
-    columns = factor.leading(size).unbind()
+    columns = list(factor.leading_columns(size).unbind())
     return torch.stack(list(_vjps(logits, inputs, columns, create_graph=create_graph, batched=batched)), dim=1)
 
 

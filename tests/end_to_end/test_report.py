@@ -202,15 +202,12 @@ def test_what_was_made_of_the_first_model_is_not_made_again(trained, tmp_path, m
     whole = evaluate(composed("evaluate", *options, f"output_dir={tmp_path}/whole"))
     made = []
 
-    def counting(part, make):
-        def counted(subject, *arguments):
-            made.append((part, subject.name))
-            return make(subject, *arguments)
+    def counting(place, name):
+        make = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *args, **options: made.append(name) or make(*args, **options))
 
-        return counted
-
-    for part in "_checks", "_sample":
-        monkeypatch.setattr(evaluation, part, counting(part, getattr(evaluation, part)))
+    counting(evaluation, "_checks")
+    counting(evaluation.first_order, "smallest_perturbations")
 
     def interrupted(self, *arguments):
         if self.name == "frobenius":
@@ -222,9 +219,9 @@ def test_what_was_made_of_the_first_model_is_not_made_again(trained, tmp_path, m
         patch.setattr(evaluation._Bars, "__call__", interrupted)
         with pytest.raises(KeyboardInterrupt, match="resume=true"):
             evaluate(composed("evaluate", *options, f"output_dir={tmp_path}/run"))
-    assert made == [("_checks", "vanilla"), ("_sample", "vanilla")]
+    assert made == ["_checks", "smallest_perturbations"]
     assert evaluate(composed("evaluate", *options, f"output_dir={tmp_path}/run", "resume=true")) == whole
-    assert made[2:] == [("_checks", "frobenius"), ("_sample", "frobenius")]
+    assert made == 2 * ["_checks", "smallest_perturbations"]
     ours, theirs = ((tmp_path / name / "images.csv").read_bytes() for name in ("run", "whole"))
     assert ours == theirs
 
