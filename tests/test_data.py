@@ -121,7 +121,8 @@ def test_missing_files_that_cannot_be_downloaded_are_named(tmp_path, monkeypatch
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
     for cls in (MNISTDataModule, FashionMNISTDataModule):
         with pytest.raises(UserError, match=f"{cls.dataset_class.__name__}: files missing in .* set data.root"):
-            cls(root=str(tmp_path)).prepare_data()
+            cls(root=str(tmp_path / "mistyped" / "data")).prepare_data()
+        assert not list(tmp_path.iterdir())
 
 
 def test_reading_leaves_the_shipped_folder_as_it_was(mnist):

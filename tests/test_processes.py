@@ -159,6 +159,7 @@ def test_what_befalls_a_worker_is_told(tmp_path, job, error, why):
     assert not any(alive(path) for path in tmp_path.iterdir())
 
 
-def test_a_worker_that_cannot_begin_says_why():
-    with pytest.raises(RuntimeError, match="FileNotFoundError"), Workers(1, doubling, Path("/nowhere")) as workers:
+def test_a_worker_that_cannot_begin_says_why(tmp_path):
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(RuntimeError, match="FileNotFoundError"), Workers(1, doubling, nowhere) as workers:
         list(workers.map([1]))

@@ -1,9 +1,11 @@
 """Datamodules: images in memory, handed out in batches as float32 pixels in [0, 1]."""
 
 import abc
+import contextlib
 import hashlib
 import math
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -71,6 +73,18 @@ class ImageDataset(Dataset[Batch | SharedBatch]):
 
 def _pixels(images: Images) -> Float[Tensor, "images channels height width"]:
     return images if images.is_floating_point() else images.float().div_(255)
+
+
+@contextlib.contextmanager
+def _no_empty_directory_left(directory: Path) -> Iterator[None]:
+    """Remove the directory, and those above it, if they were made in vain: by a download that failed."""
+    missing = [place for place in (directory, *directory.parents) if not place.exists()]
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty, or not made
+            for place in missing:
+                place.rmdir()
 
 
 def _as_is(batch: Any) -> Any:
@@ -250,7 +264,8 @@ class MNISTDataModule(ImageDataModule):
                     "name the data, data=NAME, with data.root if need be"
                 )
             try:
-                self.dataset_class(str(self.root), download=True)
+                with _no_empty_directory_left(raw):
+                    self.dataset_class(str(self.root), download=True)
             except Exception as error:  # torchvision raises what its transport raised
                 raise UserError(
                     f"{self.dataset_class.__name__}: files missing in {raw} and the download failed "
@@ -351,7 +366,8 @@ class CIFAR10DataModule(ImageDataModule):
             datasets.CIFAR10(str(self.root))
         except RuntimeError:  # torchvision's word for missing and for damaged files
             try:
-                datasets.CIFAR10(str(self.root), download=True)
+                with _no_empty_directory_left(self.root):
+                    datasets.CIFAR10(str(self.root), download=True)
             except Exception as error:  # torchvision raises what its transport raised
                 raise UserError(
                     f"CIFAR10: files missing or damaged in {self.root / datasets.CIFAR10.base_folder} and the download "
