@@ -1,8 +1,8 @@
 """What a training step of each defence costs, as a ratio to the plain one: ``python benchmarks/defence_cost.py``.
 
 Every row is what stands behind ``train.py``, with the options of its YAML: the framework's own loss and backward pass
-of a LeNet, 32 random images, the optimizer's step at a learning rate of zero. All take turns in one process; ratios are
-of medians. A step of ``adversary=free`` is one of its replays.
+of the model, 32 random images, the optimizer's step at a learning rate of zero. All take turns in one process; ratios
+are of medians. A step of ``adversary=free`` is one of its replays.
 """
 
 import argparse
@@ -17,21 +17,23 @@ import torch
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from jacobian_robust.adversaries import Adversary
 from jacobian_robust.config import build
 from jacobian_robust.memory import keep_freed_memory
-from jacobian_robust.models import LeNet
 from jacobian_robust.module import RobustClassifier
-from jacobian_robust.regularizers import Penalty
+from jacobian_robust.regularizers import Amortization, Penalty
 
 CONF = Path(__file__).parents[1] / "conf"
+BATCH = 32
 DEFENCES = (
     "regularizer=none",
     "regularizer=frobenius regularizer.probes=1",
     "regularizer=frobenius",
     "regularizer=spectral",
     "regularizer=isometry",
+    "regularizer=isometry amortization.fraction=0.125",
     "regularizer=margin",
     "regularizer=margin adversary=noise adversary.penalty_at=adversary",
     "regularizer=linear_margin",
@@ -51,6 +53,8 @@ DEFENCES = (
     "regularizer=margin adversary=noise adversary.fit_at=clean adversary.penalty_at=adversary",
     "regularizer=margin adversary=fgsm",
     "regularizer=margin adversary=fgsm adversary.penalty_at=adversary",
+    "regularizer=margin model=lenet_smooth",
+    "regularizer=none model.orthogonal=true",
 )
 """Options of ``train.py``."""
 
@@ -61,15 +65,17 @@ def step_of(options: str) -> Callable[[], None]:
         cfg = compose("train", [*shlex.split(options), "output_dir=."])
     penalty = build(cfg, "regularizer", Penalty, optional=True)
     adversary = build(cfg, "adversary", Adversary, optional=True)
+    penalised = Amortization(**cfg.amortization).samples(BATCH)
     torch.manual_seed(0)
-    batch = torch.rand(32, 1, 28, 28), torch.randint(0, 10, (32,))
-    module = RobustClassifier(LeNet(), lambda p: torch.optim.SGD(p, lr=0.0), penalty, adversary=adversary)
+    batch = torch.rand(BATCH, 1, 28, 28), torch.randint(0, 10, (BATCH,))
+    model = build(cfg, "model", nn.Module)
+    module = RobustClassifier(model, lambda p: torch.optim.SGD(p, lr=0.0), penalty, adversary=adversary)
     module.eta = 0.5
     optimizer = torch.optim.SGD(module.parameters(), lr=0.0)
 
     def step() -> None:
         due = batch if adversary is None else adversary.next_batch(batch)
-        loss = module.loss_terms(due, generator=module._generator, attacked=True).loss
+        loss = module.loss_terms(due, generator=module._generator, attacked=True, penalised=penalised).loss
         optimizer.zero_grad()
         module.backward(loss)
         optimizer.step()
