@@ -7,7 +7,7 @@ import pytest
 
 from jacobian_robust import plots
 from jacobian_robust.config import build
-from jacobian_robust.defences import Method, Plan, Trial, best, read_plan, table
+from jacobian_robust.defences import Method, Plan, Record, Trial, best, choice, protocol, read_plan, table, tuned
 from jacobian_robust.errors import UserError
 from jacobian_robust.regularizers import Penalty
 from jacobian_robust.results import Results
@@ -55,25 +55,94 @@ def test_a_plan_that_is_none_is_one_line(tmp_path, text, said):
 @pytest.mark.parametrize("name", PLAN.methods)
 def test_every_method_of_the_plan_can_be_made(name):
     method = PLAN.methods[name]
-    first = [f"{option}={values[0]}" for option, values in method.tune.items()]
+    tune = PLAN.methods[method.as_tuned].tune if method.as_tuned else method.tune
+    first = [f"{option}={values[0]}" for option, values in tune.items()]
     cfg = composed("train", *PLAN.options, *method.options, *PLAN.tuning, *first, "output_dir=somewhere")
     assert isinstance(build(cfg, "regularizer", optional=True), Penalty | None)
     for evaluation in PLAN.evaluations.values():
         composed("evaluate", *evaluation.options, "output_dir=somewhere")
 
 
-def test_the_table_has_the_mean_and_the_spread_of_the_seeds():
-    both = [model("a", 0, 0.9, 0.5), model("b", 1, 0.8, 0.7)]
-    made = Results(split="test", independent=False, seed=0, device="cpu", versions={}, attacks={"pgd": {}}, models=both)
-    methods = {"pgd": Method(options=[], tune={"seed": [0]}, cost=1, adversarial=True)}
-    assert "| pgd | yes | 2 | 85.0 ± 7.1 | 60.0 ± 14.1 | – |" in table(methods, {"pgd": made}).splitlines()
+METHODS = {
+    "fgsm": Method(
+        options=["adversary=fgsm"], tune={"adversary.eps": [0.1, 0.2]}, cost=2, finalist=True, adversarial=True
+    ),
+    "vanilla": Method(options=[], tune={"optimizer.lr": [0.1, 0.2]}, cost=1),
+    "longer": Method(options=["adversary=fgsm"], as_tuned="fgsm", cost=2, budget=4),
+}
+SMALL = Plan(
+    options=["scheduler=one_cycle"],
+    **{"batches": 100, "trial_epochs": 1, "epochs": 2, "seeds": [0, 1, 2], "trials": 2, "tuning": ["limit=500"]},
+    **{"objective": "robust", "clean": 0.95, "evaluations": {"pgd": {"options": []}}, "methods": METHODS},
+)
+FAILED = Trial(("optimizer.lr=0.2",), math.nan, math.nan)
+TRIALS = {
+    "fgsm": [Trial(("adversary.eps=0.1",), 0.98, 0.8), Trial(("adversary.eps=0.2",), 0.94, 0.9)],
+    "vanilla": [FAILED, FAILED],
+}
 
 
-def test_the_line_of_a_method_goes_through_its_undominated_trials():
-    axes = plots.fronts({"a": [(0.9, 0.5), (0.99, 0.1), (0.95, 0.05), (math.nan, math.nan)]}).axes[0]
-    scattered, front = axes.lines
-    assert len(scattered.get_xdata()) == 3
-    assert list(zip(*front.get_data(), strict=True)) == [(0.99, 0.1), (0.9, 0.5)]
+def made(*models):
+    return Results(
+        split="test", independent=False, seed=0, device="cpu", versions={}, attacks={"pgd": {}}, models=models
+    )
+
+
+def test_the_table_has_the_mean_and_the_spread_of_the_seeds_and_tells_of_those_that_failed():
+    both = made(model("a", 0, 0.9, 0.5), model("b", 1, 0.8, 0.7))
+    rows = table(SMALL, {"fgsm": (both, 1), "longer": (made(model("a", 0, 0.9, 0.5)), 0)}).splitlines()
+    assert "| fgsm | yes | 2, 1 failed | 85.0 ± 7.1 | 60.0 ± 14.1 |" in rows
+    assert "| longer (4 times the cost) | no | 1 | 90.0 | 50.0 |" in rows
+    assert "standard error of up to 5.0 points" in rows[0], "of 100 images"
+
+
+def test_all_trials_are_shown_and_a_method_whose_trials_failed_holds_nothing_up():
+    rows = tuned(SMALL, TRIALS).splitlines()
+    assert "| fgsm | 2.00 | 100 | `adversary.eps=0.1` **98.0 / 80.0** · `adversary.eps=0.2` 94.0 / 90.0 |" in rows
+    assert "| vanilla | 1.00 | 200 | `optimizer.lr=0.2` failed · `optimizer.lr=0.2` failed |" in rows
+    assert "| longer | 2.00 | 400 | as fgsm: `adversary.eps=0.1` |" in rows
+    assert choice(SMALL, "vanilla", TRIALS) is None
+    assert "right on 95%" in protocol(SMALL)
+
+
+def test_what_another_plan_led_to_is_not_reported(tmp_path):
+    record = Record(SMALL, tmp_path)
+    for name, trials in TRIALS.items():
+        record.add_trials(name, trials)
+    (tmp_path / "of_fgsm.json").write_text(made(model("a", 0, 0.9, 0.5)).model_dump_json())
+    for name in ("fgsm", "longer"):
+        record.add_evaluation(name, "pgd", tmp_path / "of_fgsm.json", 2)
+    assert record.trials()["fgsm"] == TRIALS["fgsm"]
+    assert {name: failed for name, (_, failed) in record.evaluations("pgd").items()} == {"fgsm": 2, "longer": 2}
+
+    other = SMALL.model_copy(update={"methods": METHODS | {"fgsm": METHODS["fgsm"].model_copy(update={"cost": 3.0})}})
+    assert list(Record(other, tmp_path).trials()) == ["vanilla"]
+    assert not Record(other, tmp_path).evaluations("pgd"), "nor what was tuned as it was"
+    longer = SMALL.model_copy(update={"epochs": 3})
+    assert list(Record(longer, tmp_path).trials()) == ["fgsm", "vanilla"], "the trials are no longer"
+    assert not Record(longer, tmp_path).evaluations("pgd")
+    Record(other, tmp_path).add_trials("fgsm", TRIALS["fgsm"][:1])
+    assert len((tmp_path / "trials.csv").read_text().splitlines()) == 4, "they give way, and the other method's stay"
+
+
+@pytest.mark.parametrize("as_tuned", ["nobody", "longer"])
+def test_a_variation_is_one_of_a_method_that_is_tuned(as_tuned):
+    stated = SMALL.model_dump()
+    stated["methods"]["longer"]["as_tuned"] = as_tuned
+    with pytest.raises(ValueError, match=r"methods.longer.as_tuned: names a method that is tuned"):
+        Plan.model_validate(stated)
+
+
+def test_a_panel_shows_a_methods_trials_in_their_order_and_says_which_lie_outside():
+    points = {"eps=1": (0.98, 0.5), "eps=2": (0.97, 0.7), "eps=3": (0.6, 0.1), "eps=4": (math.nan, math.nan)}
+    figure = plots.trials_by_method({"a": points, "b": {"lr=0": (0.99, 0.4)}}, robust="robust_accuracy_linf_0.1")
+    first, second = figure.axes
+    grey, own = first.lines
+    assert len(grey.get_xdata()) == 3
+    assert list(zip(*own.get_data(), strict=True)) == [(0.98, 0.5), (0.97, 0.7), (0.6, 0.1)]
+    assert [text.get_text() for text in first.texts] == ["1", "2", "further left, clean / robust:\n3: 60% / 10%"]
+    assert first.get_xlim()[0] > 0.9
+    assert [text.get_text() for text in second.texts] == ["0"]
 
 
 @pytest.mark.slow

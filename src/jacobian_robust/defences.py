@@ -28,8 +28,7 @@ from jacobian_robust.files import write_atomically
 from jacobian_robust.results import Results
 from jacobian_robust.sweeps import Job, read_jobs
 
-__all__ = ["Method", "Plan", "Trial", "best", "read_plan", "study", "table"]
-
+__all__ = ["Method", "Plan", "Record", "Trial", "best", "choice", "protocol", "read_plan", "study", "table", "tuned"]
 
 NOISE = 0.3
 """Standard deviation of the Gaussian noise that the table shows, of those that an evaluation looks at."""
@@ -41,7 +40,9 @@ class Method(BaseModel):
     Attributes:
         options: of ``train.py`` that choose it.
         tune: the values that are tried of further options, all combinations.
+        as_tuned: instead, the method whose best trial's values it takes: a variation of it.
         cost: time of a training step, in plain steps.
+        budget: how many times as much training it has as the others.
         finalist: whether it is trained with every seed, not with the first alone.
         adversarial: whether it trains on adversarial examples.
     """
@@ -49,8 +50,10 @@ class Method(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     options: list[str]
-    tune: dict[str, list[float | int | str]] = Field(min_length=1)
+    tune: dict[str, list[float | int | str]] = Field(default={})
+    as_tuned: str | None = None
     cost: PositiveFloat
+    budget: PositiveFloat = 1.0
     finalist: bool = False
     adversarial: bool = False
 
@@ -89,7 +92,10 @@ class Plan(BaseModel):
     @model_validator(mode="after")
     def _fair(self) -> "Plan":
         for name, method in self.methods.items():
-            if (trials := prod(map(len, method.tune.values()))) != self.trials:
+            if method.as_tuned is not None:
+                if method.tune or not (base := self.methods.get(method.as_tuned)) or base.as_tuned:
+                    raise ValueError(f"methods.{name}.as_tuned: names a method that is tuned, and goes without tune")
+            elif (trials := prod(map(len, method.tune.values()))) != self.trials:
                 raise ValueError(f"methods.{name}.tune: {trials} combinations, where every method has {self.trials}")
         return self
 
@@ -138,6 +144,85 @@ def best(trials: Sequence[Trial], clean: float) -> Trial:
     return max(accurate, key=lambda trial: trial.robust) if accurate else max(finished, key=lambda t: t.clean)
 
 
+class Record:
+    """What is known, in ``trials.csv``, ``evaluations.csv`` and a JSON file for each evaluation of each method.
+
+    Each row carries a fingerprint of the options that led to it: what another plan led to is not reported, and gives
+    way when its method is worked at.
+
+    Args:
+        plan: the study.
+        directory: of the files.
+    """
+
+    def __init__(self, plan: Plan, directory: Path) -> None:
+        self.plan = plan
+        self.directory = directory
+
+    def trials(self) -> dict[str, list[Trial]]:
+        """Return the trials by method, in the order of the plan."""
+        found: dict[str, list[Trial]] = {}
+        for row in self._rows("trials.csv"):
+            if self._tuned_by(row["method"]) == row["plan"]:
+                values = float(row["validation_accuracy"]), float(row["objective"])
+                found.setdefault(row["method"], []).append(Trial(tuple(row["options"].split()), *values))
+        return {name: found[name] for name in self.plan.methods if name in found}
+
+    def add_trials(self, name: str, trials: Sequence[Trial]) -> None:
+        """Put the trials of a method in the place of those that there were."""
+        rows = [[name, " ".join(trial.overrides), trial.clean, trial.robust, self._tuned_by(name)] for trial in trials]
+        self._replace("trials.csv", ["method", "options", "validation_accuracy", "objective", "plan"], [name], rows)
+
+    def evaluations(self, kind: str) -> dict[str, tuple[Results, int]]:
+        """Return an evaluation's results by method, with how many seeds' trainings failed."""
+        trials = self.trials()
+        found = {}
+        for row in self._rows("evaluations.csv"):
+            name = row["method"]
+            if row["evaluation"] == kind and self._evaluated_by(name, kind, trials) == row["plan"]:
+                read = Results.model_validate_json((self.directory / f"{name}_{kind}.json").read_bytes())
+                found[name] = read, int(row["failed_seeds"])
+        return {name: found[name] for name in self.plan.methods if name in found}
+
+    def add_evaluation(self, name: str, kind: str, made: Path, failed: int) -> None:
+        """Keep a copy of an evaluation's ``robustness.json``."""
+        shutil.copyfile(made, self.directory / f"{name}_{kind}.json")
+        row = [name, kind, failed, self._evaluated_by(name, kind, self.trials())]
+        self._replace("evaluations.csv", ["method", "evaluation", "failed_seeds", "plan"], [name, kind], [row])
+
+    def _tuned_by(self, name: str) -> str | None:
+        method = self.plan.methods.get(name)
+        return _fingerprint(_tuning(self.plan, method)) if method else None
+
+    def _evaluated_by(self, name: str, kind: str, trials: Mapping[str, Sequence[Trial]]) -> str | None:
+        method = self.plan.methods.get(name)
+        if method is None or not (chosen := choice(self.plan, name, trials)):
+            return None
+        return _fingerprint([*_training(self.plan, method, chosen), *self.plan.evaluations[kind].options])
+
+    def _rows(self, name: str) -> list[dict[str, str]]:
+        path = self.directory / name
+        if not path.is_file():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        if rows and "plan" not in rows[0]:
+            raise UserError(f"{path} is not what this command writes: move it away")
+        return rows
+
+    def _replace(self, name: str, head: list[str], key: list[str], rows: Sequence[Sequence[object]]) -> None:
+        """Write the file anew, read in this moment: another process may work at other methods."""
+        kept = [list(row.values()) for row in self._rows(name)]
+        with write_atomically(self.directory / name) as file:
+            csv.writer(file).writerows([head, *(row for row in kept if row[: len(key)] != key), *rows])
+
+
+def choice(plan: Plan, name: str, trials: Mapping[str, Sequence[Trial]]) -> Trial | None:
+    """Return the trial whose values a method is trained with, its own best or another's; None if there is none."""
+    found = trials.get(plan.methods[name].as_tuned or name, [])
+    return best(found, plan.clean) if any(trial.clean == trial.clean for trial in found) else None
+
+
 def study(plan: Plan, names: Sequence[str], *, results: Path, runs: Path, jobs: int = 1) -> dict[str, list[Trial]]:
     """Make what is missing of the study, and write it up.
 
@@ -155,33 +240,44 @@ def study(plan: Plan, names: Sequence[str], *, results: Path, runs: Path, jobs: 
         UserError: if a command fails, or a file there cannot be read.
     """
     document = Document(results / "defences.md", "python -m jacobian_robust.defences", "Defences at equal cost")
-    known = _read_trials(results / "defences" / "trials.csv")
-    (results / "defences").mkdir(parents=True, exist_ok=True)
-    models: dict[str, list[Path]] = {}
+    record = Record(plan, results / "defences")
+    record.directory.mkdir(parents=True, exist_ok=True)
     for name in names:
         method = plan.methods[name]
-        tried = _sweep(_tuning(plan, method), runs / "trials" / name, "${hydra:job.num}", plan.trials, jobs)
-        known[name] = [_trial(plan, method, job) for job in tried.values()]
-        _report(plan, known, document, results / "defences")
+        if method.as_tuned is None:
+            tried = _sweep(_tuning(plan, method), runs / "trials" / name, "${hydra:job.num}", plan.trials, jobs)
+            record.add_trials(name, [_trial(plan, method, job) for job in tried.values()])
+            _report(record, document)
+        elif not record.trials().get(method.as_tuned):
+            raise UserError(f"{name}: takes the values of {method.as_tuned}, which has no trials yet: name that too")
+    trained: dict[str, list[Path]] = {}
     for name in names:
-        seeds = plan.seeds if plan.methods[name].finalist else plan.seeds[:1]
-        options = _training(plan, plan.methods[name], best(known[name], plan.clean), seeds)
-        trained = _sweep(options, runs / "trained" / name, f"{name}-${{seed}}", len(seeds), jobs)
-        models[name] = [place / "model.safetensors" for place, job in trained.items() if job.status == "finished"]
-        if not models[name]:
-            raise UserError(f"{name}: no training finished: {next(iter(trained.values())).error}")
+        if chosen := choice(plan, name, record.trials()):
+            method = plan.methods[name]
+            options, seeds = _training(plan, method, chosen), len(_seeds(plan, method))
+            ended = _sweep(options, runs / "trained" / name, f"{name}-${{seed}}", seeds, jobs)
+            trained[name] = [place / "model.safetensors" for place, job in ended.items() if job.status == "finished"]
     for kind, evaluation in plan.evaluations.items():
-        for name in names:
-            attacked = models[name][:1] if evaluation.first_seed_alone else models[name]
-            made = _attack(attacked, runs / "attacked" / f"{name}_{kind}", evaluation.options, jobs)
-            shutil.copyfile(made, results / "defences" / f"{name}_{kind}.json")
-            _report(plan, known, document, results / "defences")
-    return known
+        for name, models in trained.items():
+            if models:
+                attacked = models[:1] if evaluation.first_seed_alone else models
+                made = _attack(attacked, runs / "attacked" / f"{name}_{kind}", evaluation.options, jobs)
+                record.add_evaluation(name, kind, made, len(_seeds(plan, plan.methods[name])) - len(models))
+            _report(record, document)
+    return record.trials()
+
+
+def _seeds(plan: Plan, method: Method) -> list[int]:
+    return plan.seeds if method.finalist else plan.seeds[:1]
+
+
+def _steps(plan: Plan, method: Method) -> int:
+    """Return the steps of an epoch."""
+    return round(plan.batches / method.cost)
 
 
 def _of_all(plan: Plan, method: Method, epochs: int) -> list[str]:
-    batches = round(plan.batches / method.cost)
-    length = [f"trainer.max_epochs={epochs}", f"trainer.limit_train_batches={batches}"]
+    length = [f"trainer.max_epochs={epochs}", f"trainer.limit_train_batches={_steps(plan, method)}"]
     return [*plan.options, *method.options, *length, "logger=csv"]
 
 
@@ -192,13 +288,18 @@ def _tuning(plan: Plan, method: Method) -> list[str]:
     return [*_of_all(plan, method, plan.trial_epochs), *judged, *grid, "seed=100"]
 
 
-def _training(plan: Plan, method: Method, chosen: Trial, seeds: Sequence[int]) -> list[str]:
-    return [*_of_all(plan, method, plan.epochs), *chosen.overrides, f"seed={','.join(map(str, seeds))}"]
+def _training(plan: Plan, method: Method, chosen: Trial) -> list[str]:
+    epochs = round(method.budget * plan.epochs)
+    return [*_of_all(plan, method, epochs), *chosen.overrides, f"seed={','.join(map(str, _seeds(plan, method)))}"]
+
+
+def _fingerprint(options: Sequence[str]) -> str:
+    return hashlib.sha256(" ".join(options).encode()).hexdigest()[:8]
 
 
 def _of(place: Path, options: Sequence[str]) -> Path:
     """Return a directory beside the place that is of these options alone."""
-    return place.with_name(f"{place.name}-{hashlib.sha256(' '.join(options).encode()).hexdigest()[:8]}")
+    return place.with_name(f"{place.name}-{_fingerprint(options)}")
 
 
 def _sweep(options: list[str], place: Path, subdirectory: str, expected: int, jobs: int) -> dict[Path, Job]:
@@ -240,69 +341,86 @@ def _attack(models: Sequence[Path], place: Path, options: Sequence[str], process
     return directory / "robustness.json"
 
 
-def _read_trials(path: Path) -> dict[str, list[Trial]]:
-    """Return the trials by method, in the order of the file; none if it is not there."""
-    trials: dict[str, list[Trial]] = {}
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                values = float(row["validation_accuracy"]), float(row["objective"])
-                trials.setdefault(row["method"], []).append(Trial(tuple(row["options"].split()), *values))
-    return trials
-
-
-def _report(plan: Plan, trials: Mapping[str, Sequence[Trial]], document: Document, directory: Path) -> None:
+def _report(record: Record, document: Document) -> None:
     """Write up all that is known of the methods."""
-    trials = {name: trials[name] for name in plan.methods if name in trials}
-    with write_atomically(directory / "trials.csv") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "options", "validation_accuracy", "objective"])
-        for name, found in trials.items():
-            writer.writerows([name, " ".join(trial.overrides), trial.clean, trial.robust] for trial in found)
-    figure = plots.fronts({name: [(trial.clean, trial.robust) for trial in found] for name, found in trials.items()})
-    figure.savefig(directory / "trade_off.png", dpi=120)
-    text = f"{_chosen(plan, trials)}\n![Clean against robust accuracy of all trials](defences/trade_off.png)\n"
-    for evaluation in plan.evaluations:
-        files = {name: directory / f"{name}_{evaluation}.json" for name in trials}
-        read = {name: Results.model_validate_json(file.read_bytes()) for name, file in files.items() if file.is_file()}
-        text += f"\n{table(plan.methods, read)}" if read else ""
+    plan, trials = record.plan, record.trials()
+    points = {
+        name: {" ".join(trial.overrides): (trial.clean, trial.robust) for trial in found}
+        for name, found in trials.items()
+    }
+    text = f"{protocol(plan)}\n{tuned(plan, trials)}"
+    if any(trial.clean == trial.clean for found in trials.values() for trial in found):
+        plots.trials_by_method(points, robust=plan.objective).savefig(record.directory / "trade_off.png", dpi=120)
+        text += "\n![Clean against robust accuracy of all trials](defences/trade_off.png)\n"
+    for kind in plan.evaluations:
+        if found := record.evaluations(kind):
+            text += f"\n{table(plan, found)}"
     document.write(text)
 
 
-def _chosen(plan: Plan, trials: Mapping[str, Sequence[Trial]]) -> str:
-    """Return, as Markdown, the best trial of each method."""
-    lines = [
-        f"The best of {plan.trials} trials each, {plan.trial_epochs} epochs' cost, on validation images.",
-        "",
-        "| | chosen | cost of a step | clean | robust |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for name, found in trials.items():
-        chosen = best(found, plan.clean)
-        cells = [name, f"`{' '.join(chosen.overrides)}`", f"{plan.methods[name].cost:.2f}"]
-        lines.append(f"| {' | '.join(cells)} | {chosen.clean:.1%} | {chosen.robust:.1%} |")
+def protocol(plan: Plan) -> str:
+    """Return, as Markdown, what all methods have in common, and how they are chosen."""
+    common = f"`{' '.join(plan.options)}`"
+    seeds = ", ".join(map(str, plan.seeds))
+    return "\n".join(
+        [
+            f"All are trained with {common}. Cost is the time of a training step in plain steps, and the training of "
+            f"all costs the same, as much as {plan.epochs} epochs of {plan.batches} plain steps: a method of cost c "
+            "has one c-th of the steps. The exceptions say so.",
+            "",
+            f"**Choice.** Each method has {plan.trials} trials, of {plan.trial_epochs} such epochs and seed 100, on "
+            f"held-out training images: *clean* is the accuracy on all of these, *robust* `{plan.objective}` of "
+            f"`{' '.join(plan.tuning)}`. The most robust of those that are right on {plan.clean:.0%} is trained anew, "
+            f"for longer; if none is so accurate, the most accurate. Finalists have the seeds {seeds}, the others the "
+            "first alone.",
+            "",
+        ]
+    )
+
+
+def tuned(plan: Plan, trials: Mapping[str, Sequence[Trial]]) -> str:
+    """Return, as Markdown, all trials of each method, the chosen one in bold type."""
+    lines = ["| | cost | steps | trials: clean / robust, % |", "| --- | --- | --- | --- |"]
+    for name, method in plan.methods.items():
+        chosen = choice(plan, name, trials)
+        if method.as_tuned is not None:
+            cells = [f"as {method.as_tuned}: `{' '.join(chosen.overrides)}`"] if chosen else []
+        else:
+            cells = [_tried(trial, chosen=trial is chosen) for trial in trials.get(name, [])]
+        if cells:
+            steps = round(method.budget * plan.epochs) * _steps(plan, method)
+            lines.append(f"| {name} | {method.cost:.2f} | {steps} | {' · '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def table(methods: Mapping[str, Method], attacked: Mapping[str, Results]) -> str:
+def _tried(trial: Trial, *, chosen: bool) -> str:
+    what = f"{100 * trial.clean:.1f} / {100 * trial.robust:.1f}" if trial.clean == trial.clean else "failed"
+    return f"`{' '.join(trial.overrides)}` " + (f"**{what}**" if chosen else what)
+
+
+def table(plan: Plan, attacked: Mapping[str, tuple[Results, int]]) -> str:
     """Return an evaluation of all methods as Markdown: percentages, mean and standard deviation over the seeds.
 
     Args:
-        methods: of the plan.
-        attacked: the evaluations of those that are done, made alike.
+        plan: the study.
+        attacked: the evaluations of those that are done, made alike, and how many seeds' trainings failed.
     """
-    of = next(iter(attacked.values()))
+    of = next(iter(attacked.values()))[0]
+    images = of.models[0].images
     budgets = [(threat.norm, budget.eps) for threat in of.models[0].threats for budget in threat.budgets]
     beyond = of.models[0].calibration is not None
+    judged = any(model.verdict for results, _ in attacked.values() for model in results.models)
     head = ["%", "adversarial examples", "seeds", "clean", *(f"{plots.NORMS[norm]} {eps:g}" for norm, eps in budgets)]
     head += [f"noise σ {NOISE:g}", "ECE"] if beyond else []
+    head += ["sanity"] if judged else []
     lines = [
-        f"Of the first {of.models[0].images} test images, those that stand under all of {', '.join(of.attacks)}:",
+        f"Of the first {images} test images, those that stand under all of {', '.join(of.attacks)} (a share of so many "
+        f"has a standard error of up to {50 / images**0.5:.1f} points):",
         "",
-        f"| {' | '.join([*head, 'sanity'])} |",
-        "|" + " --- |" * (len(head) + 1),
+        f"| {' | '.join(head)} |",
+        "|" + " --- |" * len(head),
     ]
-    for name, results in attacked.items():
+    for name, (results, failed) in attacked.items():
         rows = []
         for model in results.models:
             stood = [dict(model.accuracy(norm))[eps] for norm, eps in budgets]
@@ -310,8 +428,11 @@ def table(methods: Mapping[str, Method], attacked: Mapping[str, Results]) -> str
             rows.append([model.clean_accuracy, *stood, *noisy, *([model.calibration.ece] if model.calibration else [])])
         cells = [_spread([100 * share for share in shares]) for shares in zip(*rows, strict=True)]
         verdicts = dict.fromkeys(model.verdict or "–" for model in results.models)
-        adversarial = "yes" if methods[name].adversarial else "no"
-        lines.append(f"| {' | '.join([name, adversarial, str(len(rows)), *cells, ', '.join(verdicts)])} |")
+        method = plan.methods[name]
+        label = name if method.budget == 1 else f"{name} ({method.budget:g} times the cost)"
+        seeds = str(len(rows)) if not failed else f"{len(rows)}, {failed} failed"
+        cells = [label, "yes" if method.adversarial else "no", seeds, *cells]
+        lines.append(f"| {' | '.join([*cells, *([', '.join(verdicts)] if judged else [])])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -342,7 +463,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted: run the same command again to go on")
-    print(f"results: {arguments.results}/defences.md, defences/*.json, trials.csv, trade_off.png")
+    print(f"results: {arguments.results}/defences.md, defences/*.json, *.csv, trade_off.png")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ __all__ = [
     "adversarial_examples",
     "class_accuracy",
     "comparison",
-    "fronts",
     "group_curves",
     "noise_curves",
     "on_log_axes",
@@ -36,7 +35,11 @@ __all__ = [
     "suffix_of",
     "trade_off",
     "training_curves",
+    "trials_by_method",
 ]
+
+ROUGHLY_RIGHT = 0.9
+"""Clean accuracy below which a trial has no place in a picture of trials: it would squeeze all others."""
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -224,23 +227,48 @@ def trade_off(results: Results, options: Sequence[Mapping[str, Any]], over: str)
     return figure
 
 
-def fronts(trials: Mapping[str, Sequence[tuple[float, float]]]) -> Figure:
-    """Return clean accuracy against robust accuracy of trials, a line through the undominated ones of each method.
+def trials_by_method(trials: Mapping[str, Mapping[str, tuple[float, float]]], *, robust: str) -> Figure:
+    """Return clean against robust accuracy of trials, a panel for each method, the others' behind it in grey.
 
     Args:
-        trials: by method, pairs (clean accuracy, robust accuracy); those with nan are left out.
+        trials: by method and by what was tried, ``option=value``, pairs (clean accuracy, robust accuracy); those with
+            nan are left out. The line joins them in their order.
+        robust: what the robust accuracy is.
     """
-    figure = Figure(figsize=(8, 5.6), layout="constrained")
-    axes = figure.subplots()
-    for i, (name, points) in enumerate(trials.items()):
-        known = sorted({point for point in points if not any(map(math.isnan, point))}, reverse=True)
-        front = [point for j, point in enumerate(known) if all(point[1] > before[1] for before in known[:j])]
-        style = _style(i)
-        axes.plot(*zip(*known, strict=True), **style | {"linestyle": "", "alpha": 0.35})
-        axes.plot(*zip(*front, strict=True), **style, label=name)
-    axes.set(xlabel="clean accuracy", ylabel="robust accuracy", title="Trials on validation images")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    columns = min(len(trials), 5)
+    rows = math.ceil(len(trials) / columns)
+    figure = Figure(figsize=(2.6 * columns + 0.6, 2.5 * rows + 0.9), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    every = [point for points in trials.values() for point in points.values() if not any(map(math.isnan, point))]
+    shown = [point for point in every if point[0] >= ROUGHLY_RIGHT] or every
+    left = min(clean for clean, _ in shown)
+    bottom, top = min(point[1] for point in shown), max(point[1] for point in shown)
+    wide, high = 0.12 * (max(clean for clean, _ in shown) - left) or 0.01, 0.12 * (top - bottom) or 0.01
+    for axes, (name, points) in zip(panels, trials.items(), strict=False):
+        known = {what: point for what, point in points.items() if not any(map(math.isnan, point))}
+        axes.plot(*zip(*shown, strict=True), linestyle="", marker=".", color="0.8", zorder=1)
+        if known:
+            axes.plot(*zip(*known.values(), strict=True), **_style(0) | {"zorder": 2})
+        outside = [
+            f"{what.partition('=')[2]}: {clean:.0%} / {stood:.0%}"
+            for what, (clean, stood) in known.items()
+            if (clean, stood) not in shown
+        ]
+        for what, point in known.items():
+            if point in shown:
+                value = " ".join(option.partition("=")[2] for option in what.split())
+                axes.annotate(value, point, xytext=(4, 4), textcoords="offset points", fontsize="small")
+        if outside:
+            text = "further left, clean / robust:\n" + "\n".join(outside)
+            axes.text(0.04, 0.04, text, transform=axes.transAxes, fontsize="x-small")
+        option = next(iter(points)).partition("=")[0] if points else ""
+        axes.set_title(f"{name}\n{option}", fontsize="small")
+        axes.grid(alpha=0.3)
+    panels[0].set(xlim=(left - wide, max(clean for clean, _ in shown) + 2 * wide), ylim=(bottom - high, top + 2 * high))
+    for axes in panels[len(trials) :]:
+        axes.set_visible(False)
+    figure.supxlabel("clean accuracy, validation images", fontsize="medium")
+    figure.supylabel(robust.replace("_", " "), fontsize="medium")
     return figure
 
 
