@@ -1,6 +1,8 @@
 import itertools
+from unittest.mock import Mock
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,8 +18,10 @@ from jacobian_robust.callbacks import (
     JacobianMonitor,
     LinearEps,
 )
+from jacobian_robust.constraints import Lagrangian
 from jacobian_robust.errors import UserError
 from jacobian_robust.jacobian import frobenius_norm
+from jacobian_robust.module import RobustClassifier
 from jacobian_robust.regularizers import Frobenius, LinearMargin, LogitJacobian, Margin, with_radius
 from jacobian_robust.robustness import sweep
 
@@ -72,6 +76,19 @@ def test_a_radius_rises_from_its_start_to_the_whole_and_linearly_or_by_ratios(st
 def test_a_share_of_a_radius_is_that_in_either_notation(penalty):
     assert with_radius(penalty, 0.25).radius(10) == pytest.approx(penalty.radius(10) / 4)
     assert with_radius(penalty, 1.0) == penalty
+
+
+def test_the_radius_of_a_constrained_penalty_rises_and_the_multipliers_stay():
+    constraint = Lagrangian(penalty=Margin(eps=4.0), rate=1.0, damping=1.0)
+    module = RobustClassifier(nn.Linear(2, 2), torch.optim.SGD, constraint)
+    schedule = LinearEps(start=0.25, fraction=0.5)
+    trainer = Mock(spec=pl.Trainer, estimated_stepping_batches=20, global_step=0)
+    schedule.on_train_start(trainer, module)
+    for step, eps in ((0, 1.0), (5, 2.5), (10, 4.0), (15, 4.0)):
+        trainer.global_step = step
+        schedule.on_train_batch_start(trainer, module, None, step)
+        assert module.penalty is constraint
+        assert constraint.penalty == Margin(eps=eps)
 
 
 def test_a_share_of_a_radius_leaves_the_rest_of_a_penalty_as_it_is():

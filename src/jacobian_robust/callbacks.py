@@ -23,7 +23,7 @@ from jacobian_robust.files import write_atomically
 from jacobian_robust.jacobian import jacobian_norms
 from jacobian_robust.module import RobustClassifier
 from jacobian_robust.options import STRICT
-from jacobian_robust.regularizers import Bound, Penalty, satisfies_condition, with_radius
+from jacobian_robust.regularizers import Bound, Penalty, innermost, satisfies_condition, with_radius
 from jacobian_robust.robustness import sweep
 from jacobian_robust.shares import gathered
 
@@ -153,7 +153,7 @@ class EpsSchedule(pl.Callback, abc.ABC):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the penalty as it is configured."""
         assert isinstance(pl_module, RobustClassifier)
-        self._whole = pl_module.penalty
+        self._whole = innermost(pl_module.penalty)
         self._rise = self.fraction * trainer.estimated_stepping_batches
 
     def on_train_batch_start(
@@ -165,7 +165,10 @@ class EpsSchedule(pl.Callback, abc.ABC):
         share = self.share(min(trainer.global_step / self._rise, 1.0))
         if share != self.latest:
             self.latest = share
-            pl_module.penalty = with_radius(self._whole, share)
+            # A constraint keeps its multipliers: what it is made of changes.
+            constrained = innermost(pl_module.penalty) is not pl_module.penalty
+            holder: Any = pl_module.penalty if constrained else pl_module
+            holder.penalty = with_radius(self._whole, share)
 
 
 @dataclass(eq=False, config=STRICT, kw_only=True)

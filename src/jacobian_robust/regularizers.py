@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -47,6 +47,7 @@ __all__ = [
     "Spectral",
     "capped_exp",
     "condition_of",
+    "innermost",
     "needs_input_graph",
     "satisfies_condition",
     "takes_model",
@@ -434,12 +435,17 @@ def condition_of(penalty: object, classes: int) -> tuple[float, Bound]:
         penalty: a penalty, or ``None``.
         classes: the number of classes.
     """
-    penalty = getattr(penalty, "penalty", penalty)  # a constraint's
+    penalty = innermost(penalty)
     if isinstance(penalty, Margin | LinearMargin):  # an ℓ∞ ball holds the Euclidean one of its radius
         return penalty.eps, "boundary"
     if isinstance(penalty, RadiusPenalty):
         return penalty.radius(classes), penalty.bound
     return max_distance_to_center(classes) / NOTE_DELTA_OVER_EPS, "center"
+
+
+def innermost(penalty: Any) -> Any:
+    """Return the penalty that a constraint is made of; any other as it is."""
+    return getattr(penalty, "penalty", penalty)
 
 
 def with_radius(penalty: Penalty, share: float) -> Penalty:

@@ -60,7 +60,7 @@ from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.plots import training_curves
 from jacobian_robust.processes import ProcessDied, Stop, run_together
 from jacobian_robust.provenance import versions
-from jacobian_robust.regularizers import Amortization, Penalty, condition_of, needs_input_graph, with_radius
+from jacobian_robust.regularizers import Amortization, Penalty, condition_of, innermost, needs_input_graph, with_radius
 from jacobian_robust.schedules import Schedule
 from jacobian_robust.tracking import WandbOptions, full_id, log_training, read_logger, wandb_run
 
@@ -369,7 +369,7 @@ def _assemble(
     if rise is not None:
         if penalty is None:
             raise UserError("eps_schedule: there is no penalty whose radius could rise; give eps_schedule=none")
-        with_radius(penalty, rise.start)
+        with_radius(innermost(penalty), rise.start)
     optimizer: Callable[..., torch.optim.Optimizer] = build(cfg, "optimizer", torch.optim.Optimizer, partial=True)
     try:
         optimizer(model.parameters())

@@ -176,6 +176,7 @@ def test_a_rising_radius_goes_on_bit_for_bit(tmp_path, dying, monkeypatch):
 def test_multipliers_go_on_bit_for_bit(tmp_path, dying, monkeypatch):
     options = [*SHORT, *(option for option in OPTIONS if "probes" not in option), "logger=csv"]
     options += ["regularizer=lagrangian", "regularizer.penalty.probes=1", "eta=constant", "eta.value=0.5"]
+    options += ["eps_schedule=linear", "eps_schedule.fraction=0.9"]  # of the penalty that is constrained
 
     def start(name, *more):
         train(composed("train", *options, f"output_dir={tmp_path}/{name}", *more))
