@@ -540,3 +540,15 @@ def test_the_standard_autoattack_is_the_references_own():
     direct = pyautoattack.AutoAttack(model, eps=0.02, norm="Linf", seed=seed, version="standard")
     theirs, _ = direct.run_standard_evaluation(images, labels, batch_size=6)
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("parts", [None, ["fab-t"]], ids=["standard", "custom"])
+def test_autoattack_has_no_more_targets_than_there_are_other_classes(parts):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).eval()
+    images = torch.rand(6, 1, 8, 8)
+    result = sweep(
+        model, images, model(images).argmax(-1), [AutoAttack(name="aa", norm="linf", eps=[1e-4, 0.3], parts=parts)]
+    )
+    assert result.clean_correct == 6
+    assert result.budgets[0].correct > result.budgets[1].correct == 0

@@ -52,6 +52,9 @@ Part = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 SQUARES = 5
 """A side of an image, in the starting pattern of torchattacks' Square in ℓ2."""
 
+TARGETS = 9
+"""Likeliest other classes that AutoAttack's targeted parts try, one after the other; fewer where there are fewer."""
+
 Length = Annotated[float, Field(ge=0, le=1e6)]
 """In units of pixels; float32 can square it."""
 
@@ -443,6 +446,8 @@ class AutoAttack(Attack):
                 seed=_drawn_seed(),
                 version="custom" if self.parts else "standard",
             )
+            # the library's 9 targets index classes that are not there
+            library.apgd_targeted.n_target_classes = library.fab.n_target_classes = min(TARGETS, classes - 1)
             adversarial, *_ = library.run_standard_evaluation(images, labels, batch_size=len(images))
             return adversarial
 
