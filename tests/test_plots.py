@@ -7,6 +7,8 @@ import torch
 from matplotlib.text import Text
 
 from jacobian_robust import plots
+from jacobian_robust.defences import Method, table
+from jacobian_robust.report import write_report
 from jacobian_robust.results import Calibration, ClassAccuracy, NoisePoint, Results, groups
 
 from .test_results import model
@@ -43,6 +45,17 @@ def test_figures_of_shares_say_of_how_many_images(results):
     for name, figure in figures.items():
         if not name.startswith("classes"):  # there the number stands beside each class
             assert re.search("100 (clean )?validation images", written(figure)), name
+
+
+def test_a_calibration_without_numbers_is_a_dash_in_figure_and_report(results, tmp_path):
+    undefined = Calibration(ece=None, nll=None, brier=None, bins=[(0.6, 0.5, 40)])
+    models = [results.models[0].model_copy(update={"calibration": undefined})]
+    results = results.model_copy(update={"models": models})
+    assert "ECE –" in written(plots.reliability_diagram(models, split="test"))
+    write_report(tmp_path / "report.html", results, [], {}, {})
+    assert "<td>–</td><td>–</td><td>–</td>" in (tmp_path / "report.html").read_text()
+    methods = {"a": Method(options=[], tune={"seed": [0]}, cost=1, adversarial=False)}
+    assert table(methods, {"a": results}).splitlines()[-1] == "| a | no | 1 | 90.0 | 50.0 | 50.0 | – | – |"
 
 
 def test_the_prediction_scatter_counts_its_points():

@@ -32,6 +32,13 @@ def test_a_perfectly_calibrated_model_has_no_error():
     assert calibration(torch.stack([p, 1 - p], 1).log(), labels).ece < 0.005
 
 
+def test_an_image_without_a_prediction_leaves_the_calibration_undefined_and_the_bins_to_the_others():
+    p = torch.tensor([[0.8, 0.2], [0.4, 0.6], [torch.nan, torch.nan]], dtype=torch.double)
+    found = calibration(p.log(), torch.tensor([0, 1, 0]))
+    assert (found.ece, found.nll, found.brier) == (None, None, None)
+    assert [(round(confidence, 6), accuracy, n) for confidence, accuracy, n in found.bins] == [(0.6, 1, 1), (0.8, 1, 1)]
+
+
 class Mean(nn.Module):
     def forward(self, images):
         margin = 20 * (images.flatten(1).mean(1) - 0.5)

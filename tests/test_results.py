@@ -48,9 +48,22 @@ def test_every_field_of_the_schema_is_explained():
             assert described.get("description"), f"{name}.{field}"
 
 
-def test_an_infinite_likelihood_survives_the_file():
-    calibration = Calibration(ece=0.1, nll=math.inf, brier=0.2, bins=[])
+@pytest.mark.parametrize("none", [math.inf, math.nan])
+def test_what_is_no_number_is_a_null_that_the_schema_allows(none):
+    calibration = Calibration(ece=0.1, nll=none, brier=0.2, bins=[])
+    written = json.loads(calibration.model_dump_json())
+    assert written == {"ece": 0.1, "nll": None, "brier": 0.2, "bins": []}
+    allowed = {
+        part["type"] for part in json.loads(SCHEMA.read_text())["$defs"]["Calibration"]["properties"]["nll"]["anyOf"]
+    }
+    assert allowed == {"number", "null"}
     assert Calibration.model_validate_json(calibration.model_dump_json()) == calibration
+
+
+@pytest.mark.parametrize("string", ["Infinity", "NaN"])
+def test_a_string_of_an_older_file_is_read_as_no_number(string):
+    older = json.dumps({"ece": 0.1, "nll": string, "brier": 0.2, "bins": []})
+    assert Calibration.model_validate_json(older).nll is None
 
 
 def test_seeds_of_one_setting_are_a_group_with_mean_and_standard_deviation():

@@ -426,7 +426,9 @@ def table(plan: Plan, attacked: Mapping[str, tuple[Results, int]]) -> str:
             stood = [dict(model.accuracy(norm))[eps] for norm, eps in budgets]
             noisy = [point.accuracy for point in model.noise if point.sigma == NOISE]
             rows.append([model.clean_accuracy, *stood, *noisy, *([model.calibration.ece] if model.calibration else [])])
-        cells = [_spread([100 * share for share in shares]) for shares in zip(*rows, strict=True)]
+        cells = [
+            "–" if None in shares else _spread([100 * share for share in shares]) for shares in zip(*rows, strict=True)
+        ]
         verdicts = dict.fromkeys(model.verdict or "–" for model in results.models)
         method = plan.methods[name]
         label = name if method.budget == 1 else f"{name} ({method.budget:g} times the cost)"

@@ -506,6 +506,7 @@ def reliability_diagram(models: Sequence[Model], *, split: str) -> Figure:
         if model.calibration is not None and model.calibration.bins:
             confidence, accuracy, images = zip(*model.calibration.bins, strict=True)
             style = _style(i)
+            ece = model.calibration.ece
             # A bin of a few images says little: its mark is small.
             sizes = [12 + 40 * math.log10(n) for n in images]
             axes.plot(confidence, accuracy, color=style["color"], linestyle=style["linestyle"], alpha=0.3)
@@ -515,7 +516,7 @@ def reliability_diagram(models: Sequence[Model], *, split: str) -> Figure:
                 s=sizes,
                 color=style["color"],
                 marker=style["marker"],
-                label=f"{model.name}: ECE {model.calibration.ece:.3f}",
+                label=f"{model.name}: ECE {'–' if ece is None else f'{ece:.3f}'}",
             )
     axes.set(
         xlabel="mean confidence of the bin",

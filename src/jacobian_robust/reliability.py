@@ -53,11 +53,13 @@ def calibration(log_p: Float[Tensor, "images classes"], labels: Int[Tensor, "ima
     # (0, 1/15], …, (14/15, 1]
     number = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
     bins = []
-    for i in number.unique().tolist():
-        inside = number == i
+    defined = confidence.isfinite()
+    for i in number[defined].unique().tolist():
+        inside = defined & (number == i)
         bins.append((float(confidence[inside].mean()), float(right[inside].mean()), int(inside.sum())))
+    ece = float(multiclass_calibration_error(p, labels, num_classes=p.shape[-1], n_bins=BINS, norm="l1"))
     return Calibration(
-        ece=float(multiclass_calibration_error(p, labels, num_classes=p.shape[-1], n_bins=BINS, norm="l1")),
+        ece=ece if defined.all() else None,  # torchmetrics takes a nan for a zero
         nll=float(-log_p.gather(1, labels[:, None]).mean()),
         brier=float((p - nn.functional.one_hot(labels, p.shape[-1])).square().sum(-1).mean()),
         bins=bins,

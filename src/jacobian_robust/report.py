@@ -85,6 +85,7 @@ def write_report(
     environment.filters["run_url"] = lambda identity: run_url(identity or "")
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}%"
     environment.filters["significant"] = lambda value: "–" if value is None else f"{value:.3g}"
+    environment.filters["decimals"] = lambda value, of: "–" if value is None else f"{value:.{of}f}"
     shown = [
         {
             "name": name,

@@ -4,9 +4,9 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from jacobian_robust.attacks import Norm
 from jacobian_robust.sanity import Status
@@ -18,6 +18,7 @@ __all__ = [
     "Calibration",
     "ClassAccuracy",
     "Condition",
+    "Finite",
     "FirstOrder",
     "Group",
     "Model",
@@ -32,14 +33,21 @@ __all__ = [
 ]
 
 FORMAT: Literal[3] = 3
-"""Raised whenever a field changes its meaning, its type or its place."""
+"""Raised whenever a field changes its meaning, its type or its place; not for a null where no number can be."""
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+Finite = Annotated[float | None, AfterValidator(_finite)]
+"""A number, or null where it is infinite or undefined: JSON has neither. Older files have strings there."""
 
 
 class Strict(BaseModel):
     """A part of a results file: immutable, without unknown fields, each field described by its docstring."""
 
-    # JSON has no infinity, such as a negative log-likelihood can be: a string, which is read back as the number
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class AttackOutcome(Strict):
@@ -122,13 +130,13 @@ class FirstOrder(Strict):
     """Correct images of the sample."""
     found: int
     """For how many of them an adversarial example was found."""
-    rank_correlation: float | None
+    rank_correlation: Finite
     """Spearman's, over the images for which one was found; null for fewer than three."""
     unsafe: int
     """Images with an adversarial example inside the predicted radius."""
-    median_predicted: float | None
-    """Median of the predicted radius."""
-    median_found: float | None
+    median_predicted: Finite
+    """Median of the predicted radius; null where it is infinite, ``J_μ`` being zero."""
+    median_found: Finite
     """Median length of the smallest perturbation found."""
     conditions: list[Condition]
     """At the radii of the ℓ2 budgets."""
@@ -137,14 +145,16 @@ class FirstOrder(Strict):
 class Calibration(Strict):
     """How far the predicted probabilities can be taken at their word, on the clean images."""
 
-    ece: float
-    """Expected calibration error: mean distance of confidence and accuracy over 15 bins of confidence."""
-    nll: float
-    """Mean negative log-likelihood of the true class, in nats."""
-    brier: float
-    """Mean squared distance of the probabilities to the true class's vertex, in [0, 2]."""
+    ece: Finite
+    """Expected calibration error: mean distance of confidence and accuracy over 15 bins of confidence; null where an
+    image has a nan among its probabilities."""
+    nll: Finite
+    """Mean negative log-likelihood of the true class, in nats; null where it is infinite, or a nan is among them."""
+    brier: Finite
+    """Mean squared distance of the probabilities to the true class's vertex, in [0, 2]; null where a nan is among
+    them."""
     bins: list[tuple[float, float, int]]
-    """Mean confidence, accuracy and number of images of each bin that has any."""
+    """Mean confidence, accuracy and number of images of each bin that has any; an image with a nan is in none."""
 
 
 class NoisePoint(Strict):
