@@ -157,7 +157,7 @@ class Evaluation:
             and not (isinstance(attack, Transfer) and attack.source)
             for attack in self.attacks
         )
-        return followed or self.sanity_images > 0 or self.geometry_images != 0
+        return followed or self.sanity_images > 0 or self.geometry_images != 0 or self.diagnostics is not None
 
 
 @dataclass(frozen=True)
@@ -304,8 +304,8 @@ def _placed(network: nn.Module, datamodule: ImageDataModule, checkpoint: Checkpo
         if gradient and not _reaches(logits, images):
             raise UserError(
                 f"{what}: its logits have no gradient with respect to the image (detached, or computed outside torch), "
-                "which this evaluation needs; without, there are attack=[square,square_l2] with sanity_images=0 and "
-                "geometry_images=0"
+                "which this evaluation needs; without, there are attack=[square,square_l2] with sanity_images=0, "
+                "geometry_images=0 and diagnostics=null"
             )
     return network if logits.dtype == torch.float32 else SinglePrecision(network).eval()
 

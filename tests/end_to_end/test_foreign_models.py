@@ -132,6 +132,9 @@ def test_a_model_that_no_attack_can_follow_is_refused_before_any_work(name, said
 def test_random_search_needs_no_gradient(tmp_path):
     options = ["attack=square", "attack.square.queries=2", "limit=5", "logger=csv", f"output_dir={tmp_path}/r"]
     options += ["sanity_images=0", "geometry_images=0", "+model._target_=tests.end_to_end.models.Detached"]
+    with pytest.raises(UserError, match="no gradient with respect to the image.*diagnostics=null"):
+        evaluate(composed("evaluate", *options, "data=mnist", "diagnostics=simplifications"))
+    assert not (tmp_path / "r").exists()
     (model,) = evaluate(composed("evaluate", *options, "data=mnist")).models
     assert model.calibration is not None
 
