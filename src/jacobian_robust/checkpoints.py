@@ -88,6 +88,15 @@ class Checkpoint:
     condition_bound: Bound | None = None
     program: nn.Module | None = None
 
+    @property
+    def brings_model(self) -> bool:
+        """Whether the file itself says what the classifier is: holds it, or names one of :mod:`jacobian_robust.models`.
+
+        One that was trained as a class of somebody's own does not: a file must not choose it.
+        """
+        target = (self.config.get("model") or {}).get("_target_")
+        return self.program is not None or str(target).startswith(f"{models.__name__}.")
+
     def model(self, model: nn.Module | None = None) -> nn.Module:
         """Return the classifier with the checkpoint's weights, in evaluation mode.
 

@@ -208,7 +208,8 @@ def evaluate(cfg: DictConfig) -> Results:
     else:
         checkpoints = [Checkpoint(None, None)]
     directory = from_here(options.output_dir)
-    named_models = subjects(checkpoints, evaluation, network=network, pixels=_pixels(cfg))
+    pixels = _pixels(cfg)
+    named_models = subjects(checkpoints, evaluation, network=network, pixels=pixels)
     try:
         return report(
             named_models,
@@ -218,6 +219,9 @@ def evaluate(cfg: DictConfig) -> Results:
             logger=read_logger(cfg),
             config=plain(cfg, without=("resume", "processes")) | {"output_dir": str(directory)},
             resume=options.resume,
+            trust=options.trust,
+            network=network,
+            pixels=pixels,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with the same options, hydra.run.dir={directory} and resume=true") from None
@@ -326,6 +330,9 @@ def report(
     group: str,
     config: dict[str, Any],
     resume: bool = False,
+    trust: bool = False,
+    network: nn.Module | None = None,
+    pixels: dict[str, Any] | None = None,
 ) -> Results:
     """Attack classifiers, write the report into ``directory`` and print it; return what ``robustness.json`` holds.
 
@@ -338,11 +345,14 @@ def report(
         config: plain containers, for the logger and ``config.yaml``.
         resume: go on with an interrupted evaluation of the same configuration in ``directory``; a finished one is
             returned as it is.
+        trust: also read sources of examples whose reading can run any code that is in them.
+        network: a classifier to load the weights of a source into that does not say what it is.
+        pixels: arguments of :class:`PixelInput`, for sources that this project did not train.
 
     Raises:
         UserError: if the directory is at fault, before anything is attacked.
     """
-    evaluation, sources = _transferable(evaluation, models)
+    evaluation, sources = _transferable(evaluation, models, trust=trust, network=network, pixels=pixels)
     names = "+".join(attack.name for attack in evaluation.attacks)
     trained = {subject.name: subject.checkpoint.wandb for subject in models if subject.checkpoint.wandb}
     finished = directory / "robustness.json"
@@ -421,7 +431,14 @@ def report(
     return results
 
 
-def _transferable(evaluation: Evaluation, models: Sequence[Subject]) -> tuple[Evaluation, dict[str, list[nn.Module]]]:
+def _transferable(
+    evaluation: Evaluation,
+    models: Sequence[Subject],
+    *,
+    trust: bool,
+    network: nn.Module | None,
+    pixels: dict[str, Any] | None,
+) -> tuple[Evaluation, dict[str, list[nn.Module]]]:
     """Return the evaluation without attacks that have no model to transfer from, and the models that others name.
 
     Raises:
@@ -430,9 +447,10 @@ def _transferable(evaluation: Evaluation, models: Sequence[Subject]) -> tuple[Ev
     sources, attacks = {}, []
     for attack in evaluation.attacks:
         if isinstance(attack, Transfer) and attack.source:
+            checkpoints = [load_checkpoint(path, trust=trust) for path in find_checkpoints([attack.source])]
             sources[attack.name] = [
-                _placed(checkpoint.model(), models[0].datamodule, checkpoint, gradient=True)
-                for checkpoint in map(load_checkpoint, find_checkpoints([attack.source]))
+                _placed(_source(checkpoint, network, pixels), models[0].datamodule, checkpoint, gradient=True)
+                for checkpoint in checkpoints
             ]
         elif isinstance(attack, Transfer) and len(models) == 1:
             hint = f"name one, attack.{attack.name}.source=CHECKPOINT, or evaluate two checkpoints together"
@@ -442,6 +460,12 @@ def _transferable(evaluation: Evaluation, models: Sequence[Subject]) -> tuple[Ev
             continue
         attacks.append(attack)
     return replace(evaluation, attacks=tuple(attacks)), sources
+
+
+def _source(checkpoint: Checkpoint, network: nn.Module | None, pixels: dict[str, Any] | None) -> nn.Module:
+    """Return a classifier to transfer examples from: one of this project's takes pixels in [0, 1] at any rate."""
+    classifier = checkpoint.model(None if checkpoint.brings_model else network)
+    return PixelInput(classifier, **pixels).eval() if pixels and not checkpoint.config else classifier
 
 
 def _parameters(attack: Attack) -> dict[str, Any]:

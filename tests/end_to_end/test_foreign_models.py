@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from jacobian_robust.checkpoints import export, load_checkpoint
+from jacobian_robust.checkpoints import Checkpoint, export, load_checkpoint
 from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation import evaluate
-from jacobian_robust.models import PixelInput
+from jacobian_robust.evaluation import _source, evaluate
+from jacobian_robust.models import MLP, LeNet, PixelInput
 
 from .conftest import composed
 from .test_evaluation import ATTACK
@@ -132,7 +132,7 @@ def test_a_model_that_no_attack_can_follow_is_refused_before_any_work(name, said
 def test_random_search_needs_no_gradient(tmp_path):
     options = ["attack=square", "attack.square.queries=2", "limit=5", "logger=csv", f"output_dir={tmp_path}/r"]
     options += ["sanity_images=0", "geometry_images=0", "+model._target_=tests.end_to_end.models.Detached"]
-    with pytest.raises(UserError, match="no gradient with respect to the image.*diagnostics=null"):
+    with pytest.raises(UserError, match=r"no gradient with respect to the image.*diagnostics=null"):
         evaluate(composed("evaluate", *options, "data=mnist", "diagnostics=simplifications"))
     assert not (tmp_path / "r").exists()
     (model,) = evaluate(composed("evaluate", *options, "data=mnist")).models
@@ -149,20 +149,57 @@ def test_logits_in_double_precision_are_attacked_in_single(tmp_path):
         run(tmp_path, f"checkpoint={tmp_path}/flat.pt", "data=mnist", "trust=true")
 
 
-def test_a_model_of_normalised_pixels_is_given_them(classifier, threats, tmp_path):
-    """The weights are changed so that the model wants pixels in [-1, 1], less a mean, over a deviation."""
+def normalised(classifier, path):
+    """Change the weights so that the model wants pixels in [-1, 1], less a mean, over a deviation; return options."""
     first = classifier.layers[0]
     state = {name: value.clone() for name, value in classifier.state_dict().items()}
     low, high, mean, std = -1.0, 1.0, 0.25, 0.5  # pixel = (std·y + mean - low) / (high - low)
     state["layers.0.weight"] = first.weight.detach() * std / (high - low)
     state["layers.0.bias"] = first.bias.detach() + first.weight.detach().sum((1, 2, 3)) * (mean - low) / (high - low)
-    torch.save(state, tmp_path / "normalised.pt")
-    stated = [f"input.low={low}", f"input.high={high}", f"input.mean={mean}", f"input.std=[{std}]"]
+    torch.save(state, path)
+    return [f"input.low={low}", f"input.high={high}", f"input.mean={mean}", f"input.std=[{std}]"]
+
+
+def test_a_model_of_normalised_pixels_is_given_them(classifier, threats, tmp_path):
+    stated = normalised(classifier, tmp_path / "normalised.pt")
     (model,) = run(tmp_path, f"checkpoint={tmp_path}/normalised.pt", NAMED, "data=mnist", *stated).models
     assert [b.correct for b in model.threats[0].budgets] == pytest.approx(
         [b.correct for b in threats[0].budgets], abs=1
     )
     assert model.threats[0].budgets[0].correct == threats[0].budgets[0].correct
+
+
+def test_the_source_of_a_transfer_is_read_as_the_evaluated_model_is(classifier, trained, tmp_path):
+    """Both by their weights, which want normalised pixels; and a source of this project's, which wants them plain."""
+    source = load_checkpoint(trained.directory / "frobenius" / "checkpoints" / "last.ckpt").model()
+    stated = normalised(classifier, tmp_path / "evaluated.pt")
+    normalised(source, tmp_path / "source.pt")
+
+    def broken(name, checkpoint, of, *more):
+        options = [f"checkpoint={checkpoint}", "data=mnist", "attack=transfer", f"attack.transfer.source={of}"]
+        options += ["attack.transfer.eps=[0.2]", "attack.transfer.steps=5", "attack.transfer.step_size=0.08"]
+        quick = ["limit=80", "sanity_images=0", "geometry_images=0", "reliability=false", "logger=csv"]
+        (model,) = evaluate(composed("evaluate", *options, *quick, *more, f"output_dir={tmp_path}/{name}")).models
+        return model.threats[0].budgets[0].attacks[0].broken
+
+    ours = broken("ours", f"{trained.directory}/vanilla", f"{trained.directory}/frobenius")
+    assert 5 < ours < 75
+    theirs = [f"{tmp_path}/evaluated.pt", f"{tmp_path}/source.pt", NAMED, *stated]
+    assert broken("theirs", *theirs) == pytest.approx(ours, abs=2)
+    theirs[1] = f"{trained.directory}/frobenius"
+    assert broken("mixed", *theirs) == pytest.approx(ours, abs=2)
+    torch.save(source, tmp_path / "pickle.pt")
+    with pytest.raises(UserError, match="trust=true"):
+        broken("untrusted", f"{trained.directory}/vanilla", f"{tmp_path}/pickle.pt")
+    assert broken("trusted", f"{trained.directory}/vanilla", f"{tmp_path}/pickle.pt", "trust=true") == ours
+
+
+@pytest.mark.parametrize("target", ["jacobian_robust.models.MLP", "mylab.Net"])
+def test_a_source_of_a_class_elsewhere_is_the_named_model(target, tmp_path):
+    named = MLP(inputs=4, width=3)
+    checkpoint = Checkpoint(tmp_path, "", {"model": {"_target_": target, "inputs": 4, "width": 3}}, named.state_dict())
+    other = LeNet() if checkpoint.brings_model else named
+    assert type(_source(checkpoint, other, {"mean": 0.5})) is MLP  # pixels in [0, 1], as every training's
 
 
 @pytest.mark.parametrize(
