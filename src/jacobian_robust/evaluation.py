@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import hashlib
+import itertools
 import json
 import math
 import shutil
@@ -384,7 +385,7 @@ def report(
             identity.parent.mkdir(exist_ok=True)
             with write_atomically(identity) as file:
                 file.write(full_id(run))
-        followed = [subject.network for subject in models] + [n for networks in sources.values() for n in networks]
+        followed = [subject.network for subject in (*models, *itertools.chain(*sources.values()))]
         try:
             with several(evaluation.processes, followed) as attackers:
                 measured = [_measure(models, i, evaluation, sources, directory, attackers) for i in range(len(models))]
@@ -438,19 +439,23 @@ def _transferable(
     trust: bool,
     network: nn.Module | None,
     pixels: dict[str, Any] | None,
-) -> tuple[Evaluation, dict[str, list[nn.Module]]]:
+) -> tuple[Evaluation, dict[str, list[Subject]]]:
     """Return the evaluation without attacks that have no model to transfer from, and the models that others name.
 
     Raises:
         UserError: if no attack is left, or a named model cannot be read.
     """
-    sources, attacks = {}, []
+    sources, attacks, datamodule = {}, [], models[0].datamodule
     for attack in evaluation.attacks:
         if isinstance(attack, Transfer) and attack.source:
             checkpoints = [load_checkpoint(path, trust=trust) for path in find_checkpoints([attack.source])]
-            sources[attack.name] = [
-                _placed(_source(checkpoint, network, pixels), models[0].datamodule, checkpoint, gradient=True)
+            classifiers = [
+                _placed(_source(checkpoint, network, pixels), datamodule, checkpoint, gradient=True)
                 for checkpoint in checkpoints
+            ]
+            sources[attack.name] = [
+                Subject(name, checkpoint, classifier, datamodule)
+                for name, checkpoint, classifier in zip(_names(checkpoints), checkpoints, classifiers, strict=True)
             ]
         elif isinstance(attack, Transfer) and len(models) == 1:
             hint = f"name one, attack.{attack.name}.source=CHECKPOINT, or evaluate two checkpoints together"
@@ -587,13 +592,13 @@ def _measure(
     models: Sequence[Subject],
     i: int,
     evaluation: Evaluation,
-    sources: dict[str, list[nn.Module]],
+    sources: dict[str, list[Subject]],
     directory: Path,
     attackers: Attackers,
 ) -> tuple[Model, _Details]:
     """Evaluate one of the models; the others serve to transfer examples from."""
     subject, progress = models[i], directory / PROGRESS
-    others = [model.network for number, model in enumerate(models) if number != i]
+    others = [model for number, model in enumerate(models) if number != i]
     subject.datamodule.setup("test" if evaluation.split == "test" else "validate")
     split = subject.datamodule.split(evaluation.split)
     images, labels = (tensor.to(_device()) for tensor in split.first(evaluation.limit))
@@ -606,14 +611,15 @@ def _measure(
         )
         for norm in evaluation.norms
     ]
-    named = [network for networks in sources.values() for network in networks]
+    surrogates = [*others, *itertools.chain(*sources.values())]
     identity = _identity(subject, images, evaluation.attacks, evaluation) | {
         "sanity_images": evaluation.sanity_images,
-        "others": [_sha256(model) for number, model in enumerate(models) if number != i],
+        "others": [_sha256(other) for other in surrogates],
     }
 
     def checked() -> dict[str, Any]:
-        checks = _checks(subject, images, labels, sweeps, others + named, evaluation, attackers)
+        followed = [other.network for other in surrogates]
+        checks = _checks(subject, images, labels, sweeps, followed, evaluation, attackers)
         return {"checks": [asdict(check) for check in checks]}
 
     made = _once(_FileJournal(progress / f"{i}_checks.pt", identity), checked)
@@ -668,13 +674,17 @@ def _sweep(
     images: Tensor,
     labels: Tensor,
     norm: Norm,
-    surrogates: dict[str, list[nn.Module]],
+    surrogates: dict[str, list[Subject]],
     evaluation: Evaluation,
     progress: Path,
     attackers: Attackers,
 ) -> Sweep:
     """Attack one of the models in one norm."""
     attacks = [attack for attack in evaluation.attacks if attack.norm == norm]
+    followed = {attack.name: surrogates[attack.name] for attack in attacks if attack.name in surrogates}
+    identity = _identity(subject, images, attacks, evaluation)
+    if followed:
+        identity["surrogates"] = {name: [_sha256(other) for other in others] for name, others in followed.items()}
     bars = _Bars(subject.name)
     try:
         return sweep(
@@ -684,9 +694,9 @@ def _sweep(
             attacks,
             seed=evaluation.seed,
             independent=evaluation.independent,
-            surrogates=surrogates,
+            surrogates={name: [other.network for other in others] for name, others in followed.items()},
             progress=bars,
-            journal=_FileJournal(progress, _identity(subject, images, attacks, evaluation)),
+            journal=_FileJournal(progress, identity),
             attackers=attackers,
         )
     finally:

@@ -261,6 +261,32 @@ def test_progress_of_other_weights_is_not_taken(trained, tmp_path, monkeypatch):
         evaluation._FileJournal(tmp_path / "progress" / "0_linf.pt", {"sha256": "b"}).load()
 
 
+def test_progress_with_another_source_is_not_taken(tmp_path, monkeypatch):
+    """A file of the same name, of other weights, between the interruption and the resumption."""
+    checkpoints, source = ROOT / "docs" / "results" / "checkpoints", tmp_path / "source.safetensors"
+    options = [*QUICK, "limit=10", "logger=csv", f"output_dir={tmp_path}/r", "resume=true"]
+    options += [f"checkpoint={checkpoints}/note_vanilla.safetensors", "attack=transfer"]
+    options += [f"attack.transfer.source={source}", "attack.transfer.batch_size=5", "attack.transfer.steps=2"]
+    monkeypatch.setattr(evaluation._FileJournal, "SECONDS", 0.0)
+    bar = evaluation._Bars.__call__
+
+    def interrupted(self, *arguments):
+        if arguments[2] > 5:
+            raise KeyboardInterrupt
+        bar(self, *arguments)
+
+    shutil.copy(checkpoints / "note_regularized.safetensors", source)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation._Bars, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="resume=true"):
+            evaluate(composed("evaluate", *options))
+    shutil.copy(checkpoints / "note_vanilla.safetensors", source)
+    with pytest.raises(UserError, match="another evaluation"):
+        evaluate(composed("evaluate", *options))
+    shutil.copy(checkpoints / "note_regularized.safetensors", source)
+    assert evaluate(composed("evaluate", *options)).models[0].images == 10
+
+
 def test_evaluation_runs_name_the_run_that_trained_their_models(trained, tmp_path):
     results = evaluate(
         composed("evaluate", *ATTACK, f"checkpoint={trained.directory}/vanilla", f"output_dir={tmp_path}/r")
