@@ -1,5 +1,6 @@
 """Each fault that a check looks for is planted, and caught by that check; an honest model passes all."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -133,6 +134,79 @@ def test_a_planted_fault_is_caught(model, caught_by, images):
     checks = checked(model, images)
     assert caught_by <= {name for name, check in checks.items() if check.status == "fail"}
     assert verdict(list(checks.values())) == "fail"
+
+
+class Answer(nn.Module):
+    """Turns the logits of three classes into something else."""
+
+    def __init__(self, turned) -> None:
+        super().__init__()
+        self.logits = nn.Sequential(nn.Flatten(), nn.Linear(64, 3, bias=False))
+        self.turned = turned
+        with torch.no_grad():
+            self.logits[1].weight.copy_(2 * torch.randn(3, 64, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, images):
+        return self.turned(self.logits(images - 0.5))
+
+
+def of_the_logits(turned, images):
+    """Of the checks of a model, which no attack is made for."""
+    model = Answer(turned).eval()
+    labels, noise = model(images).argmax(-1), GaussianNoise(name="g", eps=0.1)
+    checks = sanity_checks(model, images, labels, [noise], [sweep(model, images, labels, [noise])])
+    return next(check for check in checks if check.name == "logits")
+
+
+@pytest.mark.parametrize(
+    ("turned", "status", "said"),
+    [
+        (lambda logits: logits.bfloat16().softmax(-1).float(), "fail", "sum to 1"),
+        (lambda logits: logits.half().softmax(-1).float(), "fail", "sum to 1"),
+        (lambda logits: (logits / 30).softmax(-1), "fail", "sum to 1"),
+        (lambda logits: logits.softmax(-1).clamp(0.02, 0.98), "warn", r"in \[0, 1\]"),
+        (torch.sigmoid, "warn", r"in \[0, 1\]"),
+        (lambda logits: 100 * logits.softmax(-1), "warn", "sum to 100"),
+        (lambda logits: 100 * logits.bfloat16().softmax(-1).float(), "warn", "sum to 1"),
+    ],
+    ids=["bfloat16", "float16", "flat", "clamped", "sigmoid", "times 100", "times 100 in bfloat16"],
+)
+def test_probabilities_are_known_by_any_name(turned, status, said, images):
+    found = of_the_logits(turned, images)
+    assert found.status == status
+    assert re.search(said, found.why)
+
+
+@pytest.mark.parametrize(
+    "turned",
+    [
+        lambda logits: logits,
+        lambda logits: logits / 1000,
+        lambda logits: logits - logits.mean(-1, keepdim=True),
+        lambda logits: logits.log_softmax(-1),
+        lambda logits: logits.bfloat16().float(),
+        lambda logits: logits - logits.amin() + 1e-3,
+        torch.relu,
+        nn.functional.softplus,
+        lambda logits: 0.3 + logits / 1000,
+        lambda logits: 5.0 + logits / 1000,
+        lambda logits: nn.functional.normalize(logits),
+    ],
+    ids=[
+        *("logits", "small", "centred", "log-softmax", "bfloat16", "shifted", "rectified", "softplus"),
+        *("about 0.3", "about 5", "cosines"),
+    ],
+)
+def test_logits_are_no_probabilities(turned, images):
+    assert of_the_logits(turned, images).status == "pass"
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_the_first_logits_of_a_network_are_no_probabilities(classes, images):
+    for seed in range(20):
+        torch.manual_seed(seed)
+        layers = nn.Sequential(nn.Flatten(1), nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, classes), nn.ReLU())
+        assert of_the_logits(layers, images).status == "pass"
 
 
 def test_a_budget_of_zero_that_changes_predictions_is_caught(images):

@@ -39,6 +39,13 @@ DIFFERENT = 1e-3
 DIFFERENT_ALONE = 1e-2
 """The same for an image alone: kernels for another size of batch round in another way, on a GPU to three digits."""
 
+ROUNDED = 2e-2
+"""How far a sum of probabilities may be from 1, or from another constant as a share of it: half precision rounds."""
+
+VARIED, ENOUGH = 0.5, 20
+"""Range of a class's output, as a share of the most that it could be, and number of images from which on numbers that
+are probabilities but for a constant, or for their sum, are no accident: a classifier's first, small logits can be."""
+
 QUERIES = 300
 """Of the gradient-free attack."""
 
@@ -277,10 +284,19 @@ def _logits(subject: _Subject) -> Outcome:
             f"the logits of {without} of {len(subject)} images are not finite: no class is predicted, and no loss to "
             "climb is defined; look for an overflow or a division by zero in the model"
         )
-    if (outputs >= 0).all() and ((outputs.sum(-1) - 1).abs() < 1e-4).all():
-        return "fail", (
-            "the outputs are probabilities (no row has a negative entry, all rows sum to 1): the attack's own softmax "
-            "flattens its gradients; return logits"
+    positive, sums = bool((outputs >= 0).all()), outputs.sum(-1)
+    flattened = "the attack's own softmax flattens its gradients; return logits"
+    if positive and ((sums - 1).abs() < ROUNDED).all():
+        return "fail", f"the outputs are probabilities (no row has a negative entry, all rows sum to 1): {flattened}"
+    if not positive or len(subject) < ENOUGH:
+        return "pass", "the outputs are not probabilities"
+    varied, total = (outputs.amax(0) - outputs.amin(0)).max(), sums.mean()
+    if (outputs <= 1).all() and varied > VARIED:
+        return "warn", f"all outputs are in [0, 1], as after a sigmoid or a softmax that was clamped: then {flattened}"
+    if ((sums - total).abs() < ROUNDED * total).all() and varied > VARIED * total:
+        return "warn", (
+            f"no output is negative and all rows sum to {total:.3g}, as probabilities times a constant do: then the "
+            "attack's own softmax comes on top of the model's and misleads its gradients; return logits"
         )
     return "pass", "the outputs are not probabilities"
 
