@@ -227,7 +227,35 @@ def test_training_images_are_recognised(images):
 
 def test_an_attack_that_was_stopped_early_is_caught(images):
     early = replace(ATTACK, steps=2, step_size=0.01, random_start=False)
-    assert checked(Honest().eval(), images, early)["convergence"].status == "fail"
+    found = checked(Honest().eval(), images, early)["convergence"]
+    assert found.status == "fail"
+    assert re.search(r"stood at ε 0\.\d+, the largest budget that a tenth of the sample withstood$", found.why)
+
+
+@pytest.mark.parametrize(
+    ("fragile", "standing", "status"),
+    [
+        *((0, 60, "pass"), (1, 60, "warn"), (3, 60, "warn"), (4, 60, "fail")),
+        *((2, 20, "warn"), (3, 20, "fail"), (1, 6, "warn"), (2, 6, "fail"), (1, 1, "warn"), (2, 2, "fail")),
+    ],
+)
+def test_a_longer_run_is_judged_by_the_images_that_stood(fragile, standing, status):
+    """Of 60 images so many stood, and so many of these a longer run breaks: their mean is near the boundary."""
+
+    class Brighter(nn.Module):
+        def forward(self, images):
+            lead = images.flatten(1).mean(1) - 0.5
+            return torch.stack([-lead, lead], dim=1)
+
+    images, labels = torch.full((60, 1, 8, 8), 0.9), torch.ones(60, dtype=torch.long)
+    images[:fragile] = 0.52
+    attack = replace(ATTACK, eps=(0.05,))
+    result = sweep(Brighter().eval(), images, labels, [attack])
+    stood = replace(result, robust=[torch.arange(60) < standing])
+    checks = sanity_checks(Brighter().eval(), images, labels, [attack], [stood])
+    found = next(check for check in checks if check.name == "convergence")
+    assert found.status == status
+    assert f"breaks {fragile or 'none'} of the {standing} images" in found.why
 
 
 @pytest.mark.parametrize("attack", [ATTACK, FGSM(name="fgsm", eps=[0.02])], ids=["PGD", "FGSM"])
@@ -313,9 +341,11 @@ def test_nobody_left_to_attack_is_said(images):
 def test_what_withstood_is_attacked_at_a_budget_where_enough_did(images):
     labels = Honest()(images).argmax(-1)
     few = sanity_checks(Honest().eval(), images, labels, [ATTACK], [of(images, labels, 5, 50, 3)])
-    assert "of the 50 images that stood at ε 0.05" in next(c.why for c in few if c.name == "convergence")
+    said = "of the 50 images that stood at ε 0.05, the largest budget that a tenth of the sample withstood"
+    assert said in next(c.why for c in few if c.name == "convergence")
     fewer = sanity_checks(Honest().eval(), images, labels, [ATTACK], [of(images, labels, 5, 4, 3)])
-    assert "of the 5 images that stood at ε 0.02" in next(c.why for c in fewer if c.name == "convergence")
+    said = "of the 5 images that stood at ε 0.02, the budget that the most withstood"
+    assert said in next(c.why for c in fewer if c.name == "convergence")
 
 
 def of(images, labels, *standing):

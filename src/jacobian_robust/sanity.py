@@ -27,8 +27,10 @@ Status = Literal["pass", "warn", "fail", "skip"]
 TOLERATED = 0.01
 """Share of the images up to which what a check finds is a warning, above which the check fails."""
 
-UNCONVERGED = 0.05
-"""The same for what a longer run of the same attack finds: a figure is an upper bound, and a little above is usual."""
+UNCONVERGED, OF_STANDING = 0.05, 0.1
+"""The same for what a longer run of the same attack breaks: a figure is an upper bound, and a little above is usual.
+The one is a share of the sample, the other of the images looked at, those that stood; neither may be exceeded, but by
+one image alone, however few there are."""
 
 SATURATED = 15.0
 """Lead of a logit (e^-15 = 3e-7) above which the float32 cross-entropy of an image has lost its digits."""
@@ -129,9 +131,17 @@ class _Subject:
         return sweep(self.model, images, labels, attacks, seed=self.seed, examples=0, attackers=self.attackers)
 
     def attacked_again(
-        self, attack: Attack, what: str, *, surrogates: Sequence[nn.Module] = (), tolerated: float = TOLERATED
+        self,
+        attack: Attack,
+        what: str,
+        *,
+        surrogates: Sequence[nn.Module] = (),
+        tolerated: float | None = None,
     ) -> Outcome:
-        """Attack what stands, following the surrogates or else the model itself, and say how many fell to ``what``."""
+        """Attack what stands, following the surrogates or else the model itself, and say how many fell to ``what``.
+
+        More than ``tolerated`` are a failure; by default, of the whole sample a hundredth.
+        """
         before = int(self.standing.sum())
         if not before:
             return "skip", "no image of the sample is left to break"
@@ -148,8 +158,8 @@ class _Subject:
         ):
             pass
         broken = before - int(self.standing.sum())
-        stood = f"of the {before} images that stood at ε {self.eps:g}"
-        return _share(broken, len(self), tolerated), f"{what} breaks {broken or 'none'} {stood}"
+        status = _judged(broken, TOLERATED * len(self) if tolerated is None else tolerated)
+        return status, f"{what} breaks {broken or 'none'} of the {before} images that stood at ε {self.eps:g}"
 
 
 def verdict(checks: Sequence[Check]) -> Status:
@@ -239,8 +249,12 @@ def _hardest_budget(result: Sweep, sample: int) -> tuple[float, Bool[Tensor, "sa
     return eps, standing.clone()
 
 
-def _share(count: int, of: int, tolerated: float = TOLERATED) -> Status:
-    return "pass" if not count else "warn" if count <= tolerated * of else "fail"
+def _share(count: int, of: int) -> Status:
+    return _judged(count, TOLERATED * of)
+
+
+def _judged(count: int, tolerated: float) -> Status:
+    return "pass" if not count else "warn" if count <= tolerated else "fail"
 
 
 def _evaluation_mode(subject: _Subject) -> Outcome:
@@ -375,13 +389,24 @@ def _chance(subject: _Subject) -> Outcome:
 
 
 def _convergence(subject: _Subject) -> Outcome:
+    """Attack what stood at one budget for longer.
+
+    A warning is what breaks up to 5% of the sample and up to 10% of the images looked at, or one image alone; more is a
+    failure. Where few stood, a small share of the sample is much of the figure.
+    """
+    standing = int(subject.standing.sum())
     harder, what = subject.white_box(subject.eps, steps=100), "PGD of 100 steps"
     own = [attack for attack in subject.attacks if isinstance(attack, PGD) and not isinstance(attack, Transfer)]
     if own:
         strongest = max(own, key=lambda attack: attack.steps * attack.restarts)
         harder = replace(strongest, name="harder", steps=2 * strongest.steps, restarts=strongest.restarts + 1)
         what = "twice the steps and one more start"
-    return subject.attacked_again(harder, what, tolerated=UNCONVERGED)
+    tolerated = max(1.0, min(UNCONVERGED * len(subject), OF_STANDING * standing))
+    status, why = subject.attacked_again(harder, what, tolerated=tolerated)
+    if status == "skip":
+        return status, why
+    which = "largest budget that a tenth of the sample" if standing >= len(subject) / 10 else "budget that the most"
+    return status, f"{why}, the {which} withstood"
 
 
 class _Rescaled(nn.Module):
