@@ -62,3 +62,12 @@ def test_the_prediction_scatter_counts_its_points():
     predicted = torch.tensor([1.0, 2.0, 3.0, torch.inf])
     found = torch.tensor([0.5, 3.0, torch.inf, 1.0])  # one was not broken, one has no gradient
     assert "a, 2 images" in written(plots.predicted_against_found({"a": (predicted, found)}))
+
+
+@pytest.mark.parametrize("twin", [True, False])
+@pytest.mark.parametrize("penalised", [True, False])
+def test_every_panel_of_a_training_says_what_it_measures(twin, penalised):
+    names = ["loss", "cross_entropy", "accuracy", "jacobian_norm"] + ["penalty"] * penalised
+    rows = [{"epoch": 1, **{f"{stage}_{name}": 0.5 for stage in ("train", "validation") for name in names}}]
+    figure = plots.training_curves(rows, twin=rows if twin else None, penalised=penalised, validation_name="test")
+    assert all(axes.get_xlabel() and axes.get_ylabel() and axes.lines for axes in figure.axes)

@@ -61,7 +61,7 @@ def training_curves(rows: Rows, *, twin: Rows | None = None, penalised: bool, va
 
     Args:
         rows: the rows of ``metrics.csv``.
-        twin: those of the undefended twin, for the first panel; without one that panel shows the accuracy.
+        twin: those of an undefended (vanilla) network, for the first panel; without one that panel shows the accuracy.
         penalised: whether the run had a penalty.
         validation_name: what the validation columns were measured on.
     """
@@ -70,20 +70,22 @@ def training_curves(rows: Rows, *, twin: Rows | None = None, penalised: bool, va
     splits = {"train": "training", "validation": validation_name}
     if twin is not None:
         _curve(first, twin, "cross_entropy", splits)
-        first.set(title="(a) Cross-entropy of the undefended twin", ylabel="nats")
+        first.set(title="(a) Cross-entropy of the vanilla network", ylabel="nats")
     else:
         _curve(first, rows, "accuracy", splits)
         first.set(title="(a) Accuracy", ylabel="share of images")
     _curve(loss, rows, "loss", splits)
-    loss.set(title="(b) Loss (eq. 16)" if penalised else "(b) Loss: cross-entropy alone")
+    loss.set(title="(b) Loss (eq. 16)", ylabel="loss")
+    if not penalised:
+        loss.set(title="(b) Loss: cross-entropy alone", ylabel="nats")
     _curve(cross_entropy, rows, "cross_entropy", splits)
     cross_entropy.set(title="(c) Cross-entropy", ylabel="nats")
     if penalised:
         _curve(penalty, rows, "penalty", splits)
-        penalty.set(title="(d) Penalty α, mean (eq. 15)")
+        penalty.set(title="(d) Penalty α, mean (eq. 15)", ylabel="penalty α")
     else:
         _curve(penalty, rows, "jacobian_norm", splits)
-        penalty.set(title="(d) No penalty: mean Jacobian norm ‖J‖ (Frobenius)")
+        penalty.set(title="(d) No penalty: mean Jacobian norm ‖J‖ (Frobenius)", ylabel="‖J‖")
     for axes in figure.axes:
         axes.set(xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -372,14 +374,18 @@ def six_simplifications(study: Study, *, split: str) -> Figure:
         split: whose images were evaluated, for the legends.
     """
     figure = Figure(figsize=(13, 13.5), layout="constrained")
-    figure.suptitle(f"{study.result.name}: the note's simplifications, {study.result.images} {split} images")
+    things = _things(study)
+    figure.suptitle(
+        f"{study.result.name}: the note's simplifications, {study.result.images} {split} {things}; "
+        "(3) has no panel: eqs. 9 and 10 are equivalent"
+    )
     panels = figure.subplot_mosaic(
         [["1", "1", "2", "2", "4", "4"], ["5", "5", "5", "6", "6", "6"], ["falls"] * 6], height_ratios=(1, 1, 1.15)
     )
-    names = {"evaluated": f"{split} images", "training": "training images"}
+    names = {"evaluated": f"{split} {things}", "training": f"training {things}"}
     for key, title, label in (
-        ("1", "(1) δ in place of d_B", "δ / d_B"),
-        ("4", "(4) Frobenius norm in place of the spectral one", "‖J‖_F / ‖J‖₂"),
+        ("1", "(1) δ in place of $d_B$", "δ / $d_B$: distance to the centre / to the boundary"),
+        ("4", "(4) Frobenius norm in place of the spectral one", "‖J‖$_F$ / ‖J‖₂"),
     ):
         for colour, stroke, (place, (sample, _)) in zip(PALETTE, ("-", "--"), study.samples.items(), strict=False):
             radii = sample.radii
@@ -387,7 +393,7 @@ def six_simplifications(study: Study, *, split: str) -> Figure:
             ratio = ratio[ratio.isfinite()].cpu()
             if len(ratio):
                 panels[key].ecdf(ratio, color=colour, linestyle=stroke, label=names[place])
-        panels[key].set(xlabel=label, ylabel="share of images below")
+        panels[key].set(xlabel=label, ylabel=f"share of {things} below")
         panels[key].set_title(title, fontsize=11)
         panels[key].legend(loc="lower right")  # the curves rise at the left
     panels["1"].set_xscale("log")
@@ -402,6 +408,16 @@ def six_simplifications(study: Study, *, split: str) -> Figure:
     for axes in panels.values():
         axes.grid(alpha=0.3)
     return figure
+
+
+def _things(study: Study) -> str:
+    """Return what a reader calls the samples: those of height 1, as the toy model's, are no pictures."""
+    return "points" if all(sample.images.shape[-2] == 1 for sample, _ in study.samples.values()) else "images"
+
+
+def _typeset(text: str) -> str:
+    """Return a text with its subscripts set below the line."""
+    return text.replace("d_B", "$d_B$").replace("‖_F", "‖$_F$")
 
 
 def _flatness(axes: Axes, study: Study) -> None:
@@ -433,25 +449,26 @@ def _conditions(axes: Axes, study: Study, names: Mapping[str, str]) -> None:
             longest = (sample.radii.center if bound == "center" else sample.radii.boundary) / sample.radii.spectral
             longest = longest[~longest.isnan()].cpu()
             if len(longest):
-                label = f"‖J‖₂ ≤ {distance}/ε, {names[place]}"
+                label = f"‖J‖₂ ≤ {_typeset(distance)}/ε, {names[place]}"
                 axes.ecdf(longest, complementary=True, color=colour, linestyle=stroke, label=label)
     if study.result.condition_eps is not None:
         axes.axvline(study.result.condition_eps, color="black", linewidth=0.8, label="ε of (6)")
     axes.set(xscale="log", xlabel="ε (ℓ2)", ylabel="share that satisfies the condition")
-    axes.set_title("(5) Condition on training images and on others", fontsize=11)
+    axes.set_title(f"(5) Condition on {names['training']} and on others", fontsize=11)
     axes.legend()
 
 
 def _epochs(axes: Axes, study: Study) -> None:
     """Draw the share of images that violate the condition after each epoch of the training."""
+    things = _things(study)
     epochs = [epoch for epoch in study.result.epochs if epoch.train is not None]
     for colour, stroke, label in zip(
-        PALETTE, ("-", "--"), ("training images", "images of its validation curves"), strict=False
+        PALETTE, ("-", "--"), (f"training {things}", f"{things} of its validation curves"), strict=False
     ):
         shares = [
             (e.epoch, 1 - share)
             for e in epochs
-            if (share := e.train if label == "training images" else e.validation) is not None
+            if (share := e.train if label == f"training {things}" else e.validation) is not None
         ]
         if shares:
             axes.plot(*zip(*shares, strict=True), color=colour, linestyle=stroke, marker="o", markersize=3, label=label)
@@ -470,7 +487,7 @@ def _falls(axes: Axes, study: Study, split: str) -> None:
     falls = study.result.falls_of("evaluated")
     parts = (
         ("condition held, stood", PALETTE[2], "", [f.satisfied - f.satisfied_fell for f in falls]),
-        ("held, fell by 1: d_B denies it", PALETTE[4], "//", [f.by_center for f in falls]),
+        ("held, fell by 1: $d_B$ denies it", PALETTE[4], "//", [f.by_center for f in falls]),
         ("held, fell by 2: not flat", PALETTE[1], "xx", [f.by_curvature for f in falls]),
         ("violated, fell (5, 6)", "#BBBBBB", "", [f.violated_fell for f in falls]),
         ("violated, stood", PALETTE[5], "..", [f.violated_stood for f in falls]),
@@ -482,13 +499,14 @@ def _falls(axes: Axes, study: Study, split: str) -> None:
         shares = [count / max(fall.images, 1) for count, fall in zip(counts, falls, strict=True)]
         axes.bar(places, shares, bottom=bottom, width=0.9, color=colour, hatch=hatch, edgecolor="white", label=label)
         bottom = [low + share for low, share in zip(bottom, shares, strict=True)]
-    ticks = [f"{DISTANCES[f.bound]}\n{JACOBIAN_NORMS[f.norm]}" for f in falls]
+    ticks = [_typeset(f"{DISTANCES[f.bound]}\n{JACOBIAN_NORMS[f.norm]}") for f in falls]
     for number in range(0, len(falls), len(VARIANTS)):
         middle = places[number] + (len(VARIANTS) - 1) / 2
         axes.text(middle, 1.02, f"ε = {falls[number].eps:g}", ha="center", va="bottom")
     axes.set_xticks(places, ticks, fontsize=8)
-    axes.set(ylabel="share of the correct images", ylim=(0, 1.08))
-    axes.set_title(f"What ‖J‖ ≤ d/ε promised, and what fell to ℓ2 attacks ({split} images)", fontsize=11)
+    things = _things(study)
+    axes.set(ylabel=f"share of the correct {things}", ylim=(0, 1.08))
+    axes.set_title(f"What ‖J‖ ≤ d/ε promised, and what fell to ℓ2 attacks ({split} {things})", fontsize=11)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(parts), frameon=False)
 
 

@@ -29,10 +29,13 @@ __all__ = ["Attacked", "Ball", "Scene", "figures"]
 
 MARKERS = "os^"
 INK = "#222222"
+OUTSIDE = "#e4e4e4"
 SHADES = 24
 """Steps of a shade."""
 LEVELS = (0.25, 0.5)
 """Shares of a geodesic ball's radius at which smaller balls are drawn in it."""
+BORDERS = ((LEVELS[0], "a quarter of", ":"), (LEVELS[1], "half of", "-."), (1.0, "all of", "-"))
+"""Shares of it, as they are written, and the strokes of these balls' borders."""
 SHRUNK = 0.3
 """By what the ellipses of the field are drawn smaller, so that they stay apart."""
 
@@ -130,6 +133,7 @@ def _boundary(axes: Axes, scene: Scene, colour: str) -> None:
 
 def _square(axes: Axes) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+    axes.set(xlabel="$x_1$", ylabel="$x_2$")
 
 
 def _grid(rows: int, scenes: Sequence[Scene], *, height: float = 4.6) -> tuple[Figure, np.ndarray]:
@@ -201,7 +205,7 @@ def _information_balls(scenes: Sequence[Scene], eps: float) -> Figure:
             for which, colour, width in ((holds, PALETTE[0], 1.4), (~holds, PALETTE[1], 2.0)):
                 style = {"edgecolor": colour, "facecolor": "none", "linewidth": width, "zorder": 3}
                 _ellipses(axes, scene.field[which], drawn[which], angles[which], **style)
-            axes.set_ylabel(f"radius {'δ' if name == 'δ' else '$d_B$'}" if axes is grid[row][0] else "", fontsize=14)
+        grid[row][0].set_ylabel(f"radius {'δ' if name == 'δ' else '$d_B$'}\n$x_2$", fontsize=14)
     _legend(
         figure,
         [
@@ -253,34 +257,44 @@ def _geodesic_balls(scenes: Sequence[Scene], eps: float) -> Figure:
     figure = Figure(figsize=(4.3 * number + 0.6, 4.3 * len(scenes) + 0.9), layout="constrained")
     grid = figure.subplots(len(scenes), number, squeeze=False)
     for scene, line in zip(scenes, grid, strict=True):
-        line[0].set_ylabel(scene.name, fontsize=15)
         for axes, ball in zip(line, scene.balls, strict=True):
             _regions(axes, scene, strength=0.28)
+            axes.set(xlabel="", ylabel="")
             centre, reach = _pair(ball.point), 2.2 * eps
             for path, end in zip(ball.rays.positions, ball.rays.ends, strict=True):
                 curve = torch.cat([path[path.isfinite().all(1)], end[None]])
                 seen = (curve - ball.point).abs().amax(1) < 1.1 * reach
                 axes.plot(*torch.where(seen[:, None], curve, torch.nan).T, color=PALETTE[0], linewidth=0.6, alpha=0.7)
             why, ends = np.array(ball.rays.why), ball.rays.ends.numpy()
-            for share, width in zip((*LEVELS, 1.0), (1.4, 1.9, 2.4), strict=True):
+            for share, _, stroke in BORDERS:
                 border = _border(ball, share)
-                axes.plot(*np.concatenate([border, border[:1]]).T, color=PALETTE[0], linewidth=width)
+                axes.plot(*np.concatenate([border, border[:1]]).T, stroke, color=PALETTE[0], linewidth=2.4)
             axes.plot(*ends[why == "fold"].T, "x", color=PALETTE[3], markersize=6, markeredgewidth=1.6)
             axes.plot(*torch.cat([ball.flat, ball.flat[:1]]).T, "--", color=PALETTE[1], linewidth=2)
             axes.add_patch(Circle(centre, eps, facecolor="none", edgecolor=INK, linewidth=1.6, linestyle=":"))
             axes.plot(*centre, MARKERS[ball.label], color=INK, markersize=6)
             axes.set_title(f"$d_B$ = {ball.radius:.2f}", fontsize=12)
             axes.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach))
-            axes.set(xticks=(), yticks=(), facecolor="#e4e4e4")
+            axes.set(xticks=(), yticks=(), facecolor=OUTSIDE)
+        line[0].set_ylabel(scene.name, fontsize=15)
     _legend(
         figure,
         [
-            Line2D([], [], color=PALETTE[0], linewidth=2.4, label="geodesic balls of ¼, ½ and all of $d_B$; geodesics"),
+            *(
+                Line2D([], [], color=PALETTE[0], linestyle=stroke, linewidth=2.4, label=f"geodesic ball, {share} $d_B$")
+                for _, share, stroke in BORDERS
+            ),
+            Line2D([], [], color=PALETTE[0], linewidth=0.6, label="geodesics"),
             Line2D([], [], color=PALETTE[1], linestyle="--", linewidth=2, label="flat approximation of the whole ball"),
             Line2D([], [], color=INK, linestyle=":", linewidth=1.6, label=f"Euclidean ball, ε = {eps:g}"),
             Line2D([], [], color=PALETTE[3], marker="x", linestyle="", label="fold"),
+            Patch(facecolor=OUTSIDE, label="outside the unit square"),
+            *(
+                Line2D([], [], color=INK, marker=marker, linestyle="", label=f"centre, class {label}")
+                for label, marker in enumerate(MARKERS)
+            ),
         ],
-        2,
+        3,
     )
     return figure
 
