@@ -7,7 +7,7 @@ images inside the SVG files small.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,11 @@ SHADES = 24
 """Steps of a shade."""
 LEVELS = (0.25, 0.5)
 """Shares of a geodesic ball's radius at which smaller balls are drawn in it."""
-BORDERS = ((LEVELS[0], "a quarter of", ":"), (LEVELS[1], "half of", "-."), (1.0, "all of", "-"))
+BORDERS: tuple[tuple[float, str, Literal[":", "-.", "-"]], ...] = (
+    (LEVELS[0], "a quarter of", ":"),
+    (LEVELS[1], "half of", "-."),
+    (1.0, "all of", "-"),
+)
 """Shares of it, as they are written, and the strokes of these balls' borders."""
 SHRUNK = 0.3
 """By what the ellipses of the field are drawn smaller, so that they stay apart."""
