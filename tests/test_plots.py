@@ -7,10 +7,11 @@ import torch
 from matplotlib.text import Text
 
 from jacobian_robust import plots
-from jacobian_robust.defences import Method, table
+from jacobian_robust.defences import table
 from jacobian_robust.report import write_report
 from jacobian_robust.results import Calibration, ClassAccuracy, NoisePoint, Results, groups
 
+from .test_defences import SMALL
 from .test_results import model
 
 
@@ -54,8 +55,7 @@ def test_a_calibration_without_numbers_is_a_dash_in_figure_and_report(results, t
     assert "ECE –" in written(plots.reliability_diagram(models, split="test"))
     write_report(tmp_path / "report.html", results, [], {}, {})
     assert "<td>–</td><td>–</td><td>–</td>" in (tmp_path / "report.html").read_text()
-    methods = {"a": Method(options=[], tune={"seed": [0]}, cost=1, adversarial=False)}
-    assert table(methods, {"a": results}).splitlines()[-1] == "| a | no | 1 | 90.0 | 50.0 | 50.0 | – | – |"
+    assert table(SMALL, {"fgsm": (results, 0)}).splitlines()[-1] == "| fgsm | yes | 1 | 90.0 | 50.0 | 50.0 | – |"
 
 
 def test_the_prediction_scatter_counts_its_points():

@@ -190,8 +190,8 @@ def _make(checkpoint: Checkpoint, group: str, module: ModuleType, base: type) ->
 def load_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
     """Return what a file says of a classifier; only tensors and plain containers are read, no Python code.
 
-    It is a checkpoint or an export of this project; or somebody else's: tensors by name (torch.save, safetensors), a
-    TorchScript program; or, with ``trust``, a program of ``torch.export`` or a pickled module.
+    It is a checkpoint or an export of this project; or somebody else's: tensors by name (torch.save, safetensors); or,
+    with ``trust``, a program of TorchScript or ``torch.export`` or a pickled module.
 
     Args:
         path: the file.
@@ -212,6 +212,7 @@ def load_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
         _needs_trust(path, "a program of torch.export", trust)
         return _program(path, sha256, lambda: _Exported(torch.export.load(io.BytesIO(content)).module()))
     if any(name.endswith("/constants.pkl") for name in members):
+        _needs_trust(path, "a TorchScript program", trust)  # whose operators can write files
         return _program(path, sha256, lambda: torch.jit.load(io.BytesIO(content), map_location="cpu").eval())
     try:
         stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -236,8 +237,8 @@ def _members(content: bytes) -> list[str]:
 def _needs_trust(path: Path, what: str, trust: bool) -> None:
     if not trust:
         raise UserError(
-            f"checkpoint {path} is {what}, which could run code when it is read: trust=true if you know where it is "
-            "from"
+            f"checkpoint {path} is {what}, which could do anything when it is read or run: trust=true if you know "
+            "where it is from"
         )
 
 

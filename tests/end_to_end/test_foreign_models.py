@@ -58,7 +58,7 @@ NAMED = "model=lenet"
         ("state dict", [NAMED]),
         ("wrapped state dict", [NAMED]),
         ("safetensors", [NAMED]),
-        ("TorchScript", []),
+        ("TorchScript", ["trust=true"]),
         ("torch.export", ["trust=true"]),
         ("pickle", ["trust=true"]),
     ],
@@ -93,6 +93,7 @@ def test_a_factory_is_enough(tmp_path):
         ("state dict", ["data=mnist"], "name the classifier"),
         ("state dict", [NAMED], "data=mnist"),
         ("state dict", [NAMED, "model.classes=7", "data=mnist"], "another architecture"),
+        ("TorchScript", ["data=mnist"], "trust=true"),
         ("torch.export", ["data=mnist"], "trust=true"),
         ("pickle", ["data=mnist"], "trust=true"),
     ],
@@ -117,6 +118,7 @@ def test_a_model_of_something_else_is_refused_before_any_work(tmp_path):
             "attack=[pgd_linf,transfer]",
             f"attack.transfer.source={tmp_path}/7.pt",
             "data=mnist",
+            "trust=true",
         )
 
 

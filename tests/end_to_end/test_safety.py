@@ -13,6 +13,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
+from torch import Tensor
 
 from jacobian_robust import evaluation
 from jacobian_robust.checkpoints import load_checkpoint
@@ -96,6 +97,27 @@ def test_the_malicious_pickle_would_run_if_it_were_trusted(tmp_path):
     with pytest.raises(UserError):
         load_checkpoint(path, trust=True)
     assert (tmp_path / "ran").exists()
+
+
+class WritingScript(torch.nn.Module):
+    """TorchScript without any pickle of its own, whose operators write a file."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :10] * torch.from_file(self.path, shared=True, size=4)[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_a_script_that_writes_a_file_is_not_run_untrusted(tmp_path):
+    torch.jit.script(WritingScript(str(tmp_path / "ran"))).save(tmp_path / "theirs.pt")
+    with pytest.raises(UserError, match="TorchScript program, which could do anything"):
+        load_checkpoint(tmp_path / "theirs.pt")
+    assert not (tmp_path / "ran").exists()
+    load_checkpoint(tmp_path / "theirs.pt", trust=True).model()(torch.rand(2, 1, 28, 28))
+    assert (tmp_path / "ran").exists(), "else its refusal would prove nothing"
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "previous.ckpt"])
