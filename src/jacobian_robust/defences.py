@@ -11,7 +11,7 @@ import csv
 import hashlib
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -348,12 +348,13 @@ def _report(record: Record, document: Document) -> None:
         name: {" ".join(trial.overrides): (trial.clean, trial.robust) for trial in found}
         for name, found in trials.items()
     }
-    text = f"{protocol(plan)}\n{tuned(plan, trials)}"
+    attacked = {kind: record.evaluations(kind) for kind in plan.evaluations}
+    text = f"{protocol(plan)}\n{tuned(plan, trials, set().union(*attacked.values()))}"
     if any(trial.clean == trial.clean for found in trials.values() for trial in found):
         plots.trials_by_method(points, robust=plan.objective).savefig(record.directory / "trade_off.png", dpi=120)
         text += "\n![Clean against robust accuracy of all trials](defences/trade_off.png)\n"
-    for kind in plan.evaluations:
-        if found := record.evaluations(kind):
+    for found in attacked.values():
+        if found:
             text += f"\n{table(plan, found)}"
     document.write(text)
 
@@ -378,13 +379,19 @@ def protocol(plan: Plan) -> str:
     )
 
 
-def tuned(plan: Plan, trials: Mapping[str, Sequence[Trial]]) -> str:
-    """Return, as Markdown, all trials of each method, the chosen one in bold type."""
+def tuned(plan: Plan, trials: Mapping[str, Sequence[Trial]], made: Collection[str]) -> str:
+    """Return, as Markdown, all trials of each method, the chosen one in bold type, and of what the variations are.
+
+    Args:
+        plan: the study.
+        trials: by method.
+        made: the methods that were trained; a variation that was not is left out.
+    """
     lines = ["| | cost | steps | trials: clean / robust, % |", "| --- | --- | --- | --- |"]
     for name, method in plan.methods.items():
         chosen = choice(plan, name, trials)
         if method.as_tuned is not None:
-            cells = [f"as {method.as_tuned}: `{' '.join(chosen.overrides)}`"] if chosen else []
+            cells = [f"as {method.as_tuned}: `{' '.join(chosen.overrides)}`"] if chosen and name in made else []
         else:
             cells = [_tried(trial, chosen=trial is chosen) for trial in trials.get(name, [])]
         if cells:
