@@ -126,6 +126,20 @@ def test_what_another_plan_led_to_is_not_reported(tmp_path):
     assert len((tmp_path / "trials.csv").read_text().splitlines()) == 4, "they give way, and the other method's stay"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("trials.csv", "method,options\nfgsm,x\n"), ("trials.csv", "a,plan\nfgsm\n"), ("fgsm_pgd.json", "{")],
+)
+def test_a_damaged_record_is_one_line_that_names_the_file(tmp_path, name, content):
+    record = Record(SMALL, tmp_path)
+    record.add_trials("fgsm", TRIALS["fgsm"])
+    (tmp_path / "made.json").write_text(made(model("a", 0, 0.9, 0.5)).model_dump_json())
+    record.add_evaluation("fgsm", "pgd", tmp_path / "made.json", 0)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=name):
+        record.evaluations("pgd")
+
+
 @pytest.mark.parametrize("as_tuned", ["nobody", "longer"])
 def test_a_variation_is_one_of_a_method_that_is_tuned(as_tuned):
     stated = SMALL.model_dump()

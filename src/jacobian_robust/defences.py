@@ -153,6 +153,9 @@ class Record:
     Args:
         plan: the study.
         directory: of the files.
+
+    Raises:
+        UserError: from its methods, if a file there is damaged or of something else.
     """
 
     def __init__(self, plan: Plan, directory: Path) -> None:
@@ -180,12 +183,18 @@ class Record:
         for row in self._rows("evaluations.csv"):
             name = row["method"]
             if row["evaluation"] == kind and self._evaluated_by(name, kind, trials) == row["plan"]:
-                read = Results.model_validate_json((self.directory / f"{name}_{kind}.json").read_bytes())
-                found[name] = read, int(row["failed_seeds"])
+                found[name] = self._results(name, kind), int(row["failed_seeds"])
         return {name: found[name] for name in self.plan.methods if name in found}
 
     def add_evaluation(self, name: str, kind: str, made: Path, failed: int) -> None:
-        """Keep a copy of an evaluation's ``robustness.json``."""
+        """Keep a copy of an evaluation.
+
+        Args:
+            name: of the method.
+            kind: which of the plan's evaluations.
+            made: its ``robustness.json``.
+            failed: how many seeds' trainings failed.
+        """
         shutil.copyfile(made, self.directory / f"{name}_{kind}.json")
         row = [name, kind, failed, self._evaluated_by(name, kind, self.trials())]
         self._replace("evaluations.csv", ["method", "evaluation", "failed_seeds", "plan"], [name, kind], [row])
@@ -200,13 +209,22 @@ class Record:
             return None
         return _fingerprint([*_training(self.plan, method, chosen), *self.plan.evaluations[kind].options])
 
+    def _results(self, name: str, kind: str) -> Results:
+        path = self.directory / f"{name}_{kind}.json"
+        try:
+            return Results.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise UserError(
+                f"{path} is damaged, or of another version: restore it, or remove it and its row"
+            ) from error
+
     def _rows(self, name: str) -> list[dict[str, str]]:
         path = self.directory / name
         if not path.is_file():
             return []
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        if rows and "plan" not in rows[0]:
+        if any(None in row or None in row.values() or "plan" not in row for row in rows):
             raise UserError(f"{path} is not what this command writes: move it away")
         return rows
 

@@ -241,32 +241,31 @@ def trials_by_method(trials: Mapping[str, Mapping[str, tuple[float, float]]], *,
     rows = math.ceil(len(trials) / columns)
     figure = Figure(figsize=(2.6 * columns + 0.6, 2.5 * rows + 0.9), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    every = [point for points in trials.values() for point in points.values() if not any(map(math.isnan, point))]
+    known = {
+        name: {what: point for what, point in points.items() if not any(map(math.isnan, point))}
+        for name, points in trials.items()
+    }
+    every = [point for points in known.values() for point in points.values()]
     shown = [point for point in every if point[0] >= ROUGHLY_RIGHT] or every
-    left = min(clean for clean, _ in shown)
-    bottom, top = min(point[1] for point in shown), max(point[1] for point in shown)
-    wide, high = 0.12 * (max(clean for clean, _ in shown) - left) or 0.01, 0.12 * (top - bottom) or 0.01
-    for axes, (name, points) in zip(panels, trials.items(), strict=False):
-        known = {what: point for what, point in points.items() if not any(map(math.isnan, point))}
+    for axes, (name, points) in zip(panels, known.items(), strict=False):
         axes.plot(*zip(*shown, strict=True), linestyle="", marker=".", color="0.8", zorder=1)
-        if known:
-            axes.plot(*zip(*known.values(), strict=True), **_style(0) | {"zorder": 2})
-        outside = [
-            f"{what.partition('=')[2]}: {clean:.0%} / {stood:.0%}"
-            for what, (clean, stood) in known.items()
-            if (clean, stood) not in shown
-        ]
-        for what, point in known.items():
-            if point in shown:
-                value = " ".join(option.partition("=")[2] for option in what.split())
-                axes.annotate(value, point, xytext=(4, 4), textcoords="offset points", fontsize="small")
-        if outside:
-            text = "further left, clean / robust:\n" + "\n".join(outside)
-            axes.text(0.04, 0.04, text, transform=axes.transAxes, fontsize="x-small")
-        option = next(iter(points)).partition("=")[0] if points else ""
-        axes.set_title(f"{name}\n{option}", fontsize="small")
+        outside = ["further left, clean / robust:"]
+        for what, (clean, stood) in points.items():
+            value = " ".join(option.partition("=")[2] for option in what.split())
+            if (clean, stood) in shown:
+                axes.annotate(value, (clean, stood), xytext=(4, 4), textcoords="offset points", fontsize="small")
+            else:
+                outside.append(f"{value}: {clean:.0%} / {stood:.0%}")
+        if points:
+            axes.plot(*zip(*points.values(), strict=True), **_style(0) | {"zorder": 2})
+        if outside[1:]:
+            axes.text(0.04, 0.04, "\n".join(outside), transform=axes.transAxes, fontsize="x-small")
+        options = dict.fromkeys(option.partition("=")[0] for what in trials[name] for option in what.split())
+        axes.set_title(f"{name}\n{' '.join(options)}", fontsize="small")
         axes.grid(alpha=0.3)
-    panels[0].set(xlim=(left - wide, max(clean for clean, _ in shown) + 2 * wide), ylim=(bottom - high, top + 2 * high))
+    for limits, values in ((panels[0].set_xlim, [c for c, _ in shown]), (panels[0].set_ylim, [r for _, r in shown])):
+        margin = 0.12 * (max(values) - min(values)) or 0.01
+        limits(min(values) - margin, max(values) + 2 * margin)  # room for the numbers
     for axes in panels[len(trials) :]:
         axes.set_visible(False)
     figure.supxlabel("clean accuracy, validation images", fontsize="medium")
