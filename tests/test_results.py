@@ -80,6 +80,12 @@ def test_one_seed_twice_is_no_group():
     assert groups([model("a", None, 0.9, 0.5, None), model("b", None, 0.8, 0.7, None)]) == []
 
 
+def test_one_seed_twice_counts_once_in_a_group():
+    once = [model("a/seed0", 0, 0.9, 0.5), model("a/seed1", 1, 0.8, 0.7)]
+    (group,) = groups([*once, model("a/again", 0, 0.9, 0.5)])
+    assert group == groups(once)[0]
+
+
 def test_settings_are_the_same_for_another_seed_and_place_of_the_data():
     config = {"seed": 0, "data": {"root": "data", "batch_size": 32}, "optimizer": {"lr": 0.01}}
     assert settings_hash(config) == settings_hash(config | {"seed": 3, "data": {"root": "/x", "batch_size": 32}})

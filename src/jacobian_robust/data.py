@@ -19,6 +19,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import extract_archive
 
 from jacobian_robust.errors import UserError
+from jacobian_robust.files import PROJECT
 from jacobian_robust.loading import BatchLoader, EpochSampler, ResumableLoader
 from jacobian_robust.options import STRICT, Count, NonEmpty, Seed, Size
 from jacobian_robust.shares import Indices, SharedBatch, parted
@@ -31,8 +32,6 @@ __all__ = [
     "MNISTDataModule",
     "ToyDataModule",
 ]
-
-_PROJECT_ROOT = Path(__file__).resolve().parents[2]
 
 Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, "batch"]]
 Images = UInt8[Tensor, "images channels height width"] | Float[Tensor, "images channels height width"]
@@ -242,7 +241,7 @@ class MNISTDataModule(ImageDataModule):
             raise UserError(f"data.validation_size={validation_size} leaves nothing of 60000 images to train on")
         self.root = Path(root)
         if not self.root.is_absolute() and not (self.root / self.dataset_class.__name__).exists():
-            self.root = _PROJECT_ROOT / root
+            self.root = PROJECT / root
 
     @property
     def data_name(self) -> str:
@@ -349,7 +348,7 @@ class CIFAR10DataModule(ImageDataModule):
         self.root = Path(root)
         places = (datasets.CIFAR10.base_folder, datasets.CIFAR10.filename)
         if not self.root.is_absolute() and not any((self.root / place).exists() for place in places):
-            self.root = _PROJECT_ROOT / root
+            self.root = PROJECT / root
 
     @property
     def data_name(self) -> str:

@@ -31,7 +31,7 @@ from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_check
 from jacobian_robust.config import build, build_each, check, describe, plain, read_options
 from jacobian_robust.data import FashionMNISTDataModule, ImageDataModule, MNISTDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.files import claimed, distinct_names, from_here, write_atomically
+from jacobian_robust.files import claimed, distinct_names, from_here, in_project, write_atomically
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import PixelInput, SinglePrecision
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
@@ -69,6 +69,7 @@ class _Options(BaseModel):
     split: Literal["test", "validation"]
     independent: Flag
     sanity_images: Size
+    sanity_source: NonEmpty | list[NonEmpty] | None
     geometry_images: Size | None
     reliability: Flag
     diagnostics: Literal["simplifications", None]
@@ -123,6 +124,8 @@ class Evaluation:
         split: ``test``, or ``validation`` to choose hyper-parameters by: the images held out from training.
         independent: attack all correct images anew at each budget, as the note does.
         sanity_images: how many images the sanity checks attack anew; 0 for no checks.
+        sanity_source: checkpoints of which the first that fits has its examples transferred to a classifier that is
+            checked alone; a relative path is looked for in the working directory, then in the project's.
         geometry_images: for how many images the geometry's prediction is compared with the smallest perturbation found;
             ``None`` for all.
         reliability: whether to look at noise, calibration and images of another kind.
@@ -138,6 +141,7 @@ class Evaluation:
     split: Literal["test", "validation"] = "test"
     independent: bool = False
     sanity_images: int = 0
+    sanity_source: str | Sequence[str] | None = None
     geometry_images: int | None = 0
     reliability: bool = False
     diagnostics: Literal["simplifications"] | None = None
@@ -354,6 +358,7 @@ def report(
         UserError: if the directory is at fault, before anything is attacked.
     """
     evaluation, sources = _transferable(evaluation, models, trust=trust, network=network, pixels=pixels)
+    checked_with = list(itertools.chain(*sources.values())) or _stand_in(models, evaluation, trust=trust)
     names = "+".join(attack.name for attack in evaluation.attacks)
     trained = {subject.name: subject.checkpoint.wandb for subject in models if subject.checkpoint.wandb}
     finished = directory / "robustness.json"
@@ -385,10 +390,13 @@ def report(
             identity.parent.mkdir(exist_ok=True)
             with write_atomically(identity) as file:
                 file.write(full_id(run))
-        followed = [subject.network for subject in (*models, *itertools.chain(*sources.values()))]
+        followed = [subject.network for subject in (*models, *checked_with)]
         try:
             with several(evaluation.processes, followed) as attackers:
-                measured = [_measure(models, i, evaluation, sources, directory, attackers) for i in range(len(models))]
+                measured = [
+                    _measure(models, i, evaluation, sources, checked_with, directory, attackers)
+                    for i in range(len(models))
+                ]
         except ProcessDied as error:
             raise UserError(f"attacking {error}; the same with resume=true goes on, with processes=1 alone") from error
         results = Results(
@@ -471,6 +479,32 @@ def _source(checkpoint: Checkpoint, network: nn.Module | None, pixels: dict[str,
     """Return a classifier to transfer examples from: one of this project's takes pixels in [0, 1] at any rate."""
     classifier = checkpoint.model(None if checkpoint.brings_model else network)
     return PixelInput(classifier, **pixels).eval() if pixels and not checkpoint.config else classifier
+
+
+def _stand_in(models: Sequence[Subject], evaluation: Evaluation, *, trust: bool) -> list[Subject]:
+    """Return the model whose examples a classifier meets in its checks that has no other beside it, if one fits.
+
+    One fits that was trained on the same data and is not the classifier itself.
+
+    Raises:
+        UserError: if one that is named cannot be read.
+    """
+    named = evaluation.sanity_source or []
+    if not evaluation.sanity_images or len(models) > 1:
+        return []
+    [subject] = models
+    for place in [named] if isinstance(named, str) else named:
+        if not in_project(place).exists():
+            raise UserError(f"sanity_source={place}: no such file or directory")
+        for path in find_checkpoints([in_project(place)]):
+            checkpoint = load_checkpoint(path, trust=trust)
+            if not checkpoint.config:
+                raise UserError(f"sanity_source={place}: does not say what it was trained on; name one of train.py")
+            trained_on = checkpoint.datamodule().data_name
+            if trained_on == subject.datamodule.data_name and checkpoint.sha256 != subject.checkpoint.sha256:
+                network = _placed(checkpoint.model(), subject.datamodule, checkpoint, gradient=True)
+                return [Subject(path.stem, checkpoint, network, subject.datamodule)]
+    return []
 
 
 def _parameters(attack: Attack) -> dict[str, Any]:
@@ -593,10 +627,11 @@ def _measure(
     i: int,
     evaluation: Evaluation,
     sources: dict[str, list[Subject]],
+    checked_with: Sequence[Subject],
     directory: Path,
     attackers: Attackers,
 ) -> tuple[Model, _Details]:
-    """Evaluate one of the models; the others serve to transfer examples from."""
+    """Evaluate one of the models; the others serve to transfer examples from, for the checks those further ones too."""
     subject, progress = models[i], directory / PROGRESS
     others = [model for number, model in enumerate(models) if number != i]
     subject.datamodule.setup("test" if evaluation.split == "test" else "validate")
@@ -611,7 +646,7 @@ def _measure(
         )
         for norm in evaluation.norms
     ]
-    surrogates = [*others, *itertools.chain(*sources.values())]
+    surrogates = [*others, *checked_with]
     identity = _identity(subject, images, evaluation.attacks, evaluation) | {
         "sanity_images": evaluation.sanity_images,
         "others": [_sha256(other) for other in surrogates],

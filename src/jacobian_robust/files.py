@@ -14,7 +14,17 @@ from omegaconf import OmegaConf
 
 from jacobian_robust.errors import UserError
 
-__all__ = ["claimed", "distinct_names", "file_name", "from_here", "locked", "write_atomically"]
+__all__ = ["PROJECT", "claimed", "distinct_names", "file_name", "from_here", "in_project", "locked", "write_atomically"]
+
+
+PROJECT = Path(__file__).resolve().parents[2]
+"""The clone that this package was installed from."""
+
+
+def in_project(path: str | Path) -> Path:
+    """Return a path that exists in the working directory as it is, and any other relative one as the project's."""
+    path = Path(path)
+    return path if path.exists() else PROJECT / path
 
 
 def from_here(path: str | Path) -> Path:

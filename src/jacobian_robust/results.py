@@ -288,15 +288,19 @@ class Group(BaseModel):
 
 
 def groups(models: Sequence[Model]) -> list[Group]:
-    """Return the mean and the standard deviation of the models that were trained alike with several seeds."""
+    """Return the mean and the standard deviation of the models that were trained alike with several seeds.
+
+    Of those with the same seed, the first stands for all: a network that was evaluated twice is no further draw.
+    """
     alike: dict[str, list[Model]] = {}
     for model in models:
         if model.settings is not None:
             alike.setdefault(model.settings, []).append(model)
     found = []
-    for members in alike.values():
-        seeds = {model.training_seed for model in members}
-        if len(members) < 2 or len(seeds) < len(members):
+    for trained in alike.values():
+        by_seed = {model.training_seed: model for model in reversed(trained)}
+        members = [model for model in trained if model is by_seed[model.training_seed]]
+        if len(members) < 2:
             continue
         robust = {}
         for threat in members[0].threats:
@@ -307,7 +311,7 @@ def groups(models: Sequence[Model]) -> list[Group]:
         found.append(
             Group(
                 name=_shared_name([model.name for model in members]),
-                seeds=sorted(seed for seed in seeds if seed is not None),
+                seeds=sorted(seed for seed in by_seed if seed is not None),
                 clean=_mean_and_spread([model.clean_accuracy for model in members]),
                 robust=robust,
             )

@@ -447,7 +447,7 @@ def _gradient_free(subject: _Subject) -> Outcome:
 
 
 def _transfer(subject: _Subject) -> Outcome:
-    again: Outcome = ("skip", "there is no other model to transfer examples from: evaluate two checkpoints together")
+    again: Outcome = ("skip", "there is no other model of such images to transfer examples from: name sanity_source")
     if subject.others:
         attack = subject.white_box(subject.eps, steps=50, kind=Transfer)
         again = subject.attacked_again(attack, "what breaks another model", surrogates=subject.others)

@@ -11,6 +11,7 @@ from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.data import FashionMNISTDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate
+from jacobian_robust.models import LeNet
 from jacobian_robust.results import Results
 from jacobian_robust.simplifications import Simplifications
 
@@ -108,6 +109,29 @@ def test_every_evaluation_is_checked_and_the_verdict_stands_above_the_figures(tr
     (offline,) = (tmp_path / "results" / "wandb").glob("offline-run-*")
     logged = {key for row in wandb_records.history(wandb_records.read_records(offline)) for key in row}
     assert "sanity/checks/_type" in logged
+
+
+def test_one_model_alone_is_checked_with_the_projects_examples(trained, tmp_path):
+    def transfer(number: int, *options: str) -> str:
+        models = evaluate(
+            composed(
+                "evaluate", *options, *PGD, *QUICK, "sanity_images=10", "logger=csv", f"output_dir={tmp_path}/{number}"
+            )
+        ).models
+        return next(check for check in models[0].checks if check.name == "transfer").status
+
+    own = f"checkpoint={trained.directory}/vanilla"
+    committed = "docs/results/checkpoints/note_vanilla.safetensors"
+    assert transfer(0, own) != "skip"
+    assert transfer(1, own, "sanity_source=null") == "skip"
+    assert transfer(2, f"checkpoint={ROOT / committed}") != "skip"  # the list's second is another
+    assert transfer(3, f"checkpoint={ROOT / committed}", f"sanity_source={committed}") == "skip"
+    assert transfer(4, own, f"sanity_source={ROOT}/docs/toy") == "skip"  # of other data
+    with pytest.raises(UserError, match="sanity_source=nowhere: no such file"):
+        evaluate(composed("evaluate", own, *PGD, "sanity_source=nowhere", f"output_dir={tmp_path}/5"))
+    torch.save(LeNet().state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="does not say what it was trained on"):
+        evaluate(composed("evaluate", own, *PGD, f"sanity_source={tmp_path}/weights.pt", f"output_dir={tmp_path}/5"))
 
 
 def test_training_images_that_are_not_on_this_machine_stop_no_evaluation(trained, tmp_path):
