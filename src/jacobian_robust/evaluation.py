@@ -155,6 +155,11 @@ class Evaluation:
         return list(dict.fromkeys(attack.norm for attack in self.attacks))
 
     @property
+    def sanity_sources(self) -> Sequence[str]:
+        """The places that ``sanity_source`` names."""
+        return [self.sanity_source] if isinstance(self.sanity_source, str) else self.sanity_source or []
+
+    @property
     def needs_gradient(self) -> bool:
         """Whether the classifiers have to be differentiable: not for random search, noise and named sources."""
         followed = any(
@@ -188,9 +193,14 @@ def read_evaluation(cfg: DictConfig) -> Evaluation:
     Raises:
         UserError: if an option is at fault.
     """
-    options = read_options(_Options, cfg)
-    attacks = build_each(cfg, "attack", Attack)
-    return Evaluation(tuple(attacks), **dict(options))
+    evaluation = Evaluation(tuple(build_each(cfg, "attack", Attack)), **dict(read_options(_Options, cfg)))
+    for place in evaluation.sanity_sources:
+        if not in_project(place).exists():
+            raise UserError(f"sanity_source={place}: no such file or directory; null for none")
+    for attack in evaluation.attacks:
+        if isinstance(attack, Transfer) and attack.source and not Path(attack.source).exists():
+            raise UserError(f"attack.{attack.name}.source={attack.source}: no such file or directory")
+    return evaluation
 
 
 def evaluate(cfg: DictConfig) -> Results:
@@ -489,13 +499,10 @@ def _stand_in(models: Sequence[Subject], evaluation: Evaluation, *, trust: bool)
     Raises:
         UserError: if one that is named cannot be read.
     """
-    named = evaluation.sanity_source or []
     if not evaluation.sanity_images or len(models) > 1:
         return []
     [subject] = models
-    for place in [named] if isinstance(named, str) else named:
-        if not in_project(place).exists():
-            raise UserError(f"sanity_source={place}: no such file or directory")
+    for place in evaluation.sanity_sources:
         for path in find_checkpoints([in_project(place)]):
             checkpoint = load_checkpoint(path, trust=trust)
             if not checkpoint.config:

@@ -106,6 +106,12 @@ TRAIN = [
     (["evaluate=true", "limit=0"], "limit", "greater than 0"),
     (["evaluate=true", "attack.steps=5"], "attack.steps: there is no such option", "attack.pgd_linf.steps"),
     (["regularizer.probs=1"], "regularizer.probs: there is no such option", "--help"),
+    (["evaluate=true", "sanity_source=nowhere"], "sanity_source=nowhere", "null for none"),
+    (
+        ["evaluate=true", "attack=[pgd_linf,transfer]", "attack.transfer.source=nowhere"],
+        "attack.transfer.source=nowhere",
+        "no such file",
+    ),
     (["evaluate=true", "sanity_images=-1"], "sanity_images", "greater than or equal to 0"),
     (["evaluate=true", "~attack"], "attack is empty", "conf/attack"),
 ]
