@@ -363,6 +363,22 @@ def test_fab_finds_the_distance_to_a_plane():
     assert budget.correct >= int((distance > 0.9 * nearer).sum())
 
 
+@pytest.mark.parametrize(("norm", "order"), [("l2", 2), ("linf", 1)])
+def test_fab_tries_every_target_and_keeps_the_nearest(norm, order):
+    """The likeliest other class is far, as its logit hardly changes; the boundary to the third is near."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([torch.zeros(16), torch.full((16,), 0.1), torch.linspace(-1, 1, 16)]))
+        model[1].bias.copy_(torch.tensor([1.0, -0.3, 0.0]))
+    images, labels = torch.full((1, 1, 4, 4), 0.5), torch.zeros(1, dtype=torch.long)
+    logits = model(images)[0]
+    assert logits.argsort(descending=True).tolist() == [0, 1, 2]
+    lengths = [(logits[0] - logits[k]) / torch.linalg.vector_norm(model[1].weight[k], ord=order) for k in (1, 2)]
+    assert lengths[1] < lengths[0]
+    (found,) = sweep(model, images, labels, [FAB(name="fab", norm=norm, eps=4.0, steps=20)]).smallest
+    assert float(found) == pytest.approx(float(lengths[1]), rel=5e-2)
+
+
 def test_noise_has_the_length_that_was_asked_for():
     images = torch.full((50, 1, 8, 8), 0.5)
     labels = torch.zeros(50, dtype=torch.long)
