@@ -92,6 +92,24 @@ def test_validation_teaches_nothing_and_the_state_goes_on():
     torch.testing.assert_close(first.multipliers, other.multipliers)
 
 
+def test_batches_of_a_step_that_is_not_taken_teach_nothing_and_those_of_one_that_is_all_do():
+    model, x, labels = a_batch()
+    lagrangian = Lagrangian(penalty=Margin(eps=1.0), **OPTIONS | {"tolerance": 0.0})
+    lagrangian(model(x), x, labels)
+    lagrangian.forget()
+    lagrangian.learn()
+    assert lagrangian.multipliers.abs().max() == 0
+    lagrangian(model(x), x, labels)
+    lagrangian.learn()
+    once = lagrangian.multipliers
+    lagrangian.load_state_dict({"multipliers": torch.zeros_like(once)})
+    for _ in range(2):
+        lagrangian(model(x), x, labels)
+    lagrangian.learn()
+    torch.testing.assert_close(lagrangian.multipliers, 2 * once)
+    assert once.max() > 0
+
+
 def test_a_penalty_that_asks_for_the_model_is_given_it():
     model, x, labels = a_batch()
     lagrangian = Lagrangian(penalty=VAT(eps=1.0), **OPTIONS)

@@ -40,7 +40,7 @@ class Lagrangian:
 
     def __post_init__(self) -> None:
         self._multipliers: Tensor | None = None
-        self._seen: tuple[Tensor, Tensor] | None = None
+        self._seen: list[tuple[Tensor, Tensor]] = []
 
     @property
     def input_graph(self) -> bool:
@@ -67,16 +67,20 @@ class Lagrangian:
         counts = alpha.new_zeros(classes).index_add(0, labels, torch.ones_like(alpha))
         violations = alpha.new_zeros(classes).index_add(0, labels, alpha) / counts.clamp_min(1) - self.tolerance
         if create_graph:
-            self._seen = violations.detach(), counts / len(labels)
+            self._seen.append((violations.detach(), counts / len(labels)))
         wanted = (multipliers + self.damping * violations).clamp_min(0)
         return ((wanted.square() - multipliers.square()) / (2 * self.damping))[labels]
 
     def learn(self) -> None:
-        """Let the multipliers climb by the violations of the batch that was penalised last."""
-        assert self._multipliers is not None
-        assert self._seen is not None
-        violations, shares = self._seen
-        self._multipliers = (self._multipliers + self.rate * shares * violations).clamp_min(0)
+        """Let the multipliers climb by the violations of the batches that were penalised since they last did."""
+        for violations, shares in self._seen:
+            assert self._multipliers is not None
+            self._multipliers = (self._multipliers + self.rate * shares * violations).clamp_min(0)
+        self.forget()
+
+    def forget(self) -> None:
+        """Leave the multipliers as they are: the step of these batches is not taken."""
+        self._seen.clear()
 
     @property
     def multipliers(self) -> Float[Tensor, "classes"] | None:

@@ -323,8 +323,6 @@ class RobustClassifier(pl.LightningModule):
             self._spoilt = True
             # Several processes have to meet in the backward pass; what comes of it is thrown away.
             return None if share is None else terms.loss
-        if isinstance(self.penalty, Lagrangian) and terms.penalty is not None:
-            self.penalty.learn()
         if share is None or share.counted:
             self._means["train"].add(terms, whole[1])
         loss = terms.loss if share is None else terms.loss * (share.counted * share.of / share.samples)
@@ -390,6 +388,8 @@ class RobustClassifier(pl.LightningModule):
         # the gradient is their mean already: all of them find the same.
         if self.penalty is None or torch.stack(torch._foreach_norm(gradients)).isfinite().all():
             self._skipped_in_a_row = 0
+            if isinstance(self.penalty, Lagrangian):
+                self.penalty.learn()
         else:
             optimizer.zero_grad(set_to_none=True)
             self._skip("gradient")
@@ -402,6 +402,8 @@ class RobustClassifier(pl.LightningModule):
         """
         if this_process() == 0:
             Console().print(f"step {self.global_step + 1} is skipped: its {what} is not finite", soft_wrap=True)
+        if isinstance(self.penalty, Lagrangian):
+            self.penalty.forget()
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row < SKIPPED_IN_A_ROW:

@@ -73,7 +73,15 @@ NOT_IN_CHECKPOINT = (
     *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name", "objective", "search"),
     "cuda_graph",
     *("evaluate", "attack", "suite", "limit", "split", "independent"),
-    *("sanity_images", "geometry_images", "reliability", "diagnostics", "diagnostics_images", "processes"),
+    *(
+        "sanity_images",
+        "sanity_source",
+        "geometry_images",
+        "reliability",
+        "diagnostics",
+        "diagnostics_images",
+        "processes",
+    ),
 )
 """Keys of the config that do not shape the trained network."""
 
