@@ -5,12 +5,13 @@ import sys
 
 import pytest
 
-from jacobian_robust import plots
+from jacobian_robust import defences, plots
 from jacobian_robust.config import build
 from jacobian_robust.defences import Method, Plan, Record, Trial, best, choice, protocol, read_plan, table, tuned
 from jacobian_robust.errors import UserError
 from jacobian_robust.regularizers import Penalty
 from jacobian_robust.results import Results
+from jacobian_robust.sweeps import Job
 
 from .end_to_end.conftest import ROOT, composed
 from .test_results import model
@@ -103,6 +104,8 @@ def test_all_trials_are_shown_and_a_method_whose_trials_failed_holds_nothing_up(
     assert "| longer | 2.00 | 400 | as fgsm: `adversary.eps=0.1` |" in rows
     assert not any("longer" in row for row in tuned(SMALL, TRIALS, {"fgsm"}).splitlines()), "it was not made"
     assert choice(SMALL, "vanilla", TRIALS) is None
+    (row,) = (row for row in tuned(SMALL, {"fgsm": TRIALS["fgsm"][1:]}, {}).splitlines() if "fgsm" in row)
+    assert row.endswith("**94.0 / 90.0** (chosen by accuracy: none is right on 95%) |")
     assert "right on 95%" in protocol(SMALL)
 
 
@@ -146,6 +149,17 @@ def test_a_variation_is_one_of_a_method_that_is_tuned(as_tuned):
     stated["methods"]["longer"]["as_tuned"] = as_tuned
     with pytest.raises(ValueError, match=r"methods.longer.as_tuned: names a method that is tuned"):
         Plan.model_validate(stated)
+
+
+def test_only_a_training_that_diverged_is_a_failure_of_the_method(tmp_path, monkeypatch):
+    errors = ["its process was ended by SIGKILL: out of memory?"]
+    monkeypatch.setattr(defences, "run_door", lambda *_, **__: None)
+    monkeypatch.setattr(defences, "read_jobs", lambda _: {"0": Job(overrides=[], status="failed", error=errors[0])})
+    with pytest.raises(UserError, match=r"out of memory\?; run this again"):
+        defences._sweep([], tmp_path / "vanilla", "0", 1, 1)
+    errors[0] = "training diverged: the loss of 3 steps in a row was not finite"
+    (job,) = defences._sweep([], tmp_path / "vanilla", "0", 1, 1).values()
+    assert job.status == "failed"
 
 
 def test_a_panel_shows_a_methods_trials_in_their_order_and_says_which_lie_outside():

@@ -30,6 +30,9 @@ from jacobian_robust.sweeps import Job, read_jobs
 
 __all__ = ["Method", "Plan", "Record", "Trial", "best", "choice", "protocol", "read_plan", "study", "table", "tuned"]
 
+DIVERGED = "training diverged"
+"""How the error of a training begins that failed by its loss."""
+
 NOISE = 0.3
 """Standard deviation of the Gaussian noise that the table shows, of those that an evaluation looks at."""
 
@@ -207,7 +210,9 @@ class Record:
         method = self.plan.methods.get(name)
         if method is None or not (chosen := choice(self.plan, name, trials)):
             return None
-        return _fingerprint([*_training(self.plan, method, chosen), *self.plan.evaluations[kind].options])
+        evaluation = self.plan.evaluations[kind]
+        seeds = ["first seed alone"] if evaluation.first_seed_alone else []
+        return _fingerprint([*_training(self.plan, method, chosen), *evaluation.options, *seeds])
 
     def _results(self, name: str, kind: str) -> Results:
         path = self.directory / f"{name}_{kind}.json"
@@ -323,20 +328,29 @@ def _of(place: Path, options: Sequence[str]) -> Path:
 def _sweep(options: list[str], place: Path, subdirectory: str, expected: int, jobs: int) -> dict[Path, Job]:
     """Train what is missing, and return what became of all by their directories.
 
-    A training that fails, by its loss perhaps, has failed: it is not tried again.
+    A training that diverges has failed: it is not tried again.
+
+    Raises:
+        UserError: if one failed for another reason, which is not the method's.
     """
     directory = _of(place, options)
 
     def ended() -> dict[Path, Job]:
         found = {directory / name: job for name, job in read_jobs(directory).items()}
-        return {name: job for name, job in found.items() if job.status in ("finished", "failed")}
+        return {
+            name: job
+            for name, job in found.items()
+            if job.status == "finished" or (job.status == "failed" and str(job.error).startswith(DIVERGED))
+        }
 
     if len(ended()) < expected:
         side_by_side = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"] if jobs > 1 else []
         where = [f"hydra.sweep.dir={directory}", f"hydra.sweep.subdir={subdirectory}", "resume=true"]
         run_door("train.py", "-m", *options, *side_by_side, *where, check=False)
     if len(ended()) < expected:
-        raise UserError(f"{directory}: not all trainings ended; run this again to go on")
+        errors = [f"{name}: {job.error}" for name, job in read_jobs(directory).items() if job.status == "failed"]
+        found = errors[0] if errors else "not all trainings ended"
+        raise UserError(f"{directory}: {found}; run this again to go on")
     return ended()
 
 
@@ -412,6 +426,8 @@ def tuned(plan: Plan, trials: Mapping[str, Sequence[Trial]], made: Collection[st
             cells = [f"as {method.as_tuned}: `{' '.join(chosen.overrides)}`"] if chosen and name in made else []
         else:
             cells = [_tried(trial, chosen=trial is chosen) for trial in trials.get(name, [])]
+            if chosen and chosen.clean < plan.clean:
+                cells[-1] += f" (chosen by accuracy: none is right on {plan.clean:.0%})"
         if cells:
             steps = round(method.budget * plan.epochs) * _steps(plan, method)
             lines.append(f"| {name} | {method.cost:.2f} | {steps} | {' · '.join(cells)} |")
