@@ -80,6 +80,16 @@ class Root(Honest):
         return super().forward(images) + (0 * images.flatten(1).sum(1, keepdim=True)).abs().sqrt()
 
 
+class FirstUndefined(Rounding):
+    """Without a gradient at any image, and one that is no number at the first."""
+
+    def forward(self, images):
+        first = (images == images[:1]).flatten(1).all(1, keepdim=True)
+        return (
+            super().forward(images) + torch.where(first, 0 * images.flatten(1).sum(1, keepdim=True), 1.0).abs().sqrt()
+        )
+
+
 class Shell(nn.Module):
     """Errs in a thin shell around the grey image alone; outside of it the gradient leads further out."""
 
@@ -296,6 +306,23 @@ def test_what_breaks_another_model_and_this_one_too_is_caught(images, monkeypatc
     checks = checked(Rounding().eval(), images, others=[Honest().eval()])
     assert checks["transfer"].status == "fail"
     assert checked(Rounding().eval(), images)["transfer"].status == "skip"
+
+
+def test_one_undefined_gradient_does_not_hide_those_that_are_zero(images):
+    check = checked(FirstUndefined().eval(), images)["gradients"]
+    assert check.status == "fail"
+    assert "not finite at 1:" in check.why
+    assert "zero at 59:" in check.why
+
+
+def test_a_small_rise_does_not_hide_a_larger_one(images):
+    model, labels = Honest().eval(), Honest()(images).argmax(-1)
+    result = sweep(model, images, labels, [replace(ATTACK, eps=(0.01, 0.02, 0.03))])
+    risen = [replace(b, correct=c) for b, c in zip(result.budgets, (20, 21, 50), strict=True)]
+    checks = sanity_checks(model, images, labels, [ATTACK], [replace(result, budgets=risen)])
+    (check,) = (check for check in checks if check.name == "monotone")
+    assert check.status == "fail"
+    assert "at ε 0.03 30 more images stay correct than at 0.01" in check.why
 
 
 def test_a_model_on_which_larger_budgets_find_less_is_caught():

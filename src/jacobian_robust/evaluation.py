@@ -507,11 +507,17 @@ def _stand_in(models: Sequence[Subject], evaluation: Evaluation, *, trust: bool)
             checkpoint = load_checkpoint(path, trust=trust)
             if not checkpoint.config:
                 raise UserError(f"sanity_source={place}: does not say what it was trained on; name one of train.py")
-            trained_on = checkpoint.datamodule().data_name
-            if trained_on == subject.datamodule.data_name and checkpoint.sha256 != subject.checkpoint.sha256:
-                network = _placed(checkpoint.model(), subject.datamodule, checkpoint, gradient=True)
+            if checkpoint.datamodule().data_name != subject.datamodule.data_name:
+                continue
+            network = _placed(checkpoint.model(), subject.datamodule, checkpoint, gradient=True)
+            if not _same_weights(network, subject.network):
                 return [Subject(path.stem, checkpoint, network, subject.datamodule)]
     return []
+
+
+def _same_weights(first: nn.Module, second: nn.Module) -> bool:
+    mine, others = first.state_dict(), second.state_dict()
+    return mine.keys() == others.keys() and all(torch.equal(mine[name], others[name]) for name in mine)
 
 
 def _parameters(attack: Attack) -> dict[str, Any]:

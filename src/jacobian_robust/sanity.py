@@ -340,14 +340,17 @@ def _monotone(subject: _Subject) -> Outcome:
     """Look at each budget on its own: the evaluation's own counts can only fall, unless its budgets are independent."""
     budgets = sorted({budget.eps for budget in subject.result.budgets if budget.eps > 0})
     anew = [subject.swept([subject.white_box(eps, steps=20)]).budgets[0] for eps in budgets]
-    for of, counts in ((subject.result.images, subject.result.budgets), (len(subject), anew)):
-        for smaller, larger in itertools.pairwise(sorted(counts, key=lambda budget: budget.eps)):
-            gained = larger.correct - smaller.correct
-            if gained > 0:
-                return _share(gained, of), (
-                    f"at ε {larger.eps:g} {gained} more images stay correct than at {smaller.eps:g}: a larger ball "
-                    "contains the smaller one's examples, so the attack is not converged"
-                )
+    rises = [
+        (larger.correct - smaller.correct, of, smaller.eps, larger.eps)
+        for of, counts in ((subject.result.images, subject.result.budgets), (len(subject), anew))
+        for smaller, larger in itertools.combinations(sorted(counts, key=lambda budget: budget.eps), 2)
+    ]
+    gained, of, smaller, larger = max(rises, key=lambda rise: rise[0] / rise[1], default=(0, 1, 0.0, 0.0))
+    if gained > 0:
+        return _share(gained, of), (
+            f"at ε {larger:g} {gained} more images stay correct than at {smaller:g}: a larger ball contains the "
+            "smaller one's examples, so the attack is not converged"
+        )
     return "pass", "accuracy never rises with the budget, also where each is attacked on its own"
 
 
@@ -361,16 +364,13 @@ def _gradients(subject: _Subject) -> Outcome:
             largest = inputs.new_zeros(len(inputs)) if gradient is None else gradient.flatten(1).abs().amax(-1)
             zero += int((largest == 0).sum())
             undefined += int((~largest.isfinite()).sum())
-    if undefined:
-        return _share(undefined, len(subject)), (
-            f"the loss has a gradient that is not finite at {undefined} of {len(subject)} images: an attack by "
-            "gradients cannot follow it"
-        )
-    if zero:
-        return _share(zero, len(subject)), (
-            f"the loss has a gradient of exactly zero at {zero} of {len(subject)} images: an attack by gradients "
-            "cannot move them"
-        )
+    found = {
+        f"that is not finite at {undefined}: an attack by gradients cannot follow it": undefined,
+        f"of exactly zero at {zero}: an attack by gradients cannot move them": zero,
+    }
+    if zero or undefined:
+        which = "; and one ".join(text for text, count in found.items() if count)
+        return _share(zero + undefined, len(subject)), f"of {len(subject)} images the loss has a gradient {which}"
     return "pass", "the loss has a gradient at every image"
 
 

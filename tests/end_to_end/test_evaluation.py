@@ -125,7 +125,10 @@ def test_one_model_alone_is_checked_with_the_projects_examples(trained, tmp_path
     assert transfer(0, own) != "skip"
     assert transfer(1, own, "sanity_source=null") == "skip"
     assert transfer(2, f"checkpoint={ROOT / committed}") != "skip"  # the list's second is another
-    assert transfer(3, f"checkpoint={ROOT / committed}", f"sanity_source={committed}") == "skip"
+    weights = load_checkpoint(ROOT / committed).state_dict
+    torch.save(weights, tmp_path / "same.pt")
+    same = [f"checkpoint={tmp_path}/same.pt", "model=lenet", "data=mnist"]
+    assert transfer(3, *same, f"sanity_source={committed}") == "skip"  # another file, the same network
     assert transfer(4, own, f"sanity_source={ROOT}/docs/toy") == "skip"  # of other data
     with pytest.raises(UserError, match="sanity_source=nowhere: no such file"):
         evaluate(composed("evaluate", own, *PGD, "sanity_source=nowhere", f"output_dir={tmp_path}/5"))
