@@ -68,6 +68,7 @@ def training_curves(rows: Rows, *, twin: Rows | None = None, penalised: bool, va
     figure = Figure(figsize=(10, 7), layout="constrained")
     (first, loss), (cross_entropy, penalty) = figure.subplots(2, 2)
     splits = {"train": "training", "validation": validation_name}
+    of = "" if twin is None else " of the regularised network"
     if twin is not None:
         _curve(first, twin, "cross_entropy", splits)
         first.set(title="(a) Cross-entropy of the vanilla network", ylabel="nats")
@@ -75,14 +76,14 @@ def training_curves(rows: Rows, *, twin: Rows | None = None, penalised: bool, va
         _curve(first, rows, "accuracy", splits)
         first.set(title="(a) Accuracy", ylabel="share of images")
     _curve(loss, rows, "loss", splits)
-    loss.set(title="(b) Loss (eq. 16)", ylabel="loss")
+    loss.set(title=f"(b) Loss{of} (eq. 16)", ylabel="loss")
     if not penalised:
-        loss.set(title="(b) Loss: cross-entropy alone", ylabel="nats")
+        loss.set(title="(b) Loss, without a penalty", ylabel="nats")
     _curve(cross_entropy, rows, "cross_entropy", splits)
-    cross_entropy.set(title="(c) Cross-entropy", ylabel="nats")
+    cross_entropy.set(title=f"(c) Cross-entropy{of}", ylabel="nats")
     if penalised:
         _curve(penalty, rows, "penalty", splits)
-        penalty.set(title="(d) Penalty α, mean (eq. 15)", ylabel="penalty α")
+        penalty.set(title=f"(d) Mean penalty α{of} (eq. 15)", ylabel="penalty α")
     else:
         _curve(penalty, rows, "jacobian_norm", splits)
         penalty.set(title="(d) No penalty: mean Jacobian norm ‖J‖ (Frobenius)", ylabel="‖J‖")
@@ -423,7 +424,7 @@ def _flatness(axes: Axes, study: Study) -> None:
     """Draw the true displacement over its first order against the radius: medians and quartiles."""
     points = study.result.flatness.points
     lines = {
-        "along the worst direction of J": [(p.radius, p.worst) for p in points],
+        "along J's worst direction, the faster of its signs": [(p.radius, p.worst) for p in points],
         "along the nearest adversarial example": [(p.radius, p.attack) for p in points],
     }
     for colour, stroke, (label, line) in zip(PALETTE, ("-", "--"), lines.items(), strict=False):
