@@ -186,8 +186,7 @@ def geodesics(
     smooth where the metric degenerates nor reaches infinity in finite time.
 
     ``exp_x`` need not be defined on all of ``B̃(0, r)``, as the note assumes for simplicity. A ray ends early where it
-    leaves a window around the inputs (a face of the simplex is infinitely far away in the inputs, and at a finite
-    distance in the metric), and where ``μ`` folds the inputs over (beyond, the curve runs back through the same
+    leaves a window around the inputs, and where ``μ`` folds the inputs over (beyond, the curve runs back through the same
     predictions).
 
     Args:

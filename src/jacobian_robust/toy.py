@@ -90,7 +90,7 @@ class BallNumbers(Strict):
     reached: int
     """How many have the whole radius as their length."""
     left: int
-    """How many left the window before: they run towards a face of the simplex."""
+    """How many left the window before."""
     folded: int
     """How many met a fold of the classifier before."""
     gap: float
