@@ -55,6 +55,19 @@ def test_as_many_wrong_values_are_tried_as_the_document_says():
     assert f"{3 * names:,} values, `slow` {len(VALUES) * names:,}" in DOCUMENT
 
 
+def test_nothing_imports_training_and_training_alone_evaluation():
+    importing = {
+        (module.stem, imported)
+        for module in (ROOT / "src" / "jacobian_robust").glob("*.py")
+        for imported in re.findall(
+            r"^\s*(?:from|import) jacobian_robust(?:\.| import )(training|evaluation)\b",
+            module.read_text(),
+            re.MULTILINE,
+        )
+    }
+    assert importing == {("training", "evaluation")}
+
+
 def test_what_the_documents_link_to_is_part_of_the_project():
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -26,8 +26,8 @@ from torch import tensor
 from jacobian_robust import plots
 from jacobian_robust.config import flat
 from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation import print_results
 from jacobian_robust.files import claimed, distinct_names, write_atomically
+from jacobian_robust.printing import print_results
 from jacobian_robust.report import Sheet, write_report
 from jacobian_robust.results import Results, groups
 

@@ -19,8 +19,6 @@ from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -35,6 +33,7 @@ from jacobian_robust.files import claimed, distinct_names, from_here, in_project
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import PixelInput, SinglePrecision
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
+from jacobian_robust.printing import print_results, print_simplifications
 from jacobian_robust.processes import ProcessDied
 from jacobian_robust.provenance import versions
 from jacobian_robust.report import write_report
@@ -55,7 +54,7 @@ from jacobian_robust.robustness import Sweep, predictions, sweep
 from jacobian_robust.sanity import Check, checks_of, sanity_checks, verdict
 from jacobian_robust.tracking import WandbOptions, full_id, log_evaluation, read_logger, run_url, wandb_run
 
-__all__ = ["Evaluation", "Subject", "evaluate", "print_results", "read_evaluation", "report", "subjects"]
+__all__ = ["Evaluation", "Subject", "evaluate", "read_evaluation", "report", "subjects"]
 
 L2_RADII = (0.5, 1.0, 1.5, 2.0)
 """Where the note's condition is looked at if no ℓ2 budget was attacked."""
@@ -445,7 +444,7 @@ def report(
     shutil.rmtree(directory / PROGRESS, ignore_errors=True)
     print_results(results, alike)
     if simplified is not None:
-        _print_simplifications(simplified)
+        print_simplifications(simplified)
     Console().print(f"results: {directory}/report.html, robustness.json, .csv, images.csv, *.png", soft_wrap=True)
     return results
 
@@ -1057,100 +1056,3 @@ def _image_rows(results: Results, details: Sequence[_Details]) -> Iterator[list[
 def _lengths(values: Tensor) -> list[str]:
     """Return numbers as text, and nothing for what is not known."""
     return [f"{value:.6g}" if math.isfinite(value) else "" for value in values.tolist()]
-
-
-_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
-
-
-def print_results(results: Results, alike: Sequence[Group]) -> None:
-    """Print the verdicts and, below them, the tables."""
-    console = Console()
-    for line in _verdicts(results):
-        console.print(line, soft_wrap=True)
-    for norm in results.norms:
-        console.print(_table(results, norm))
-    for group in alike:
-        console.print(
-            f"{group.name}, {len(group.seeds)} seeds: clean {_spread(*group.clean)}; "
-            + "; ".join(
-                f"{plots.NORMS[norm]} {eps:g} {_spread(mean, spread)}"
-                for norm in results.norms
-                for eps, mean, spread in group.robust[norm]
-            ),
-            soft_wrap=True,
-        )
-
-
-def _spread(mean: float, spread: float) -> str:
-    return f"{100 * mean:.1f} ± {100 * spread:.1f}%"
-
-
-def _verdicts(results: Results) -> list[Text]:
-    """Return a line for each model's verdict, and one for each of its checks that did not pass."""
-    lines = []
-    for model in results.models:
-        if model.verdict is None:
-            continue
-        found = {status: [c for c in model.checks if c.status == status] for status in ("pass", "warn", "fail", "skip")}
-        counts = ", ".join(f"{len(checks)} {status}" for status, checks in found.items() if checks)
-        lines.append(Text.assemble(f"{model.name}: sanity ", (model.verdict, _STYLES[model.verdict]), f" ({counts})"))
-        lines += [
-            Text.assemble("  ", (status, _STYLES[status]), f" {check.name}: {check.why}")
-            for status in ("fail", "warn")
-            for check in found[status]
-        ]
-    return lines
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
-
-
-def _table(results: Results, norm: Norm) -> Table:
-    attacks = [name for name, attack in results.attacks.items() if attack["norm"] == norm]
-    models = results.models
-    budgets = "each budget on its own" if results.independent else "an image broken once stays broken"
-    table = Table(
-        title=f"{plots.NORMS[norm]}, worst case over {', '.join(attacks)} ({budgets}): accuracy on {models[0].images} "
-        f"{results.split} images",
-        caption="In brackets: the note's convention, the share of the correctly classified images that stay correct.",
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("model")
-    table.add_column("clean", justify="right")
-    threats = [next(threat for threat in model.threats if threat.norm == norm) for model in models]
-    for budget in threats[0].budgets:
-        table.add_column(f"{'σ' if norm == 'gaussian' else 'ε'} = {budget.eps:g}", justify="right")
-    timed = [model.seconds_per_epoch for model in models if model.seconds_per_epoch]
-    if len(timed) == len(models):
-        table.add_column("training s/epoch", justify="right")
-    for i, (model, threat) in enumerate(zip(models, threats, strict=True)):
-        cells = [f"{b.robust_accuracy:.1%} ({_percent(b.share_of_attacked)})" for b in threat.budgets]
-        if len(timed) == len(models):
-            cells.append(f"{timed[i]:.0f} (×{timed[i] / timed[0]:.2f})" if i else f"{timed[0]:.0f}")
-        table.add_row(model.name, f"{model.clean_accuracy:.1%}", *cells)
-    return table
-
-
-def _print_simplifications(simplified: simplifications.Simplifications) -> None:
-    """Print the six simplifications and, below them, what accounts for each fall."""
-    console = Console()
-    for model in simplified.models:
-        title = f"{model.name}: the note's six simplifications on {model.images} {simplified.split} images"
-        measured = Table("simplification", "measured", title=title, title_justify="left")
-        for row in simplifications.summary(model):
-            measured.add_row(*row)
-        console.print(measured)
-        table = Table(
-            title=f"{model.name}: what the condition ‖J‖ ≤ d/ε promised, and what fell, of the correct images",
-            caption="Fell by 1: δ instead of d_B; by 2: the metric is not flat; "
-            "the others were promised nothing (5, 6).",
-            title_justify="left",
-            caption_justify="left",
-        )
-        for column in simplifications.FALL_COLUMNS:
-            table.add_column(column, justify="right")
-        for cells in simplifications.fall_rows(model.falls_of("evaluated")):
-            table.add_row(*cells)
-        console.print(table)
