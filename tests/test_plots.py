@@ -10,6 +10,7 @@ from jacobian_robust import plots
 from jacobian_robust.defences import table
 from jacobian_robust.report import write_report
 from jacobian_robust.results import Calibration, ClassAccuracy, NoisePoint, Results, groups
+from jacobian_robust.robustness import Examples
 
 from .test_defences import SMALL
 from .test_results import model
@@ -56,6 +57,13 @@ def test_a_calibration_without_numbers_is_a_dash_in_figure_and_report(results, t
     write_report(tmp_path / "report.html", results, [], {}, {})
     assert "<td>–</td><td>–</td><td>–</td>" in (tmp_path / "report.html").read_text()
     assert table(SMALL, {"fgsm": (results, 0)}).splitlines()[-1] == "| fgsm | yes | 1 | 90.0 | 50.0 | 50.0 | – |"
+
+
+@pytest.mark.parametrize(("norm", "label"), [("linf", "ε = 0.3"), ("l2", "ε = 0.3"), ("gaussian", "σ = 0.3")])
+def test_broken_images_stand_beside_their_budget_as_its_norm_calls_it(norm, label):
+    image, one = torch.zeros(1, 1, 4, 4), torch.ones(1)
+    broken = Examples(image, image + 0.3, torch.tensor([1]), torch.tensor([2]), one, one)
+    assert label in written(plots.adversarial_examples({0.3: broken}, norm=norm, title="a"))
 
 
 def test_the_prediction_scatter_counts_its_points():

@@ -599,8 +599,9 @@ def _once(journal: _FileJournal, make: Callable[[], dict[str, Any]]) -> dict[str
 class _Bars:
     """A progress bar for each attack at each budget, with how many images stand so far."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, norm: Norm) -> None:
         self.name = name
+        self.symbol = plots.SYMBOLS[norm]
         self._of: tuple[str, float] | None = None
         self._bar: tqdm | None = None
 
@@ -608,7 +609,7 @@ class _Bars:
         if self._of != (attack, eps):
             self.close()
             self._of = (attack, eps)
-            self._bar = tqdm(total=of, desc=f"{attack} ε={eps:g} on {self.name}", unit="image")
+            self._bar = tqdm(total=of, desc=f"{attack} {self.symbol}={eps:g} on {self.name}", unit="image")
         assert self._bar is not None
         self._bar.set_postfix(standing=standing, refresh=False)
         self._bar.update(met - self._bar.n)
@@ -732,7 +733,7 @@ def _sweep(
     identity = _identity(subject, images, attacks, evaluation)
     if followed:
         identity["surrogates"] = {name: [_sha256(other) for other in others] for name, others in followed.items()}
-    bars = _Bars(subject.name)
+    bars = _Bars(subject.name, norm)
     try:
         return sweep(
             subject.network,
@@ -982,8 +983,9 @@ def _figures(
         suffix = plots.suffix_of(model.name, len(details))
         for swept in detail.sweeps if detail.pictures else ():
             examples = {b.eps: e for b, e in zip(swept.budgets, swept.examples, strict=True)}
+            title = f"{model.name}: images broken in {plots.NORMS[swept.norm]}"
             figures[f"examples_{swept.norm}{suffix}"] = plots.adversarial_examples(
-                examples, title=f"{model.name}: images broken in {plots.NORMS[swept.norm]}"
+                examples, norm=swept.norm, title=title
             )
         if detail.study is not None:
             figures[f"simplifications{suffix}"] = plots.six_simplifications(detail.study, split=results.split)

@@ -19,6 +19,7 @@ from jacobian_robust.simplifications import DISTANCES, JACOBIAN_NORMS, VARIANTS,
 
 __all__ = [
     "NORMS",
+    "SYMBOLS",
     "Points",
     "Rows",
     "accuracy_curves",
@@ -120,10 +121,13 @@ def progress(runs: Mapping[str, Rows]) -> Figure:
 NORMS: dict[Norm, str] = {"linf": "ℓ∞", "l2": "ℓ2", "gaussian": "Gaussian noise"}
 """As they are written for a reader."""
 
+SYMBOLS: dict[Norm, str] = {"linf": "ε", "l2": "ε", "gaussian": "σ"}
+"""What their budgets are called."""
+
 _BUDGETS: dict[Norm, str] = {
-    "linf": "budget ε (ℓ∞, pixels in [0, 1])",
-    "l2": "budget ε (ℓ2, pixels in [0, 1])",
-    "gaussian": "standard deviation σ (pixels in [0, 1])",
+    "linf": f"budget {SYMBOLS['linf']} (ℓ∞, pixels in [0, 1])",
+    "l2": f"budget {SYMBOLS['l2']} (ℓ2, pixels in [0, 1])",
+    "gaussian": f"standard deviation {SYMBOLS['gaussian']} (pixels in [0, 1])",
 }
 _MARKERS = "osD^vPX"
 
@@ -274,11 +278,12 @@ def trials_by_method(trials: Mapping[str, Mapping[str, tuple[float, float]]], *,
     return figure
 
 
-def adversarial_examples(examples: Mapping[float, Examples], *, title: str) -> Figure:
+def adversarial_examples(examples: Mapping[float, Examples], *, norm: Norm, title: str) -> Figure:
     """Return a sheet of broken images: for each budget rows of clean images, of attacked ones and of the difference.
 
     Args:
         examples: by budget; images ``(n, channels, height, width)`` with pixels in [0, 1].
+        norm: of the budgets.
         title: of the sheet.
     """
     shown = {eps: e for eps, e in examples.items() if len(e.adversarial)}
@@ -299,7 +304,7 @@ def adversarial_examples(examples: Mapping[float, Examples], *, title: str) -> F
         ]
         rows = (
             ("clean", e.clean, clean, {"cmap": "gray", "vmin": 0, "vmax": 1}),
-            (f"ε = {eps:g}", e.adversarial, found, {"cmap": "gray", "vmin": 0, "vmax": 1}),
+            (f"{SYMBOLS[norm]} = {eps:g}", e.adversarial, found, {"cmap": "gray", "vmin": 0, "vmax": 1}),
             ("difference", e.adversarial - e.clean, [""] * len(found), {"cmap": "PuOr_r", "vmin": -1, "vmax": 1}),
         )
         scale = max(float((e.adversarial - e.clean).abs().max()), 1e-9)

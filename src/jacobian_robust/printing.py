@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jacobian_robust.attacks import Norm
-from jacobian_robust.plots import NORMS
+from jacobian_robust.plots import NORMS, SYMBOLS
 from jacobian_robust.results import Group, Results
 from jacobian_robust.simplifications import FALL_COLUMNS, Simplifications, fall_rows, summary
 
@@ -75,7 +75,7 @@ def _table(results: Results, norm: Norm) -> Table:
     table.add_column("clean", justify="right")
     threats = [next(threat for threat in model.threats if threat.norm == norm) for model in models]
     for budget in threats[0].budgets:
-        table.add_column(f"{'σ' if norm == 'gaussian' else 'ε'} = {budget.eps:g}", justify="right")
+        table.add_column(f"{SYMBOLS[norm]} = {budget.eps:g}", justify="right")
     timed = [model.seconds_per_epoch for model in models if model.seconds_per_epoch]
     if len(timed) == len(models):
         table.add_column("training s/epoch", justify="right")

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from jacobian_robust.attacks import Norm
 from jacobian_robust.files import write_atomically
-from jacobian_robust.plots import NORMS
+from jacobian_robust.plots import NORMS, SYMBOLS
 from jacobian_robust.results import Group, Results
 from jacobian_robust.simplifications import FALL_COLUMNS, Simplifications, Split, fall_rows, summary
 from jacobian_robust.tracking import run_url
@@ -123,6 +123,7 @@ def write_report(
         ],
         examples_caption=CAPTIONS["examples"],
         norms=NORMS,
+        symbols=SYMBOLS,
         config=OmegaConf.to_yaml(OmegaConf.create(dict(config))),
     )
     with write_atomically(path) as file:

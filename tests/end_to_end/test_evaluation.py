@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from jacobian_robust import attacks
+from jacobian_robust import attacks, evaluation
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.data import FashionMNISTDataModule
 from jacobian_robust.errors import UserError
@@ -201,6 +201,13 @@ def test_each_attack_has_a_bar_with_what_stands(trained, tmp_path, capsys):
     for budget in report.models[0].threats[0].budgets:
         shown = [bar for bar in bars if bar.startswith(f"pgd_linf ε={budget.eps:g} on vanilla")]
         assert f"standing={budget.correct}]" in shown[-1]
+
+
+def test_the_bar_of_noise_shows_its_standard_deviation(capsys):
+    bars = evaluation._Bars("vanilla", "gaussian")
+    bars("gaussian_noise", 0.2, 0, 10, 10)
+    bars.close()
+    assert "gaussian_noise σ=0.2 on vanilla" in capsys.readouterr().err
 
 
 def test_the_bar_of_an_attack_is_there_before_its_first_batch_is_done(trained, tmp_path, capsys, monkeypatch):
