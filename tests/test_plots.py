@@ -8,8 +8,18 @@ from matplotlib.text import Text
 
 from jacobian_robust import plots
 from jacobian_robust.defences import table
+from jacobian_robust.printing import print_results
 from jacobian_robust.report import write_report
-from jacobian_robust.results import Calibration, ClassAccuracy, NoisePoint, Results, groups
+from jacobian_robust.results import (
+    AttackOutcome,
+    Budget,
+    Calibration,
+    ClassAccuracy,
+    NoisePoint,
+    Results,
+    Threat,
+    groups,
+)
 from jacobian_robust.robustness import Examples
 
 from .test_defences import SMALL
@@ -64,6 +74,45 @@ def test_broken_images_stand_beside_their_budget_as_its_norm_calls_it(norm, labe
     image, one = torch.zeros(1, 1, 4, 4), torch.ones(1)
     broken = Examples(image, image + 0.3, torch.tensor([1]), torch.tensor([2]), one, one)
     assert label in written(plots.adversarial_examples({0.3: broken}, norm=norm, title="a"))
+
+
+def met(eps, *names):
+    """A budget that attacks met."""
+    outcomes = [AttackOutcome(attack=name, met=50, broken=0, discarded=0) for name in names]
+    robust = {"attacked": 90, "correct": 50, "images": 100, "share_of_attacked": 0.5, "robust_accuracy": 0.5}
+    return Budget(eps=eps, attacks=outcomes, **robust)
+
+
+def starred(text):
+    return re.findall(r"[εσ] = ([\d.]+)\*", text)
+
+
+def test_a_budget_that_not_every_attack_met_is_marked_wherever_a_worst_case_stands(results, tmp_path, capsys):
+    every = {"linf": ("fgsm", "pgd_linf", "autoattack"), "l2": ("pgd_l2",)}
+    attacks = {name: {"norm": norm} for norm, names in every.items() for name in names}
+    linf = [met(0.1, *every["linf"]), met(0.2, "pgd_linf", "autoattack"), met(0.4, "pgd_linf"), met(0.5, "pgd_linf")]
+    threats = [Threat(norm="linf", budgets=linf), Threat(norm="l2", budgets=[met(1.0, "pgd_l2")])]
+    by_class = {"linf": 4 * [50], "l2": [50]}
+    update = {
+        "threats": threats,
+        "classes": [results.models[0].classes[0].model_copy(update={"robust_correct": by_class})],
+    }
+    models = [model.model_copy(update=update) for model in results.models]
+    results = results.model_copy(update={"attacks": attacks, "models": models})
+    note = "ε = 0.2 without fgsm; ε = 0.4, 0.5 without fgsm, autoattack"
+    alike = groups(models)
+    write_report(tmp_path / "report.html", results, alike, {}, {})
+    text = (tmp_path / "report.html").read_text()
+    assert starred(text) == 2 * ["0.2", "0.4", "0.5"], "in the table, and in that of the mean over the seeds"
+    assert text.count(f"* {note}<") == 1
+    print_results(results, alike)
+    printed = capsys.readouterr().out
+    assert starred(printed) == ["0.2", "0.4", "0.5"]
+    assert f"* {note}" in printed
+    figures = plots.comparison(results, alike)
+    for name in ("accuracy", "seeds"):
+        assert note in written(figures[f"{name}_linf"])
+        assert "without" not in written(figures[f"{name}_l2"])
 
 
 def test_the_prediction_scatter_counts_its_points():

@@ -1,6 +1,7 @@
 """Figures. Colours are Okabe and Ito's, which readers with any colour vision tell apart."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ __all__ = [
     "trade_off",
     "training_curves",
     "trials_by_method",
+    "unmet_note",
 ]
 
 ROUGHLY_RIGHT = 0.9
@@ -141,13 +143,28 @@ def _style(i: int) -> dict[str, Any]:
     }
 
 
-def accuracy_curves(models: Sequence[Model], *, norm: Norm, split: str) -> Figure:
+def unmet_note(results: Results, norm: Norm) -> str:
+    """Return in words which budgets of a norm some of its attacks did not meet, or nothing where each met all."""
+    budgets: dict[str, list[str]] = {}
+    for eps, names in results.unmet(norm).items():
+        budgets.setdefault(", ".join(names), []).append(f"{eps:g}")
+    return "; ".join(f"{SYMBOLS[norm]} = {', '.join(eps)} without {names}" for names, eps in budgets.items())
+
+
+def _note(figure: Figure, text: str) -> None:
+    """Write a note below a figure: pictures are shown without their report, too."""
+    if text:
+        figure.supxlabel(textwrap.fill(text, 95), fontsize="small")
+
+
+def accuracy_curves(models: Sequence[Model], *, norm: Norm, split: str, note: str = "") -> Figure:
     """Return accuracy against budget, one line a model.
 
     Args:
         models: the models of an evaluation.
         norm: of the budgets.
         split: whose images were attacked, for the title.
+        note: below the axes.
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -159,18 +176,20 @@ def accuracy_curves(models: Sequence[Model], *, norm: Norm, split: str) -> Figur
         ylim=(-0.02, 1.02),
         title=f"Accuracy under attack, {models[0].images} {split} images",
     )
+    _note(figure, note)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
 
-def group_curves(found: Sequence[Group], *, norm: Norm, images: str) -> Figure:
+def group_curves(found: Sequence[Group], *, norm: Norm, images: str, note: str = "") -> Figure:
     """Return the mean accuracy against budget of models trained with several seeds, with their standard deviation.
 
     Args:
         found: the models.
         norm: of the budgets.
         images: how many of which were attacked, for the title, as ``500 test images``.
+        note: below the axes.
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -184,6 +203,7 @@ def group_curves(found: Sequence[Group], *, norm: Norm, images: str) -> Figure:
         ylim=(-0.02, 1.02),
         title=f"Mean and standard deviation over the seeds, {images}",
     )
+    _note(figure, note)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -590,11 +610,11 @@ def comparison(results: Results, alike: Sequence[Group]) -> dict[str, Figure]:
     """
     figures = {}
     for norm in results.norms:
-        figures[f"accuracy_{norm}"] = accuracy_curves(results.models, norm=norm, split=results.split)
+        note = unmet_note(results, norm)
+        figures[f"accuracy_{norm}"] = accuracy_curves(results.models, norm=norm, split=results.split, note=note)
         if alike:
-            figures[f"seeds_{norm}"] = group_curves(
-                alike, norm=norm, images=f"{results.models[0].images} {results.split} images"
-            )
+            images = f"{results.models[0].images} {results.split} images"
+            figures[f"seeds_{norm}"] = group_curves(alike, norm=norm, images=images, note=note)
     if any(model.calibration for model in results.models):
         figures["calibration"] = reliability_diagram(results.models, split=results.split)
         figures["noise"] = noise_curves(results.models, split=results.split)

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jacobian_robust.attacks import Norm
-from jacobian_robust.plots import NORMS, SYMBOLS
+from jacobian_robust.plots import NORMS, SYMBOLS, unmet_note
 from jacobian_robust.results import Group, Results
 from jacobian_robust.simplifications import FALL_COLUMNS, Simplifications, fall_rows, summary
 
@@ -64,10 +64,13 @@ def _table(results: Results, norm: Norm) -> Table:
     attacks = [name for name, attack in results.attacks.items() if attack["norm"] == norm]
     models = results.models
     budgets = "each budget on its own" if results.independent else "an image broken once stays broken"
+    starred = results.unmet(norm)
+    note = f"* {unmet_note(results, norm)}\n" if starred else ""
     table = Table(
         title=f"{NORMS[norm]}, worst case over {', '.join(attacks)} ({budgets}): accuracy on {models[0].images} "
         f"{results.split} images",
-        caption="In brackets: the note's convention, the share of the correctly classified images that stay correct.",
+        caption=f"{note}In brackets: the note's convention, the share of the correctly classified images that stay "
+        "correct.",
         title_justify="left",
         caption_justify="left",
     )
@@ -75,7 +78,8 @@ def _table(results: Results, norm: Norm) -> Table:
     table.add_column("clean", justify="right")
     threats = [next(threat for threat in model.threats if threat.norm == norm) for model in models]
     for budget in threats[0].budgets:
-        table.add_column(f"{SYMBOLS[norm]} = {budget.eps:g}", justify="right")
+        star = "*" if budget.eps in starred else ""
+        table.add_column(f"{SYMBOLS[norm]} = {budget.eps:g}{star}", justify="right")
     timed = [model.seconds_per_epoch for model in models if model.seconds_per_epoch]
     if len(timed) == len(models):
         table.add_column("training s/epoch", justify="right")

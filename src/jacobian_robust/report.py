@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from jacobian_robust.attacks import Norm
 from jacobian_robust.files import write_atomically
-from jacobian_robust.plots import NORMS, SYMBOLS
+from jacobian_robust.plots import NORMS, SYMBOLS, unmet_note
 from jacobian_robust.results import Group, Results
 from jacobian_robust.simplifications import FALL_COLUMNS, Simplifications, Split, fall_rows, summary
 from jacobian_robust.tracking import run_url
@@ -21,7 +21,7 @@ from jacobian_robust.tracking import run_url
 __all__ = ["Sheet", "write_report"]
 
 CAPTIONS = {
-    "accuracy": "Share of all images that stand under every attack, against the budget.",
+    "accuracy": "Share of all images that stand under the attacks of each budget.",
     "seeds": "Mean and standard deviation over training seeds.",
     "trade_off": "Runs over the option that was varied: mean over the seeds, and their smallest and largest value.",
     "first_order": "An image a point: the radius that the geometry predicts to first order against the smallest ℓ2 "
@@ -124,6 +124,7 @@ def write_report(
         examples_caption=CAPTIONS["examples"],
         norms=NORMS,
         symbols=SYMBOLS,
+        unmet={norm: unmet_note(results, norm) for norm in results.norms},
         config=OmegaConf.to_yaml(OmegaConf.create(dict(config))),
     )
     with write_atomically(path) as file:

@@ -64,7 +64,7 @@ class AttackOutcome(Strict):
 
 
 class Budget(Strict):
-    """The worst case over all attacks at one budget."""
+    """The worst case over the attacks that met one budget."""
 
     eps: float
     """The budget, in the units of its norm."""
@@ -267,6 +267,14 @@ class Results(Strict):
     def norms(self) -> list[Norm]:
         """The norms of the attacks, in order."""
         return [threat.norm for threat in self.models[0].threats]
+
+    def unmet(self, norm: Norm) -> dict[float, list[str]]:
+        """Return, by budget of a norm, which attacks of that norm did not meet it: those that have others."""
+        attacks = [name for name, attack in self.attacks.items() if attack["norm"] == norm]
+        budgets = next(threat.budgets for threat in self.models[0].threats if threat.norm == norm)
+        met = {budget.eps: [outcome.attack for outcome in budget.attacks] for budget in budgets}
+        missing = {eps: [name for name in attacks if name not in names] for eps, names in met.items()}
+        return {eps: names for eps, names in missing.items() if names}
 
 
 def settings_hash(config: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from jacobian_robust.attacks import Norm
 from jacobian_robust.config import describe
 from jacobian_robust.errors import UserError
 from jacobian_robust.options import STRICT, Listed, NonEmpty
-from jacobian_robust.plots import NORMS, Points, Rows, on_log_axes, suffix_of
+from jacobian_robust.plots import NORMS, Points, Rows, on_log_axes, suffix_of, unmet_note
 from jacobian_robust.results import Condition, Group, Model, Results
 
 __all__ = ["WandbOptions", "full_id", "log_evaluation", "log_training", "read_logger", "run_url", "wandb_run"]
@@ -188,7 +188,7 @@ def log_evaluation(
             if first and len(results.models) > 1:
                 run.summary[f"training/{model.name}/cost_over_first"] = model.seconds_per_epoch / first
     for norm in results.norms:
-        _log_curves(run, results.models, norm)
+        _log_curves(run, results, norm)
     _log_seeds(run, alike)
     _log_classes(run, results.models)
     _log_geometry(run, results.models, points)
@@ -197,14 +197,14 @@ def log_evaluation(
     run.log({"report": wandb.Html(report.read_text(encoding="utf-8"), inject=False)})
 
 
-def _log_curves(run: "wandb.Run", models: Sequence[Model], norm: Norm) -> None:
+def _log_curves(run: "wandb.Run", results: Results, norm: Norm) -> None:
     """Log a chart of this run's models over the budget, and the same points as lines that runs can share."""
-    curves = {model.name: model.accuracy(norm) for model in models}
+    curves = {model.name: model.accuracy(norm) for model in results.models}
     chart = wandb.plot.line_series(
         [[eps for eps, _ in curve] for curve in curves.values()],
         [[accuracy for _, accuracy in curve] for curve in curves.values()],
         keys=list(curves),
-        title=f"Accuracy under attack, {NORMS[norm]}",
+        title="; ".join(filter(None, (f"Accuracy under attack, {NORMS[norm]}", unmet_note(results, norm)))),
         xname="eps",
     )
     run.log({f"robustness/curve_{norm}": chart})

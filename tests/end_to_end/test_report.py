@@ -128,6 +128,25 @@ def test_wandb_has_every_panel_of_the_report(evaluated):
     assert summary[f"training/{results.models[1].name}/cost_over_first"] == second / first
 
 
+def test_a_budget_that_not_every_attack_met_is_told_in_report_table_and_wandb(tmp_path, capsys):
+    options = ["attack=[fgsm,pgd_linf]", "attack.fgsm.eps=[0.1]", "attack.pgd_linf.eps=[0.1,0.5]", *QUICK, "limit=5"]
+    checkpoint = f"checkpoint={ROOT}/docs/results/checkpoints/note_vanilla.safetensors"
+    evaluate(composed("evaluate", *options, checkpoint, f"output_dir={tmp_path}/r"))
+    text, printed = (tmp_path / "r" / "report.html").read_text(), capsys.readouterr().out
+    for shown in (text, printed):
+        assert "ε = 0.5*" in shown
+        assert "ε = 0.1*" not in shown
+        assert "* ε = 0.5 without fgsm" in shown
+    (offline,) = (tmp_path / "r" / "wandb").glob("offline-run-*")
+    drawn = [
+        json.loads(item.value_json)["panel_config"]["stringSettings"]
+        for record in wandb_records.read_records(offline)
+        for item in record.config.update
+        if "robustness/curve_linf" in item.nested_key
+    ]
+    assert [settings["title"] for settings in drawn] == ["Accuracy under attack, ℓ∞; ε = 0.5 without fgsm"]
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("report", ["evaluation", "comparison"])
 def test_the_report_is_drawn_by_a_browser_without_a_network(report, evaluated, tmp_path):
