@@ -115,6 +115,16 @@ def test_a_budget_that_not_every_attack_met_is_marked_wherever_a_worst_case_stan
         assert "without" not in written(figures[f"{name}_l2"])
 
 
+@pytest.mark.parametrize("independent", [False, True])
+def test_it_is_told_that_larger_budgets_break_images_in_smaller_balls(results, tmp_path, independent):
+    """The attacks' counts leave more images than the tables then."""
+    write_report(tmp_path / "report.html", results.model_copy(update={"independent": independent}), [], {}, {})
+    part = (tmp_path / "report.html").read_text().split("<h2>Attack by attack</h2>")[1].split("<table>")[0]
+    assert ("an example found at a larger budget" in part) is not independent
+    described = Results.model_json_schema()["$defs"]["Budget"]["properties"]["correct"]["description"]
+    assert "larger one by an example that lies in this ball" in described
+
+
 def test_the_prediction_scatter_counts_its_points():
     predicted = torch.tensor([1.0, 2.0, 3.0, torch.inf])
     found = torch.tensor([0.5, 3.0, torch.inf, 1.0])  # one was not broken, one has no gradient

@@ -71,7 +71,8 @@ class Budget(Strict):
     attacked: int
     """Images attacked: those that the model classifies correctly."""
     correct: int
-    """Attacked images that no attack broke, at this budget or (unless ``independent``) a smaller one."""
+    """Attacked images that no attack broke at this budget; nor, unless ``independent``, at a smaller one, nor at a
+    larger one by an example that lies in this ball: fewer then than the attacks left."""
     images: int
     """All images of the evaluation."""
     share_of_attacked: float | None

@@ -75,7 +75,8 @@ class BudgetResult:
     Attributes:
         eps: the budget.
         attacked: images attacked, those that the model classifies correctly.
-        correct: attacked images that no attack broke, at this budget or at a smaller one.
+        correct: attacked images that no attack broke, at this budget or at a smaller one, nor at a larger one by an
+            example that lies in this ball (each budget on its own: at this one).
         images: all images of the evaluation.
         attacks: attack by attack, each meeting what stood after the one before.
     """
