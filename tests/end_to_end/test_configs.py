@@ -58,6 +58,19 @@ def test_every_choice_of_every_group_can_be_made(group, choice):
             assert isinstance(made, Schedule)
 
 
+def test_the_full_suite_has_what_its_row_says_at_the_other_suites_budgets():
+    full, *others = (
+        {attack.name: attack for attack in read_evaluation(composed("evaluate", f"suite={suite}")).attacks}
+        for suite in ("full", "standard", "quick")
+    )
+    every = {choice for group, choice in CHOICES if group == "attack"}
+    (row,) = re.findall(r"^\| `full` \| (.*) \|", (ROOT / "docs" / "evaluation.md").read_text(), re.MULTILINE)
+    assert every - full.keys() == set(re.findall(r"but `(\w+)`", row))
+    for suite in others:
+        for name, attack in suite.items():
+            assert set(full[name].eps) >= set(attack.eps), name
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_can_be_made_and_tells_its_command(experiment):
     cfg = composed("train", f"experiment={experiment}", "output_dir=somewhere")
