@@ -357,8 +357,8 @@ def report(
         logger: where else to log.
         group: what the W&B run is shown under.
         config: plain containers, for the logger and ``config.yaml``.
-        resume: go on with an interrupted evaluation of the same configuration in ``directory``; a finished one is
-            returned as it is.
+        resume: go on with an interrupted evaluation of the same configuration in ``directory``; a finished one of the
+            same weights is returned as it is.
         trust: also read sources of examples whose reading can run any code that is in them.
         network: a classifier to load the weights of a source into that does not say what it is.
         pixels: arguments of :class:`PixelInput`, for sources that this project did not train.
@@ -374,13 +374,9 @@ def report(
     with contextlib.ExitStack() as stack:
         stack.enter_context(claimed(directory, config, resume=resume))
         if finished.is_file():
+            results = _finished(finished, models)
             Console().print(f"evaluated already → {finished}", soft_wrap=True)
-            try:
-                return Results.model_validate_json(finished.read_bytes())
-            except ValidationError as error:
-                raise UserError(
-                    f"{finished} is damaged, or of another version: choose another hydra.run.dir"
-                ) from error
+            return results
         identity = directory / PROGRESS / "wandb_run"
         run = stack.enter_context(
             wandb_run(
@@ -446,6 +442,25 @@ def report(
     if simplified is not None:
         print_simplifications(simplified)
     Console().print(f"results: {directory}/report.html, robustness.json, .csv, images.csv, *.png", soft_wrap=True)
+    return results
+
+
+def _finished(file: Path, models: Sequence[Subject]) -> Results:
+    """Return a finished evaluation of these models.
+
+    Raises:
+        UserError: if it cannot be read, or is of other weights: the same options can name another file's by now.
+    """
+    try:
+        results = Results.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{file} is damaged, or of another version: choose another hydra.run.dir") from error
+    hashes = [(model.sha256, subject.checkpoint.sha256) for model, subject in zip(results.models, models, strict=False)]
+    if len(results.models) != len(models) or any(then != now for then, now in hashes if then and now):
+        raise UserError(
+            f"{file} is the evaluation of other weights than those that are there now: to evaluate these, choose "
+            "another hydra.run.dir"
+        )
     return results
 
 

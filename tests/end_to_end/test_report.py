@@ -306,6 +306,24 @@ def test_progress_with_another_source_is_not_taken(tmp_path, monkeypatch):
     assert evaluate(composed("evaluate", *options)).models[0].images == 10
 
 
+def test_a_finished_evaluation_is_returned_for_the_weights_that_it_is_of(tmp_path):
+    """Other weights in the same place are as little taken for them as in an unfinished one."""
+    checkpoints, evaluated = ROOT / "docs" / "results" / "checkpoints", tmp_path / "models"
+    evaluated.mkdir()
+    options = [*QUICK, "attack=fgsm", "limit=5", "logger=csv", f"checkpoint={evaluated}", f"output_dir={tmp_path}/r"]
+    shutil.copy(checkpoints / "note_vanilla.safetensors", evaluated / "a.safetensors")
+    results = evaluate(composed("evaluate", *options))
+    assert evaluate(composed("evaluate", *options, "resume=true")) == results
+    shutil.copy(checkpoints / "note_regularized.safetensors", evaluated / "b.safetensors")
+    with pytest.raises(UserError, match=r"robustness.json is the evaluation of other weights .*hydra.run.dir"):
+        evaluate(composed("evaluate", *options, "resume=true"))  # of two now
+    (evaluated / "b.safetensors").replace(evaluated / "a.safetensors")
+    with pytest.raises(UserError, match=r"robustness.json is the evaluation of other weights .*hydra.run.dir"):
+        evaluate(composed("evaluate", *options, "resume=true"))
+    shutil.copy(checkpoints / "note_vanilla.safetensors", evaluated / "a.safetensors")
+    assert evaluate(composed("evaluate", *options, "resume=true")) == results
+
+
 def test_evaluation_runs_name_the_run_that_trained_their_models(trained, tmp_path):
     results = evaluate(
         composed("evaluate", *ATTACK, f"checkpoint={trained.directory}/vanilla", f"output_dir={tmp_path}/r")
