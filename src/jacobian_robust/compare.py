@@ -96,6 +96,11 @@ def _read_all(places: Sequence[Path]) -> dict[Path, Results]:
     for place, other in rest:
         if different := [name for name in ALIKE if getattr(other, name) != getattr(of, name)]:
             raise UserError(f"{place} was evaluated otherwise than {first}: {', '.join(different)} differ")
+        if list(other.attacks) != list(of.attacks):  # of dictionaries, equality ignores the order
+            orders = f"{', '.join(other.attacks)}, not {', '.join(of.attacks)}"
+            raise UserError(
+                f"{place} was attacked in another order than {first}, which decides what each met: {orders}"
+            )
         if other.models[0].images != of.models[0].images:
             raise UserError(f"{place} has {other.models[0].images} images, {first} {of.models[0].images}")
         if other.models[0].data != of.models[0].data:

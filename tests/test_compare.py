@@ -1,0 +1,41 @@
+"""Evaluations are put together only if they were made alike, and say where each was made."""
+
+import pytest
+
+from jacobian_robust.compare import gather
+from jacobian_robust.errors import UserError
+from jacobian_robust.results import Results
+
+from .test_results import model
+
+ATTACKS = {"pgd_linf": {"norm": "linf"}, "pgd_l2": {"norm": "l2"}}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Leave the results of a model in a file, as any machine could have."""
+
+    def leave(name, *, attacks=ATTACKS, device="cpu", versions=None):
+        results = Results(
+            split="test",
+            independent=False,
+            seed=0,
+            device=device,
+            versions={"torch": "2.14.1"} if versions is None else versions,
+            attacks=attacks,
+            models=[model(name, 0, 0.9, 0.5)],
+        )
+        (tmp_path / f"{name}.json").write_text(results.model_dump_json())
+        return tmp_path / f"{name}.json"
+
+    return leave
+
+
+def test_evaluations_whose_attacks_came_in_another_order_are_not_put_together(finished):
+    """What an attack meets depends on those before it, and the tables are read by position."""
+    back = dict(reversed(ATTACKS.items()))
+    assert back == ATTACKS
+    places = [finished("a"), finished("b"), finished("c", attacks=back)]
+    assert len(gather(places[:2]).models) == 2
+    with pytest.raises(UserError, match=r"c was .*another order than .*/a, .*: pgd_l2, pgd_linf, not pgd_linf, pgd_l2"):
+        gather(places)
