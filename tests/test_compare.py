@@ -39,3 +39,14 @@ def test_evaluations_whose_attacks_came_in_another_order_are_not_put_together(fi
     assert len(gather(places[:2]).models) == 2
     with pytest.raises(UserError, match=r"c was .*another order than .*/a, .*: pgd_l2, pgd_linf, not pgd_linf, pgd_l2"):
         gather(places)
+
+
+def test_the_devices_and_versions_of_all_evaluations_are_named_once_each(finished, tmp_path):
+    first = finished("a", device="cuda")
+    second = finished("b", versions={"torch": "2.15.0", "torchattacks": "3.5.1"})
+    together = gather([first, second])
+    assert together.device == "cuda, cpu"
+    assert together.versions == {"torch": "2.14.1 / 2.15.0", "torchattacks": "3.5.1"}
+    (tmp_path / "both.json").write_text(together.model_dump_json())
+    again = gather([tmp_path / "both.json", finished("c")])
+    assert (again.device, again.versions) == (together.device, together.versions)

@@ -154,13 +154,27 @@ def _run(evaluation: Path, model: str) -> dict[str, Any]:
 
 
 def _together(read: Mapping[Path, Results]) -> Results:
+    """Return the evaluations as one, the devices and versions of all of them named where these differ."""
     names = _names(read)
     models = [
         model.model_copy(update={"name": names[directory, model.name]})
         for directory, results in read.items()
         for model in results.models
     ]
-    return next(iter(read.values())).model_copy(update={"models": models})
+    evaluations = list(read.values())
+    made = {
+        "device": _joined([results.device for results in evaluations], ", "),
+        "versions": {
+            package: _joined([r.versions[package] for r in evaluations if package in r.versions], " / ")
+            for package in dict.fromkeys(package for results in evaluations for package in results.versions)
+        },
+    }
+    return evaluations[0].model_copy(update={"models": models} | made)
+
+
+def _joined(values: Sequence[str], separator: str) -> str:
+    """Return distinct values in their order; one can be joined itself, of a comparison that is compared."""
+    return separator.join(dict.fromkeys(part for value in values for part in value.split(separator)))
 
 
 def _points(read: Mapping[Path, Results]) -> plots.Points:

@@ -256,9 +256,9 @@ class Results(Strict):
     seed: int
     """Of the attacks."""
     device: str
-    """``cpu`` or ``cuda``."""
+    """``cpu`` or ``cuda``; of evaluations put together, all that they were made on: ``cpu, cuda``."""
     versions: dict[str, str]
-    """Of the packages that a figure can depend on."""
+    """Of the packages that a figure can depend on; of evaluations put together, all of them: ``2.14.1 / 2.15.0``."""
     attacks: dict[str, dict[str, Any]]
     """The parameters of each attack, by name, in the order in which they met the images."""
     models: list[Model] = Field(min_length=1)
