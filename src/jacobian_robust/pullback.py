@@ -186,8 +186,8 @@ def geodesics(
     smooth where the metric degenerates nor reaches infinity in finite time.
 
     ``exp_x`` need not be defined on all of ``B̃(0, r)``, as the note assumes for simplicity. A ray ends early where it
-    leaves a window around the inputs, and where ``μ`` folds the inputs over (beyond, the curve runs back through the same
-    predictions).
+    leaves a window around the inputs, and where ``μ`` folds the inputs over (beyond, the curve runs back through the
+    same predictions).
 
     Args:
         logits: the classifier, in float64, of one class more than there are inputs, ``n = m``.
