@@ -1,5 +1,6 @@
 """Figures. Colours are Okabe and Ito's, which readers with any colour vision tell apart."""
 
+import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -275,10 +276,14 @@ def trials_by_method(trials: Mapping[str, Mapping[str, tuple[float, float]]], *,
     for axes, (name, points) in zip(panels, known.items(), strict=False):
         axes.plot(*zip(*shown, strict=True), linestyle="", marker=".", color="0.8", zorder=1)
         outside = ["further left, clean / robust:"]
+        around = itertools.cycle([((5, 4), "left"), ((5, -11), "left"), ((-5, 4), "right")])  # neighbours' apart
         for what, (clean, stood) in points.items():
             value = " ".join(option.partition("=")[2] for option in what.split())
             if (clean, stood) in shown:
-                axes.annotate(value, (clean, stood), xytext=(4, 4), textcoords="offset points", fontsize="small")
+                offset, side = next(around)
+                axes.annotate(
+                    value, (clean, stood), xytext=offset, ha=side, textcoords="offset points", fontsize="small"
+                )
             else:
                 outside.append(f"{value}: {clean:.0%} / {stood:.0%}")
         if points:
@@ -293,8 +298,12 @@ def trials_by_method(trials: Mapping[str, Mapping[str, tuple[float, float]]], *,
         limits(min(values) - margin, max(values) + 2 * margin)  # room for the numbers
     for axes in panels[len(trials) :]:
         axes.set_visible(False)
+    for axes in panels[len(trials) - columns : len(trials)]:  # the lowest of each column
+        axes.tick_params(labelbottom=True)
     figure.supxlabel("clean accuracy, validation images", fontsize="medium")
-    figure.supylabel(robust.replace("_", " "), fontsize="medium")
+    figure.supylabel(
+        robust.replace("_", " ").replace("linf", NORMS["linf"]).replace("l2", NORMS["l2"]), fontsize="medium"
+    )
     return figure
 
 
