@@ -320,7 +320,7 @@ class FAB(Attack):
     norm: Ball
     steps: Count
     targets: Count = 9
-    restarts: Literal[1] = 1
+    restarts: Annotated[Count, Field(le=1)] = 1
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         order = float("inf") if self.norm == "linf" else 2
