@@ -17,9 +17,10 @@ from jacobian_robust.attacks import (
     Square,
     Transfer,
     UniformNoise,
+    distances,
 )
 from jacobian_robust.errors import UserError
-from jacobian_robust.robustness import attack_standing, distances, sweep
+from jacobian_robust.robustness import attack_standing, sweep
 
 PGD_OPTIONS = {"name": "pgd", "norm": "linf", "eps": [0.1], "steps": 10, "step_size": 0.02}
 

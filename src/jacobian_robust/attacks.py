@@ -38,6 +38,7 @@ __all__ = [
     "Transfer",
     "UniformNoise",
     "check_pixels",
+    "distances",
 ]
 
 Norm = Literal["linf", "l2", "gaussian"]
@@ -68,6 +69,16 @@ def check_pixels(images: Float[Tensor, "batch *shape"]) -> None:
             f"an attack was given pixels in [{images.min():.3g}, {images.max():.3g}]; it needs [0, 1]: "
             "let the data hand out pixels in [0, 1] and the model normalise them itself"
         )
+
+
+def distances(
+    images: Float[Tensor, "batch *shape"], adversarial: Float[Tensor, "batch *shape"], norm: Norm
+) -> Float[Tensor, "batch"]:
+    """Return the distance of each pair: the ℓ∞ or ℓ2 norm, or for noise the root mean square over the pixels."""
+    change = (adversarial - images).flatten(1)
+    if norm == "gaussian":
+        return change.square().mean(-1).sqrt()
+    return torch.linalg.vector_norm(change, ord=2 if norm == "l2" else torch.inf, dim=-1)
 
 
 _LIBRARY_NORM: dict[Norm, str] = {"linf": "Linf", "l2": "L2"}
@@ -323,22 +334,19 @@ class FAB(Attack):
     restarts: Annotated[Count, Field(le=1)] = 1
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
-        order = float("inf") if self.norm == "linf" else 2
-
         @torch.no_grad()
         def attack(images: Tensor, labels: Tensor) -> Tensor:
             classes = model(images[:1]).shape[-1]
             library = torchattacks.FAB(
                 model, norm=_LIBRARY_NORM[self.norm], eps=eps, steps=self.steps, multi_targeted=True
             )
-            nearest, length = images, images.new_full((len(images),), torch.inf)
+            nearest, length = images.clone(), images.new_full((len(images),), torch.inf)
             for rank in range(2, min(self.targets + 1, classes) + 1):
-                library.target_class = rank  # the class with the so many largest logit
+                library.target_class = rank  # the library counts classes by their logits, the largest being 1
                 found: Tensor = library.attack_single_run_targeted(images, labels)
-                away = torch.linalg.vector_norm((found - images).flatten(1), ord=order, dim=-1)
+                away = distances(images, found, self.norm)
                 nearer = (model(found).argmax(-1) != labels) & (away < length)
-                nearest, length = nearest.clone(), torch.where(nearer, away, length)
-                nearest[nearer] = found[nearer]
+                nearest[nearer], length[nearer] = found[nearer], away[nearer]
             return nearest
 
         return attack

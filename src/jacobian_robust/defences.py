@@ -23,15 +23,12 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from jacobian_robust import plots
 from jacobian_robust.config import describe
 from jacobian_robust.documents import Document, run_door
-from jacobian_robust.errors import UserError
+from jacobian_robust.errors import DIVERGED, UserError
 from jacobian_robust.files import write_atomically
 from jacobian_robust.results import Results
 from jacobian_robust.sweeps import Job, read_jobs
 
 __all__ = ["Method", "Plan", "Record", "Trial", "best", "choice", "protocol", "read_plan", "study", "table", "tuned"]
-
-DIVERGED = "training diverged"
-"""How the error of a training begins that failed by its loss."""
 
 NOISE = 0.3
 """Standard deviation of the Gaussian noise that the table shows, of those that an evaluation looks at."""

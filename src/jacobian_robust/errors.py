@@ -5,7 +5,7 @@ import re
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["MISTAKES", "Terminated", "UserError", "one_line"]
+__all__ = ["DIVERGED", "MISTAKES", "Terminated", "UserError", "one_line"]
 
 
 class UserError(ValueError):
@@ -15,6 +15,9 @@ class UserError(ValueError):
 class Terminated(BaseException):
     """The process was asked to end (SIGTERM) and has kept its state; the message says how to go on."""
 
+
+DIVERGED = "training diverged"
+"""How the message of a training begins that was ended by a loss or a gradient that is not finite."""
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError)
 """What is told in one line."""

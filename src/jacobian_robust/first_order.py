@@ -11,12 +11,12 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from jacobian_robust.attackers import Attackers, one_by_one
-from jacobian_robust.attacks import FAB
+from jacobian_robust.attacks import FAB, distances
 from jacobian_robust.geometry import distance_to_boundary, distance_to_center
 from jacobian_robust.jacobian import jacobian_norms
 from jacobian_robust.regularizers import Bound
 from jacobian_robust.results import Condition, FirstOrder
-from jacobian_robust.robustness import attack_standing, distances
+from jacobian_robust.robustness import attack_standing
 
 __all__ = ["JacobianNorm", "Nearest", "Radii", "compare", "radii", "smallest_perturbations"]
 

@@ -16,7 +16,7 @@ from jacobian_robust.adversaries import Adversary, Place
 from jacobian_robust.capture import CapturedSteps, NotCaptured
 from jacobian_robust.constraints import Lagrangian
 from jacobian_robust.double_backward import FastDoubleBackward
-from jacobian_robust.errors import UserError
+from jacobian_robust.errors import DIVERGED, UserError
 from jacobian_robust.regularizers import Amortization, Penalty, needs_input_graph, takes_model
 from jacobian_robust.shares import Share, SharedBatch, SharedGenerator, any_process, gathered, parted, this_process
 
@@ -415,7 +415,7 @@ class RobustClassifier(pl.LightningModule):
         if this_process() == 0:
             torch.save({"inputs": inputs, "labels": labels, "model": weights}, place)
         raise UserError(
-            f"training diverged: the {what} of {SKIPPED_IN_A_ROW} steps in a row was not finite; the last batch and "
+            f"{DIVERGED}: the {what} of {SKIPPED_IN_A_ROW} steps in a row was not finite; the last batch and "
             f"the weights are in {place}; try a smaller optimizer.lr, eta.max or regularizer.cap"
         )
 

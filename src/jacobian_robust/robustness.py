@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from jacobian_robust.attackers import Attackers, Job, one_by_one
-from jacobian_robust.attacks import Attack, Norm
+from jacobian_robust.attacks import Attack, Norm, distances
 
 __all__ = [
     "AttackResult",
@@ -20,7 +20,6 @@ __all__ = [
     "Position",
     "Sweep",
     "attack_standing",
-    "distances",
     "is_allowed",
     "predictions",
     "sweep",
@@ -146,16 +145,6 @@ def predictions(model: nn.Module, images: Float[Tensor, "batch *shape"], batch_s
 
 def _classes(logits: Float[Tensor, "batch classes"]) -> Int[Tensor, "batch"]:
     return logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)
-
-
-def distances(
-    images: Float[Tensor, "batch *shape"], adversarial: Float[Tensor, "batch *shape"], norm: Norm
-) -> Float[Tensor, "batch"]:
-    """Return the distance of each pair: the ℓ∞ or ℓ2 norm, or for noise the root mean square over the pixels."""
-    change = (adversarial - images).flatten(1)
-    if norm == "gaussian":
-        return change.square().mean(-1).sqrt()
-    return torch.linalg.vector_norm(change, ord=2 if norm == "l2" else torch.inf, dim=-1)
 
 
 def is_allowed(

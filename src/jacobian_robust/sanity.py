@@ -364,13 +364,14 @@ def _gradients(subject: _Subject) -> Outcome:
             largest = inputs.new_zeros(len(inputs)) if gradient is None else gradient.flatten(1).abs().amax(-1)
             zero += int((largest == 0).sum())
             undefined += int((~largest.isfinite()).sum())
-    found = {
-        f"that is not finite at {undefined}: an attack by gradients cannot follow it": undefined,
-        f"of exactly zero at {zero}: an attack by gradients cannot move them": zero,
-    }
-    if zero or undefined:
-        which = "; and one ".join(text for text, count in found.items() if count)
-        return _share(zero + undefined, len(subject)), f"of {len(subject)} images the loss has a gradient {which}"
+    faults = []
+    if undefined:
+        faults.append(f"that is not finite at {undefined}: an attack by gradients cannot follow it")
+    if zero:
+        faults.append(f"of exactly zero at {zero}: an attack by gradients cannot move them")
+    if faults:
+        why = f"of {len(subject)} images the loss has a gradient {'; and one '.join(faults)}"
+        return _share(zero + undefined, len(subject)), why
     return "pass", "the loss has a gradient at every image"
 
 

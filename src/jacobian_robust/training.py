@@ -72,16 +72,8 @@ __all__ = ["train", "trainer_arguments"]
 NOT_IN_CHECKPOINT = (
     *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name", "objective", "search"),
     "cuda_graph",
-    *("evaluate", "attack", "suite", "limit", "split", "independent"),
-    *(
-        "sanity_images",
-        "sanity_source",
-        "geometry_images",
-        "reliability",
-        "diagnostics",
-        "diagnostics_images",
-        "processes",
-    ),
+    *("evaluate", "attack", "suite"),
+    *(option for option in EVALUATION_OPTIONS if option != "seed"),
 )
 """Keys of the config that do not shape the trained network."""
 
