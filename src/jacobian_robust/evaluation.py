@@ -54,7 +54,7 @@ from jacobian_robust.robustness import Sweep, predictions, sweep
 from jacobian_robust.sanity import Check, checks_of, sanity_checks, verdict
 from jacobian_robust.tracking import WandbOptions, full_id, log_evaluation, read_logger, run_url, wandb_run
 
-__all__ = ["Evaluation", "Subject", "evaluate", "read_evaluation", "report", "subjects"]
+__all__ = ["Evaluation", "Subject", "evaluate", "read_evaluation", "report", "require_sources", "subjects"]
 
 L2_RADII = (0.5, 1.0, 1.5, 2.0)
 """Where the note's condition is looked at if no ℓ2 budget was attacked."""
@@ -366,7 +366,9 @@ def report(
     Raises:
         UserError: if the directory is at fault, before anything is attacked.
     """
-    evaluation, sources = _transferable(evaluation, models, trust=trust, network=network, pixels=pixels)
+    evaluation, sources = _transferable(
+        *(evaluation, models[0].datamodule, len(models)), trust=trust, network=network, pixels=pixels
+    )
     checked_with = list(itertools.chain(*sources.values())) or _stand_in(models, evaluation, trust=trust)
     names = "+".join(attack.name for attack in evaluation.attacks)
     trained = {subject.name: subject.checkpoint.wandb for subject in models if subject.checkpoint.wandb}
@@ -464,9 +466,24 @@ def _finished(file: Path, models: Sequence[Subject]) -> Results:
     return results
 
 
+def require_sources(evaluation: Evaluation, datamodule: ImageDataModule, models: int) -> None:
+    """Raise a UserError unless the models that examples are transferred from can be read.
+
+    Args:
+        evaluation: how models will be evaluated.
+        datamodule: on what.
+        models: how many will be.
+    """
+    evaluation, sources = _transferable(evaluation, datamodule, models, trust=False, network=None, pixels=None)
+    if models == 1 and not sources:
+        for _ in _stand_ins(evaluation, datamodule, trust=False):
+            pass
+
+
 def _transferable(
     evaluation: Evaluation,
-    models: Sequence[Subject],
+    datamodule: ImageDataModule,
+    models: int,
     *,
     trust: bool,
     network: nn.Module | None,
@@ -477,7 +494,7 @@ def _transferable(
     Raises:
         UserError: if no attack is left, or a named model cannot be read.
     """
-    sources, attacks, datamodule = {}, [], models[0].datamodule
+    sources, attacks = {}, []
     for attack in evaluation.attacks:
         if isinstance(attack, Transfer) and attack.source:
             checkpoints = [load_checkpoint(path, trust=trust) for path in find_checkpoints([attack.source])]
@@ -489,7 +506,7 @@ def _transferable(
                 Subject(name, checkpoint, classifier, datamodule)
                 for name, checkpoint, classifier in zip(_names(checkpoints), checkpoints, classifiers, strict=True)
             ]
-        elif isinstance(attack, Transfer) and len(models) == 1:
+        elif isinstance(attack, Transfer) and models == 1:
             hint = f"name one, attack.{attack.name}.source=CHECKPOINT, or evaluate two checkpoints together"
             if len(evaluation.attacks) == 1:
                 raise UserError(f"{attack.name}: there is no other model to transfer examples from: {hint}")
@@ -513,20 +530,25 @@ def _stand_in(models: Sequence[Subject], evaluation: Evaluation, *, trust: bool)
     Raises:
         UserError: if one that is named cannot be read.
     """
-    if not evaluation.sanity_images or len(models) > 1:
+    if len(models) > 1:
         return []
     [subject] = models
-    for place in evaluation.sanity_sources:
+    for source in _stand_ins(evaluation, subject.datamodule, trust=trust):
+        if not _same_weights(source.network, subject.network):
+            return [source]
+    return []
+
+
+def _stand_ins(evaluation: Evaluation, datamodule: ImageDataModule, *, trust: bool) -> Iterator[Subject]:
+    """Read, of the models that ``sanity_source`` names, those that were trained on the same data."""
+    for place in evaluation.sanity_sources if evaluation.sanity_images else ():
         for path in find_checkpoints([in_project(place)]):
             checkpoint = load_checkpoint(path, trust=trust)
             if not checkpoint.config:
                 raise UserError(f"sanity_source={place}: does not say what it was trained on; name one of train.py")
-            if checkpoint.datamodule().data_name != subject.datamodule.data_name:
-                continue
-            network = _placed(checkpoint.model(), subject.datamodule, checkpoint, gradient=True)
-            if not _same_weights(network, subject.network):
-                return [Subject(path.stem, checkpoint, network, subject.datamodule)]
-    return []
+            if checkpoint.datamodule().data_name == datamodule.data_name:
+                network = _placed(checkpoint.model(), datamodule, checkpoint, gradient=True)
+                yield Subject(path.stem, checkpoint, network, datamodule)
 
 
 def _same_weights(first: nn.Module, second: nn.Module) -> bool:

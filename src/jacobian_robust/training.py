@@ -51,7 +51,14 @@ from jacobian_robust.config import build, build_each, check, describe, flat, pla
 from jacobian_robust.constraints import Lagrangian
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import Terminated, UserError
-from jacobian_robust.evaluation import EVALUATION_OPTIONS, Evaluation, read_evaluation, report, subjects
+from jacobian_robust.evaluation import (
+    EVALUATION_OPTIONS,
+    Evaluation,
+    read_evaluation,
+    report,
+    require_sources,
+    subjects,
+)
 from jacobian_robust.files import RESULTS, claimed, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.model_checks import check_model
@@ -231,6 +238,7 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
         runs = [_assemble(cfg, options, name, directory, measured_as=cfg)]
     if evaluation is not None:
         runs[0].datamodule.require(evaluation.split)
+        require_sources(evaluation, runs[0].datamodule, len(runs))
     with contextlib.ExitStack() as claims:
         # The outer directory first: it says whether the inner ones are this run's to go on with.
         claims.enter_context(claimed(directory, plain(cfg, without=UNRECORDED), resume=options.resume))

@@ -112,6 +112,9 @@ TRAIN = [
         "attack.transfer.source=nowhere",
         "no such file",
     ),
+    (["evaluate=true", f"sanity_source={ROOT}/README.md"], "README.md", "checkpoint"),
+    (["evaluate=true", "attack=transfer", f"attack.transfer.source={ROOT}/README.md"], "README.md", "checkpoint"),
+    (["evaluate=true", "attack=transfer"], "no other model", "attack.transfer.source=CHECKPOINT"),
     (["evaluate=true", "sanity_images=-1"], "sanity_images", "greater than or equal to 0"),
     (["evaluate=true", "~attack"], "attack is empty", "conf/attack"),
 ]
