@@ -459,10 +459,36 @@ def test_any_attack_of_the_library_serves_by_its_name():
     for wrong, said in (
         ({"attack": "MIFGSN"}, "no attack of that name"),
         ({"attack": "torch"}, "no attack of that name"),
+        ({"attack": "AutoAttack"}, "not the reference"),
         ({"arguments": {"stepz": 1}}, "arguments of MIFGSM.*stepz"),
     ):
         with pytest.raises(ValidationError, match=said):
             replace(attack, **wrong)
+
+
+def test_an_attack_of_the_library_that_seeds_itself_starts_elsewhere_each_time():
+    images, labels = grey(0.4, 0.3, 0.2, 0.6, 0.7, 0.8)
+    attack = Library(name="s", attack="Square", norm="linf", eps=[0.1], arguments={"n_queries": 1})
+    starts = []
+    for seed in (0, 1, 1):
+        torch.manual_seed(seed)
+        starts.append(attack.perturb(Linear().eval(), images, labels, 0.1))
+    assert not torch.equal(starts[0], starts[1])
+    assert torch.equal(starts[1], starts[2])
+
+
+def test_an_attack_that_cannot_be_is_told_before_the_first_is_made():
+    images, labels = grey(0.4, 0.3)
+    wrong = PGD(**PGD_OPTIONS | {"name": "wrong", "loss": "dlr"})
+
+    class Untouched(Patient):
+        def perturb(self, *_):
+            raise AssertionError
+
+    first = Untouched(name="first", norm="linf", eps=[0.1])
+    two_classes = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 2)).eval()
+    with pytest.raises(UserError, match=r"attack.wrong.loss=dlr needs at least 3 classes, and there are 2"):
+        sweep(two_classes, images, labels, [first, wrong])
 
 
 def test_transferred_examples_follow_the_other_model_and_are_judged_by_this_one():

@@ -41,7 +41,7 @@ def test_a_sweep_keeps_its_examples_on_the_device_and_the_random_streams():
     labels = model(images).argmax(-1)
     before = torch.cuda.get_rng_state()
     attack = PGD(name="pgd", norm="linf", eps=[0.5], steps=5, step_size=0.2)
-    result = sweep(model, images, labels, attack)
+    result = sweep(model, images, labels, [attack])
     assert torch.equal(before, torch.cuda.get_rng_state())
     assert {t.device.type for t in vars(result.examples[0]).values()} == {"cuda"}
 

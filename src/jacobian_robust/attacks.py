@@ -8,7 +8,7 @@ step sizes are in the same units. torchattacks: H. Kim, "Torchattacks: a PyTorch
 import abc
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import pyautoattack
@@ -134,6 +134,9 @@ class Attack(abc.ABC):
         """Return the number of images in a batch."""
         return self.batch_size or (_ON_A_GPU if device.type == "cuda" else self.on_a_cpu)
 
+    def require(self, classes: int, shape: Sequence[int]) -> None:  # noqa: B027 - most attacks take all there are
+        """Raise a UserError if images of this shape, or a classifier of so many classes, cannot be attacked so."""
+
     @abc.abstractmethod
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the library's attack of images and labels; the model has been placed on its device, captured here."""
@@ -229,8 +232,6 @@ def _climbed(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"
     other = torch.where(leads, ordered.values[:, 1], ordered.values[:, 0])
     value = other - own
     if loss == "dlr":  # Croce and Hein (2020), eq. 4
-        if logits.shape[-1] < 3:
-            raise UserError("loss=dlr needs at least 3 classes: choose loss=margin")
         value = value / (ordered.values[:, 0] - ordered.values[:, 2]).clamp_min(torch.finfo(logits.dtype).tiny ** 0.5)
     climbed = torch.full_like(logits, -torch.inf)
     rows = torch.arange(len(labels), device=labels.device)
@@ -259,6 +260,13 @@ class PGD(Attack):
     random_start: bool = True
     loss: Loss = "cross_entropy"
     early_stop: bool = True
+
+    def require(self, classes: int, shape: Sequence[int]) -> None:
+        """Raise a UserError where the DLR loss has no third logit."""
+        if self.loss == "dlr" and classes < 3:
+            raise UserError(
+                f"attack.{self.name}.loss=dlr needs at least 3 classes, and there are {classes}: choose loss=margin"
+            )
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         library = torchattacks.PGD if self.norm == "linf" else torchattacks.PGDL2
@@ -389,6 +397,8 @@ class Library(Attack):
     def _known(self) -> "Library":
         """Say before any attack what would fail in the middle of an evaluation."""
         library = getattr(torchattacks, self.attack, None)
+        if self.attack == "AutoAttack":
+            raise ValueError("attack=AutoAttack: torchattacks' is not the reference; choose the one in conf/attack")
         if not (isinstance(library, type) and issubclass(library, torchattacks.attack.Attack)):
             raise ValueError(f"attack={self.attack}: torchattacks has no attack of that name")
         try:
@@ -398,7 +408,9 @@ class Library(Attack):
         return self
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
-        made: Callable[[Tensor, Tensor], Tensor] = getattr(torchattacks, self.attack)(model, eps=eps, **self.arguments)
+        library = getattr(torchattacks, self.attack)
+        drawn = {"seed": _drawn_seed()} if "seed" in inspect.signature(library).parameters else {}
+        made: Callable[[Tensor, Tensor], Tensor] = library(model, eps=eps, **drawn | self.arguments)
         return made
 
 
@@ -413,21 +425,19 @@ class Square(Attack):
     norm: Ball
     queries: Count
 
+    def require(self, classes: int, shape: Sequence[int]) -> None:
+        """Raise a UserError where the starting pattern does not fit into the image."""
+        if self.norm == "l2" and min(shape[-2:]) < SQUARES:
+            raise UserError(
+                f"{self.name}: Square in ℓ2 tiles an image with {SQUARES} squares a side, and these have "
+                f"{shape[-2]}×{shape[-1]} pixels; leave it out"
+            )
+
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
-        library = torchattacks.Square(
+        made: Callable[[Tensor, Tensor], Tensor] = torchattacks.Square(
             model, norm=_LIBRARY_NORM[self.norm], eps=eps, n_queries=self.queries, seed=_drawn_seed()
         )
-
-        def attack(images: Tensor, labels: Tensor) -> Tensor:
-            if self.norm == "l2" and min(images.shape[-2:]) < SQUARES:
-                raise UserError(
-                    f"{self.name}: Square in ℓ2 tiles an image with {SQUARES} squares a side, and these have "
-                    f"{images.shape[-2]}×{images.shape[-1]} pixels; leave it out"
-                )
-            adversarial: Tensor = library(images, labels)
-            return adversarial
-
-        return attack
+        return made
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -444,15 +454,18 @@ class AutoAttack(Attack):
     norm: Ball
     parts: Annotated[tuple[Part, ...], Listed, Field(min_length=1)] | None = None
 
+    def require(self, classes: int, shape: Sequence[int]) -> None:
+        """Raise a UserError where the DLR losses have no fourth logit."""
+        if classes < 4 and (self.parts is None or not {"apgd-dlr", "apgd-t"}.isdisjoint(self.parts)):
+            raise UserError(
+                f"{self.name}: AutoAttack's DLR losses need 4 classes or more, and there are {classes}; leave it "
+                f"out, or choose attack.{self.name}.parts=[apgd-ce]"
+            )
+
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         def attack(images: Tensor, labels: Tensor) -> Tensor:
             with torch.no_grad():
                 classes = model(images[:1]).shape[-1]
-            if classes < 4 and (self.parts is None or not {"apgd-dlr", "apgd-t"}.isdisjoint(self.parts)):
-                raise UserError(
-                    f"{self.name}: AutoAttack's DLR losses need 4 classes or more, and there are {classes}; leave it "
-                    f"out, or choose attack.{self.name}.parts=[apgd-ce]"
-                )
             library = pyautoattack.AutoAttack(
                 model,
                 attacks=list(self.parts) if self.parts else None,

@@ -54,7 +54,7 @@ from jacobian_robust.robustness import Sweep, predictions, sweep
 from jacobian_robust.sanity import Check, checks_of, sanity_checks, verdict
 from jacobian_robust.tracking import WandbOptions, full_id, log_evaluation, read_logger, run_url, wandb_run
 
-__all__ = ["Evaluation", "Subject", "evaluate", "read_evaluation", "report", "require_sources", "subjects"]
+__all__ = ["Evaluation", "Subject", "evaluate", "read_evaluation", "report", "require_possible", "subjects"]
 
 L2_RADII = (0.5, 1.0, 1.5, 2.0)
 """Where the note's condition is looked at if no ℓ2 budget was attacked."""
@@ -276,6 +276,7 @@ def subjects(
             classifier = PixelInput(classifier, **pixels).eval()
         datamodule = evaluation.data or checkpoint.datamodule()
         datamodule.require(evaluation.split)
+        _require_attacks(evaluation, datamodule)
         datamodule.prepare_data()
         classifier = _placed(classifier, datamodule, checkpoint, gradient=evaluation.needs_gradient)
         found.append(Subject(name, checkpoint, classifier, datamodule))
@@ -457,8 +458,7 @@ def _finished(file: Path, models: Sequence[Subject]) -> Results:
         results = Results.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise UserError(f"{file} is damaged, or of another version: choose another hydra.run.dir") from error
-    hashes = [(model.sha256, subject.checkpoint.sha256) for model, subject in zip(results.models, models, strict=False)]
-    if len(results.models) != len(models) or any(then != now for then, now in hashes if then and now):
+    if [model.sha256 for model in results.models] != [_sha256(subject) for subject in models]:
         raise UserError(
             f"{file} is the evaluation of other weights than those that are there now: to evaluate these, choose "
             "another hydra.run.dir"
@@ -466,18 +466,26 @@ def _finished(file: Path, models: Sequence[Subject]) -> Results:
     return results
 
 
-def require_sources(evaluation: Evaluation, datamodule: ImageDataModule, models: int) -> None:
-    """Raise a UserError unless the models that examples are transferred from can be read.
+def require_possible(evaluation: Evaluation, datamodule: ImageDataModule, models: int) -> None:
+    """Raise a UserError unless models that are yet to be trained can be evaluated so.
 
     Args:
-        evaluation: how models will be evaluated.
+        evaluation: how they will be evaluated.
         datamodule: on what.
-        models: how many will be.
+        models: how many of them.
     """
+    datamodule.require(evaluation.split)
+    _require_attacks(evaluation, datamodule)
     evaluation, sources = _transferable(evaluation, datamodule, models, trust=False, network=None, pixels=None)
     if models == 1 and not sources:
         for _ in _stand_ins(evaluation, datamodule, trust=False):
             pass
+
+
+def _require_attacks(evaluation: Evaluation, datamodule: ImageDataModule) -> None:
+    """Raise a UserError if an attack is not for such images, or so few classes: before others have taken their time."""
+    for attack in evaluation.attacks:
+        attack.require(datamodule.classes, datamodule.image_shape)
 
 
 def _transferable(
@@ -597,7 +605,7 @@ class _FileJournal:
 
     def load(self) -> dict[str, Any] | None:
         try:
-            stored = torch.load(self.path, weights_only=True)
+            stored = torch.load(self.path, weights_only=True, map_location=_device())
             identity, state = stored["identity"], dict(stored["state"])
         except FileNotFoundError:
             return None
@@ -608,8 +616,8 @@ class _FileJournal:
             ) from error
         if identity != self.identity:
             raise UserError(
-                f"{self.path} is the progress of another evaluation (other weights, options or versions): finish it "
-                "with those, or choose another hydra.run.dir"
+                f"{self.path} is the progress of another evaluation (other weights, options or versions, or on another "
+                "device): finish it with those, or choose another hydra.run.dir"
             )
         return state
 
@@ -717,7 +725,7 @@ def _measure(
     model = Model(
         name=subject.name,
         checkpoint=str(checkpoint.path) if checkpoint.path else None,
-        sha256=checkpoint.sha256,
+        sha256=_sha256(subject),
         training_seed=checkpoint.config.get("seed"),
         settings=settings_hash(checkpoint.config) if checkpoint.config else None,
         epochs=checkpoint.epochs,
@@ -797,6 +805,7 @@ def _identity(subject: Subject, images: Tensor, attacks: Sequence[Attack], evalu
         "independent": evaluation.independent,
         "images": hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest(),
         "versions": versions(),
+        "device": _device().type,  # it decides how many images are in a batch, and what is drawn
     }
 
 

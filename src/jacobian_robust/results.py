@@ -201,7 +201,7 @@ class Model(Strict):
     checkpoint: str | None
     """Its file, if any."""
     sha256: str | None
-    """That file's hash, in hexadecimal."""
+    """That file's hash, in hexadecimal; of a model without one, that of its weights."""
     training_seed: int | None
     """The seed it was trained with, for this project's checkpoints."""
     settings: str | None

@@ -318,12 +318,16 @@ def sweep(
         attackers: who attacks the batches.
 
     Raises:
-        UserError: if a pixel is outside [0, 1].
+        UserError: if a pixel is outside [0, 1], or an attack is not for such images or so few classes.
         ValueError: if the attacks are of several norms.
     """
     (norm, *others) = {attack.norm for attack in attacks}
     if others:
         raise ValueError("a sweep is of one norm")
+    with torch.no_grad():
+        classes = model(images[:1]).shape[-1]
+    for attack in attacks:
+        attack.require(classes, images.shape[1:])
     predicted = predictions(model, images)
     correct = predicted == labels
     state = _State(correct.clone(), images.new_full((len(images),), torch.inf))
@@ -460,7 +464,7 @@ def _gather(
 ) -> Examples:
     index = torch.tensor([image for image, _ in broken], dtype=torch.long, device=images.device)
     clean = images[index]
-    adversarial = torch.stack([made for _, made in broken]).to(images.device) if broken else clean
+    adversarial = torch.stack([made.to(images.device) for _, made in broken]) if broken else clean
     (before, _), (after, adversarial_class) = (_most_likely(model, x) for x in (clean, adversarial))
     return Examples(clean, adversarial, predicted[index], adversarial_class, before, after)
 

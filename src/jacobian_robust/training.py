@@ -56,7 +56,7 @@ from jacobian_robust.evaluation import (
     Evaluation,
     read_evaluation,
     report,
-    require_sources,
+    require_possible,
     subjects,
 )
 from jacobian_robust.files import RESULTS, claimed, from_here, write_atomically
@@ -237,8 +237,7 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
     else:
         runs = [_assemble(cfg, options, name, directory, measured_as=cfg)]
     if evaluation is not None:
-        runs[0].datamodule.require(evaluation.split)
-        require_sources(evaluation, runs[0].datamodule, len(runs))
+        require_possible(evaluation, runs[0].datamodule, len(runs))
     with contextlib.ExitStack() as claims:
         # The outer directory first: it says whether the inner ones are this run's to go on with.
         claims.enter_context(claimed(directory, plain(cfg, without=UNRECORDED), resume=options.resume))

@@ -15,6 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from jacobian_robust import evaluation
+from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.compare import compare
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate
@@ -278,6 +279,16 @@ def test_progress_of_other_weights_is_not_taken(trained, tmp_path, monkeypatch):
     assert journal.load() == {"stage": 1}
     with pytest.raises(UserError, match="another evaluation"):
         evaluation._FileJournal(tmp_path / "progress" / "0_linf.pt", {"sha256": "b"}).load()
+
+
+def test_progress_on_another_device_is_not_taken(trained, monkeypatch):
+    """There batches are of another size, and a batch's number would not say which images it held."""
+    cfg = composed("evaluate", *QUICK, f"checkpoint={trained.directory}/vanilla")
+    asked = evaluation.read_evaluation(cfg)
+    (subject,) = evaluation.subjects([load_checkpoint(trained.directory / "vanilla" / "model.safetensors")], asked)
+    here = evaluation._identity(subject, torch.zeros(1), asked.attacks, asked)
+    monkeypatch.setattr(evaluation, "_device", lambda: torch.device("cuda"))
+    assert evaluation._identity(subject, torch.zeros(1), asked.attacks, asked) == here | {"device": "cuda"} != here
 
 
 def test_progress_with_another_source_is_not_taken(tmp_path, monkeypatch):
