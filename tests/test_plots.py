@@ -131,6 +131,19 @@ def test_the_prediction_scatter_counts_its_points():
     assert "a, 2 images" in written(plots.predicted_against_found({"a": (predicted, found)}))
 
 
+def test_many_models_neither_shrink_the_scatters_nor_cover_the_lines(results):
+    points = {str(i): (torch.ones(3), torch.ones(3)) for i in range(4)}
+    figure = plots.predicted_against_found(points)
+    assert figure.get_size_inches().tolist() == [3 * 5.6, 2 * 5]
+    assert [axes.get_title() for axes in figure.axes if axes.axison] == [f"{i}, 3 images" for i in range(4)]
+    for models, inside in ((6, True), (7, False)):
+        several = [results.models[0].model_copy(update={"name": str(i)}) for i in range(models)]
+        figure = plots.accuracy_curves(several, norm="linf", split="test")
+        assert (figure.axes[0].get_legend() is not None) == inside
+        (legend,) = figure.legends or [figure.axes[0].get_legend()]
+        assert len(legend.get_texts()) == models
+
+
 @pytest.mark.parametrize("twin", [True, False])
 @pytest.mark.parametrize("penalised", [True, False])
 def test_every_panel_of_a_training_says_what_it_measures(twin, penalised):

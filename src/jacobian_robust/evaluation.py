@@ -294,6 +294,13 @@ def _images_of(datamodule: ImageDataModule, evaluation: Evaluation) -> tuple[str
     return (datamodule.data_name, *held_out)
 
 
+def _described(datamodule: ImageDataModule, evaluation: Evaluation) -> str:
+    """Return in words which images are evaluated: evaluations of others are not put into one table."""
+    name, *held_out = _images_of(datamodule, evaluation)
+    of = f" ({held_out[0]} held out by split_seed {held_out[1]})" if held_out else ""
+    return f"{name} {evaluation.split}{of}"
+
+
 def _placed(network: nn.Module, datamodule: ImageDataModule, checkpoint: Checkpoint, *, gradient: bool) -> nn.Module:
     """Return a classifier on the device, with logits in float32.
 
@@ -731,7 +738,7 @@ def _measure(
         epochs=checkpoint.epochs,
         seconds_per_epoch=_mean([row["seconds"] for row in checkpoint.rows if "seconds" in row]),
         wandb=checkpoint.wandb,
-        data=f"{subject.datamodule.data_name} {evaluation.split}",
+        data=_described(subject.datamodule, evaluation),
         verdict=verdict(checks) if checks else None,
         checks=[SanityCheck(**asdict(check)) for check in checks],
         images=len(images),

@@ -179,8 +179,18 @@ def accuracy_curves(models: Sequence[Model], *, norm: Norm, split: str, note: st
     )
     _note(figure, note)
     axes.grid(alpha=0.3)
-    axes.legend()
+    _legend(figure, axes)
     return figure
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Name the lines: inside the axes, or above where many names would cover them (below is a note's place)."""
+    handles, names = axes.get_legend_handles_labels()
+    if len(names) <= 6:
+        axes.legend()
+    else:
+        figure.set_figheight(figure.get_figheight() + 0.2 * len(names))
+        figure.legend(handles, names, loc="outside upper center", fontsize="small")
 
 
 def group_curves(found: Sequence[Group], *, norm: Norm, images: str, note: str = "") -> Figure:
@@ -206,7 +216,7 @@ def group_curves(found: Sequence[Group], *, norm: Norm, images: str, note: str =
     )
     _note(figure, note)
     axes.grid(alpha=0.3)
-    axes.legend()
+    _legend(figure, axes)
     return figure
 
 
@@ -371,10 +381,13 @@ def class_accuracy(model: Model) -> Figure:
 
 def predicted_against_found(points: Points) -> Figure:
     """Return the first-order radius against the smallest ℓ2 perturbation found, an image a point."""
-    figure = Figure(figsize=(5.6 * len(points), 5), layout="constrained")
-    for axes, (name, (predicted, found)) in zip(
-        figure.subplots(1, len(points), squeeze=False).flat, points.items(), strict=True
-    ):
+    columns = min(len(points), 3)
+    rows = -(-len(points) // columns)
+    figure = Figure(figsize=(5.6 * columns, 5 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in panels[len(points) :]:
+        unused.set_axis_off()
+    for axes, (name, (predicted, found)) in zip(panels, points.items(), strict=False):
         known = on_log_axes(predicted, found)
         x, y = predicted[known].cpu(), found[known].cpu()
         unsafe = y < x
@@ -601,7 +614,7 @@ def noise_curves(models: Sequence[Model], *, split: str) -> Figure:
     axes.set(xlabel=_BUDGETS["gaussian"], ylabel="accuracy", ylim=(-0.02, 1.02))
     axes.set_title(f"Accuracy under noise, {models[0].images} {split} images")
     axes.grid(alpha=0.3)
-    axes.legend()
+    _legend(figure, axes)
     return figure
 
 

@@ -213,7 +213,7 @@ class Model(Strict):
     wandb: str | None
     """The W&B run that trained it, as ``entity/project/id`` or ``project/id``."""
     data: str
-    """Data set and split."""
+    """Data set and split; of validation images, which were held out."""
     verdict: Status | None
     """The worst status of the checks; null if none were made."""
     checks: list[SanityCheck]

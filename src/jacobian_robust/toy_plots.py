@@ -214,7 +214,7 @@ def _information_balls(scenes: Sequence[Scene], eps: float) -> Figure:
         figure,
         [
             Patch(color="#bbbbbb", label=f"Euclidean ball, ε = {eps:g} (all at {SHRUNK:g} of their size)"),
-            Line2D([], [], color=PALETTE[0], label="information ball, contains it"),
+            Line2D([], [], color=PALETTE[0], label="information ball (cut to its cell), contains it"),
             Line2D([], [], color=PALETTE[1], linewidth=2, label="does not contain it"),
         ],
         3,
@@ -235,10 +235,11 @@ def _heights(scenes: Sequence[Scene]) -> Figure:
             steps = (heights / top * 2 * SHADES).round().view(scene.side, scene.side).numpy() * top / 2 / SHADES
             axes.imshow(steps, origin="lower", extent=(0, 1, 0, 1), cmap="cividis", norm=colours, interpolation="none")
             _contour(axes, scene, heights, list(np.arange(0.25, top, 0.25)), step=3, colors="white", linewidths=0.6)
-            _boundary(axes, scene, "black")
+            _boundary(axes, scene, PALETTE[1])  # black would be lost where the heights are dark
             _square(axes)
         bar = figure.colorbar(ScalarMappable(colours, "cividis"), ax=list(grid[row]), shrink=0.9)
-        bar.set_label(name, fontsize=13)
+        bar.set_label(f"{name}\n(lines: every 0.25)", fontsize=13)
+    _legend(figure, [Line2D([], [], color=PALETTE[1], label="decision boundary")], 1)
     return figure
 
 
@@ -254,6 +255,13 @@ def _border(ball: Ball, share: float) -> np.ndarray:
         elif share * ball.radius < lengths[-1]:
             border[ray] = [np.interp(share * ball.radius, lengths, column) for column in places.T]
     return border
+
+
+def _ticks(limits: tuple[float, float]) -> np.ndarray:
+    """Return the tenths within an axis."""
+    low, high = limits
+    ticks: np.ndarray = np.arange(math.ceil(10 * low), math.floor(10 * high) + 1) / 10
+    return ticks
 
 
 def _geodesic_balls(scenes: Sequence[Scene], eps: float) -> Figure:
@@ -277,10 +285,12 @@ def _geodesic_balls(scenes: Sequence[Scene], eps: float) -> Figure:
             axes.plot(*torch.cat([ball.flat, ball.flat[:1]]).T, "--", color=PALETTE[1], linewidth=2)
             axes.add_patch(Circle(centre, eps, facecolor="none", edgecolor=INK, linewidth=1.6, linestyle=":"))
             axes.plot(*centre, MARKERS[ball.label], color=INK, markersize=6)
-            axes.set_title(f"$d_B$ = {ball.radius:.2f}", fontsize=12)
+            axes.set_title(f"class {ball.label}, $d_B$ = {ball.radius:.2f}", fontsize=12)
             axes.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach))
-            axes.set(xticks=(), yticks=(), facecolor=OUTSIDE)
-        line[0].set_ylabel(scene.name, fontsize=15)
+            axes.set(xticks=_ticks(axes.get_xlim()), yticks=_ticks(axes.get_ylim()), facecolor=OUTSIDE)
+        line[0].set_ylabel(f"{scene.name}\n$x_2$", fontsize=15)
+    for axes in grid[-1]:
+        axes.set_xlabel("$x_1$")
     _legend(
         figure,
         [
@@ -302,6 +312,14 @@ def _geodesic_balls(scenes: Sequence[Scene], eps: float) -> Figure:
     )
     return figure
 
+
+def _row_titles(grid: np.ndarray, titles: Sequence[str]) -> None:
+    """Say at the left of each row what it shows; axes that are off have no label."""
+    for axes, title in zip(grid[:, 0], titles, strict=True):
+        axes.text(-0.06, 0.5, title, transform=axes.transAxes, rotation=90, ha="right", va="center", fontsize=14)
+
+
+_BOUNDARY = Line2D([], [], color=INK, linewidth=0.8, linestyle="--", label="decision boundary in the simplex")
 
 _CORNERS = np.array([[-math.sqrt(3) / 2, -0.5], [math.sqrt(3) / 2, -0.5], [0.0, 1.0]])
 
@@ -359,7 +377,8 @@ def _circles(scenes: Sequence[Scene], eps: float) -> Figure:
                 axes.fill(*outline.T, **style, joinstyle="round", zorder=3 + label)
     entries = [Line2D([], [], linestyle="", label=f"circles of radius ε = {eps:g} around test points of")]
     entries += [Line2D([], [], color=PALETTE[k], linewidth=width, label=f"class {k}") for k, width in enumerate(widths)]
-    _legend(figure, entries, 4)
+    _row_titles(grid, ("in the simplex", "on the sphere"))
+    _legend(figure, [*entries, _BOUNDARY], 5)
     return figure
 
 
@@ -380,6 +399,7 @@ def _attacks(scenes: Sequence[Scene], eps: float) -> Figure:
                 axes.plot(
                     *curve[-1], "X" if broken else "P", color=INK, markeredgecolor="white", markersize=10, zorder=6
                 )
+    _row_titles(grid, ("", "on the sphere"))
     _legend(
         figure,
         [
@@ -387,6 +407,7 @@ def _attacks(scenes: Sequence[Scene], eps: float) -> Figure:
             Line2D([], [], color=INK, marker="X", label="ends in another class"),
             Line2D([], [], color=INK, marker="P", linestyle=":", label="ends in its own"),
             Line2D([], [], color=INK, marker="o", fillstyle="none", linestyle="", label=f"ball of radius ε = {eps:g}"),
+            _BOUNDARY,
         ],
         3,
     )

@@ -180,21 +180,26 @@ def log_evaluation(
     run.log({"robustness/table": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])})
     checks = [[model.name, check.name, check.status, check.why] for model in results.models for check in model.checks]
     run.log({"sanity/checks": wandb.Table(columns=["model", "check", "status", "why"], data=checks)})
-    run.summary.update({f"sanity/{model.name}": model.verdict for model in results.models})
+    run.summary.update({_key("sanity", model.name): model.verdict for model in results.models})
     first = results.models[0].seconds_per_epoch
     for model in results.models:
         if model.seconds_per_epoch:
-            run.summary[f"training/{model.name}/seconds_per_epoch"] = model.seconds_per_epoch
+            run.summary[_key("training", model.name, "seconds_per_epoch")] = model.seconds_per_epoch
             if first and len(results.models) > 1:
-                run.summary[f"training/{model.name}/cost_over_first"] = model.seconds_per_epoch / first
+                run.summary[_key("training", model.name, "cost_over_first")] = model.seconds_per_epoch / first
     for norm in results.norms:
         _log_curves(run, results, norm)
     _log_seeds(run, alike)
     _log_classes(run, results.models)
     _log_geometry(run, results.models, points)
     _log_beyond(run, results.models)
-    run.log({f"figures/{name}": wandb.Image(figure) for name, figure in figures.items()})
+    run.log({_key("figures", name): wandb.Image(figure) for name, figure in figures.items()})
     run.log({"report": wandb.Html(report.read_text(encoding="utf-8"), inject=False)})
+
+
+def _key(*parts: str) -> str:
+    """Return the name of a metric: in one, W&B takes a point for nesting."""
+    return "/".join(parts).replace(".", "_")
 
 
 def _log_curves(run: "wandb.Run", results: Results, norm: Norm) -> None:
@@ -211,8 +216,8 @@ def _log_curves(run: "wandb.Run", results: Results, norm: Norm) -> None:
     run.define_metric(f"robustness/accuracy_{norm}/*", step_metric=f"robustness/eps_{norm}")
     for name, curve in curves.items():
         for eps, accuracy in curve:
-            run.log({f"robustness/eps_{norm}": eps, f"robustness/accuracy_{norm}/{name}": accuracy})
-            run.summary[f"robust_accuracy_{norm}/{name}/{eps:g}"] = accuracy
+            run.log({f"robustness/eps_{norm}": eps, _key(f"robustness/accuracy_{norm}", name): accuracy})
+            run.summary[_key(f"robust_accuracy_{norm}", name, f"{eps:g}")] = accuracy
 
 
 def _log_seeds(run: "wandb.Run", alike: Sequence[Group]) -> None:
@@ -234,7 +239,7 @@ def _log_classes(run: "wandb.Run", models: Sequence[Model]) -> None:
     _log_bars(run, "clean", "Clean accuracy by class", models, [[c.clean_correct for c in m.classes] for m in models])
     for number, threat in enumerate(models[0].threats):
         for i, budget in enumerate(threat.budgets):
-            name = f"{threat.norm}_{budget.eps:g}".replace(".", "_")  # in a key, W&B takes a point for nesting
+            name = f"{threat.norm}_{budget.eps:g}"
             title = f"Accuracy by class, {NORMS[threat.norm]} {budget.eps:g}"
             counts = [[c.robust_correct[m.threats[number].norm][i] for c in m.classes] for m in models]
             rows = _log_bars(run, name, title, models, counts)
@@ -260,7 +265,7 @@ def _log_bars(
         if c.images
     ]
     table = wandb.Table(columns=["model", "label", "class", "images", "accuracy"], data=rows)
-    run.log({f"classes/{name}": wandb.plot.bar(table, "label", "accuracy", title=title)})
+    run.log({_key("classes", name): wandb.plot.bar(table, "label", "accuracy", title=title)})
     return rows
 
 
@@ -274,11 +279,11 @@ def _log_geometry(run: "wandb.Run", models: Sequence[Model], points: Points) -> 
         table = wandb.Table(columns=["image", "predicted", "found", "log10_predicted", "log10_found"], data=rows)
         title = f"{name}: predicted radius d_B/‖J‖₂ against the smallest ℓ2 perturbation found, {len(rows)} images"
         scatter = wandb.plot.scatter(table, "log10_predicted", "log10_found", title=title)  # it has no log axes
-        run.log({f"first_order/scatter{suffix_of(name, len(models))}": scatter})
+        run.log({_key("first_order", f"scatter{suffix_of(name, len(models))}"): scatter})
     measured = [(model.name, model.first_order) for model in models if model.first_order]
     for name, found_there in measured:
         values = found_there.model_dump(exclude={"conditions"})
-        run.summary.update({f"first_order/{name}/{key}": value for key, value in values.items()})
+        run.summary.update({_key("first_order", name, key): value for key, value in values.items()})
     conditions = [[name, *c.model_dump().values()] for name, found_there in measured for c in found_there.conditions]
     columns: list[str | int] = ["model", *Condition.model_fields]
     if conditions:
@@ -290,7 +295,7 @@ def _log_beyond(run: "wandb.Run", models: Sequence[Model]) -> None:
     for model in models:
         if model.calibration:
             for key in ("ece", "nll", "brier"):
-                run.summary[f"calibration/{model.name}/{key}"] = getattr(model.calibration, key)
+                run.summary[_key("calibration", model.name, key)] = getattr(model.calibration, key)
     if not models[0].calibration:
         return
     noise = wandb.plot.line_series(

@@ -167,7 +167,7 @@ def test_wandb_run_of_an_evaluation_holds_table_curve_and_images(trained, tmp_pa
 def test_the_held_out_images_can_be_attacked_to_choose_settings_by(trained, tmp_path):
     report = run(tmp_path, f"checkpoint={trained.directory}/vanilla", "split=validation")
     (model,) = report.models
-    assert (report.split, model.data) == ("validation", "MNIST validation")
+    assert (report.split, model.data) == ("validation", "MNIST validation (200 held out by split_seed 0)")
     checkpoint = load_checkpoint(trained.directory / "vanilla" / "checkpoints" / "last.ckpt")
     datamodule = checkpoint.datamodule()
     datamodule.setup("validate")

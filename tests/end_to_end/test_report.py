@@ -127,6 +127,10 @@ def test_wandb_has_every_panel_of_the_report(evaluated):
     summary = wandb_records.summary(records)
     first, second = (model.seconds_per_epoch for model in results.models)
     assert summary[f"training/{results.models[1].name}/cost_over_first"] == second / first
+    assert (
+        summary[f"robust_accuracy_linf/{results.models[1].name}/0_1"]
+        == results.models[1].threats[0].budgets[0].robust_accuracy
+    )
 
 
 def test_a_budget_that_not_every_attack_met_is_told_in_report_table_and_wandb(tmp_path, capsys):
