@@ -240,9 +240,8 @@ def compare(places: Sequence[Path], directory: Path, over: str | None = None) ->
             figures["trade_off"] = plots.trade_off(results, varied, over)
         if points := _points(read):
             figures["first_order"] = plots.predicted_against_found(points)
-        for name, figure in figures.items():
-            figure.savefig(directory / f"{name}.png", dpi=120)
-        write_report(directory / "report.html", results, alike, figures, config, sheets=_sheets(read, directory))
+        files = plots.save(figures, directory)
+        write_report(directory / "report.html", results, alike, files, config, sheets=_sheets(read, directory))
         with write_atomically(directory / "robustness.json") as file:
             file.write(results.model_dump_json(indent=2))
         _write_rows(directory / "runs.csv", results, varied)

@@ -427,9 +427,7 @@ def report(
         studies = [details.study for _, details in measured if details.study is not None]
         simplified = _simplified(results, studies)
         points = _points([details for _, details in measured])
-        figures = _figures(results, alike, [details for _, details in measured], points)
-        for name, figure in figures.items():
-            figure.savefig(directory / f"{name}.png", dpi=120)
+        figures = plots.save(_figures(results, alike, [details for _, details in measured], points), directory)
         with write_atomically(directory / "robustness.csv") as file:
             rows = _rows(results)
             writer = csv.DictWriter(file, list(rows[0]))

@@ -4,6 +4,7 @@ import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,6 +52,14 @@ Rows = Sequence[Mapping[str, float | int]]
 
 Points = Mapping[str, tuple[Float[Tensor, "n"], Float[Tensor, "n"]]]
 """By the name of the model, the predicted radii and the lengths found, infinite where nothing was."""
+
+
+def save(figures: Mapping[str, Figure], directory: Path) -> dict[str, Path]:
+    """Write figures as ``NAME.png`` into a directory and return the files by name."""
+    files = {name: directory / f"{name}.png" for name in figures}
+    for name, figure in figures.items():
+        figure.savefig(files[name], dpi=120)
+    return files
 
 
 def _curve(axes: Axes, rows: Rows, metric: str, splits: Mapping[str, str]) -> None:
@@ -332,28 +341,38 @@ def adversarial_examples(examples: Mapping[float, Examples], *, norm: Norm, titl
     if not shown:
         figure.text(0.5, 0.4, "no image was broken", ha="center")
         return figure
-    grid = figure.subplots(3 * len(shown), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for number, (eps, e) in enumerate(shown.items()):
+    axes = figure.subplots()  # one for all images: an axes for each would take seconds to lay out
+    *_, rows_of_pixels, columns_of_pixels = next(iter(shown.values())).clean.shape
+    height, top = rows_of_pixels / columns_of_pixels, 0.0
+    for eps, e in shown.items():
         clean = [f"{c}: {p:.0%}" for c, p in zip(e.clean_class.tolist(), e.clean_confidence.tolist(), strict=True)]
         found = [
             f"{c}: {p:.0%}"
             for c, p in zip(e.adversarial_class.tolist(), e.adversarial_confidence.tolist(), strict=True)
         ]
-        rows = (
+        rows: tuple[tuple[str, Tensor, list[str], dict[str, Any]], ...] = (
             ("clean", e.clean, clean, {"cmap": "gray", "vmin": 0, "vmax": 1}),
             (f"{SYMBOLS[norm]} = {eps:g}", e.adversarial, found, {"cmap": "gray", "vmin": 0, "vmax": 1}),
             ("difference", e.adversarial - e.clean, [""] * len(found), {"cmap": "PuOr_r", "vmin": -1, "vmax": 1}),
         )
         scale = max(float((e.adversarial - e.clean).abs().max()), 1e-9)
         for offset, (label, images, captions, colours) in enumerate(rows):
-            line = grid[3 * number + offset]
-            line[0].text(-0.15, 0.5, label, transform=line[0].transAxes, ha="right", va="center")
-            for axes, image, caption in zip(line, images.cpu(), captions, strict=False):
+            top += 0.17 if offset < 2 else 0.06
+            axes.text(-0.12, top + height / 2, label, ha="right", va="center")
+            for column, (image, caption) in enumerate(zip(images.cpu(), captions, strict=True)):
                 pixels = image.movedim(0, -1).squeeze(-1).numpy() / (scale if offset == 2 else 1)
-                axes.imshow(pixels if pixels.ndim == 2 or offset < 2 else pixels / 2 + 0.5, **colours)
-                axes.set_title(caption, fontsize=9, color=PALETTE[min(offset, 1)], pad=2)
+                left = 1.1 * column
+                axes.imshow(
+                    pixels if pixels.ndim == 2 or offset < 2 else pixels / 2 + 0.5,
+                    extent=(left, left + 1, top + height, top),
+                    **colours,
+                )
+                colour = PALETTE[min(offset, 1)]
+                axes.text(left + 0.5, top - 0.02, caption, fontsize=9, color=colour, ha="center", va="bottom")
+            top += height
+        top += 0.08
+    axes.set(xlim=(0, 1.1 * columns - 0.1), ylim=(top, 0))
+    axes.set_axis_off()
     return figure
 
 

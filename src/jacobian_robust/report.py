@@ -1,14 +1,12 @@
 """The report of an evaluation: one HTML file that needs nothing else, neither a network nor a script."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from jacobian_robust.attacks import Norm
@@ -59,7 +57,7 @@ def write_report(
     path: Path,
     results: Results,
     alike: Sequence[Group],
-    figures: Mapping[str, Figure],
+    figures: Mapping[str, Path],
     config: Mapping[str, Any],
     simplifications: Simplifications | None = None,
     sheets: Sequence[Sheet] = (),
@@ -70,7 +68,7 @@ def write_report(
         path: of the HTML file.
         results: the evaluation.
         alike: models that differ in their training seed alone.
-        figures: by name, in the order in which they are shown.
+        figures: PNG files by name, in the order in which they are shown.
         config: what was asked for, as plain containers.
         simplifications: the note's six, if they were measured.
         sheets: of earlier evaluations, shown after the figures.
@@ -90,9 +88,9 @@ def write_report(
         {
             "name": name,
             "caption": next(text for kind, text in CAPTIONS.items() if name.startswith(kind)),
-            "data": _png(figure),
+            "data": base64.b64encode(file.read_bytes()).decode(),
         }
-        for name, figure in figures.items()
+        for name, file in figures.items()
     ]
     text = environment.get_template("report.html").render(
         results=results,
@@ -129,9 +127,3 @@ def write_report(
     )
     with write_atomically(path) as file:
         file.write(text)
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return base64.b64encode(buffer.getvalue()).decode()

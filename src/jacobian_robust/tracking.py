@@ -3,7 +3,7 @@
 import contextlib
 import re
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -163,7 +163,7 @@ def log_evaluation(
     alike: Sequence[Group],
     rows: list[dict[str, Any]],
     points: Points,
-    figures: dict[str, Figure],
+    figures: Mapping[str, Path],
     report: Path,
 ) -> None:
     """Log an evaluation: tables, charts over the budget, the figures, the report, and the accuracies as a summary.
@@ -174,7 +174,7 @@ def log_evaluation(
         alike: models that differ in their training seed alone.
         rows: the rows of ``robustness.csv``.
         points: what the geometry predicts at each image, and what was found there.
-        figures: by name.
+        figures: PNG files by name.
         report: the HTML file.
     """
     run.log({"robustness/table": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])})
@@ -193,7 +193,7 @@ def log_evaluation(
     _log_classes(run, results.models)
     _log_geometry(run, results.models, points)
     _log_beyond(run, results.models)
-    run.log({_key("figures", name): wandb.Image(figure) for name, figure in figures.items()})
+    run.log({_key("figures", name): wandb.Image(str(file)) for name, file in figures.items()})
     run.log({"report": wandb.Html(report.read_text(encoding="utf-8"), inject=False)})
 
 
