@@ -61,6 +61,20 @@ def test_penalty_is_equation_15(cls, order, bound, chart):
     torch.testing.assert_close(penalty, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("cls", [Frobenius, Spectral, Isometry])
+def test_a_network_that_ends_in_a_softmax_is_penalised_as_without_it(cls):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    expected = cls(eps=0.7)(model(x), x)
+    penalty = cls(eps=0.7, outputs="probabilities")(model(x).softmax(-1), x)
+    torch.testing.assert_close(penalty, expected)
+    gradients = [torch.autograd.grad(value.sum(), list(model.parameters())) for value in (penalty, expected)]
+    torch.testing.assert_close(*gradients)
+    certain = torch.eye(4, dtype=torch.float64)[[0] * 6] + 0 * x[:, :4]  # classes of no probability
+    assert cls(eps=0.7, outputs="probabilities")(certain, x).isfinite().all()
+
+
 def test_the_notes_ratio_gives_its_radius():
     assert Frobenius(delta_over_eps=1e-3).radius(10) == pytest.approx(2498, abs=0.5)
     assert Frobenius(eps=1.5).radius(10) == 1.5

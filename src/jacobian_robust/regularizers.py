@@ -166,12 +166,15 @@ class RadiusPenalty:
             last class hardest, by the conformal factor ``ρ``) or the ``sphere``, which treats all classes alike.
         bound: the Fisher–Rao distance ``d``: to the ``center`` of the simplex (the note's ``δ``) or, exact, to the
             decision ``boundary``.
+        outputs: what the model returns, ``logits`` or, if its last layer is a softmax, ``probabilities``. These then are
+            the prediction that is measured, although a cross-entropy that is given them applies the softmax again.
     """
 
     eps: Magnitude | None = None
     delta_over_eps: Magnitude | None = None
     chart: Literal["stereographic", "sphere"] = "stereographic"
     bound: Bound = "center"
+    outputs: Literal["logits", "probabilities"] = "logits"
 
     @model_validator(mode="after")
     def _one_radius(self) -> "RadiusPenalty":
@@ -186,6 +189,10 @@ class RadiusPenalty:
             return self.eps
         assert self.delta_over_eps is not None
         return max_distance_to_center(classes) / self.delta_over_eps
+
+    def _logits(self, outputs: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+        """Return logits whose softmax is the prediction; of a class of no probability they are large enough."""
+        return outputs if self.outputs == "logits" else outputs.clamp_min(1e-12).log()
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -224,6 +231,7 @@ class ExponentialPenalty(RadiusPenalty, abc.ABC):
 
         The labels play no part in it. The exponent is computed as ``(‖J_μ‖ - d/ε)/ρ``, which equals ``‖J̃‖ - d/(ρε)``.
         """
+        logits = self._logits(logits)
         norm = self.norm(logits, inputs, generator=generator, create_graph=create_graph)
         logits = logits.to(norm.dtype)
         exponent = norm - _distance(logits, self.bound) / self.radius(logits.shape[-1])
@@ -309,6 +317,7 @@ class Isometry(RadiusPenalty):
         Computed as ``‖ε² Lᵀ J_s J_sᵀ L - d² I‖_F / ρ²``: the chart is conformal, so that ``ρ² J̃ J̃ᵀ`` has the
         eigenvalues of that Gram matrix (:func:`jacobian_robust.jacobian.gram_matrix`).
         """
+        logits = self._logits(logits)
         gram = gram_matrix(logits, inputs, create_graph=create_graph)
         logits = logits.to(gram.dtype)
         wanted = torch.diag_embed(_distance(logits, self.bound).square()[:, None].expand(gram.shape[:2]))
