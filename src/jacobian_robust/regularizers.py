@@ -166,7 +166,7 @@ class RadiusPenalty:
             last class hardest, by the conformal factor ``ρ``) or the ``sphere``, which treats all classes alike.
         bound: the Fisher–Rao distance ``d``: to the ``center`` of the simplex (the note's ``δ``) or, exact, to the
             decision ``boundary``.
-        outputs: what the model returns, ``logits`` or, if its last layer is a softmax, ``probabilities``. These then are
+        outputs: what the model returns, ``logits`` or, if its last layer is a softmax, ``probabilities``. They are then
             the prediction that is measured, although a cross-entropy that is given them applies the softmax again.
     """
 

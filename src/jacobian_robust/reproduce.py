@@ -50,9 +50,9 @@ NETWORKS = (
     Network("note_vanilla_double_softmax", "vanilla, softmax applied twice"),
     Network("note_vanilla_double_softmax", "the same weights, attacked without the second softmax", model="lenet"),
     Network("note_regularized", "regularised, eq. 15", (8829, 8040, 3708, 211)),
-    Network("note_regularized_double_softmax", "regularised, softmax applied twice"),
+    Network("note_regularized_double_softmax", "regularised, eq. 15, softmax applied twice"),
     Network("note_regularized_double_softmax", "these weights, attacked without the second softmax", model="lenet"),
-    Network("note_constant_eta", "regularised, η = 0.005 throughout"),
+    Network("note_constant_eta", "regularised, eq. 15, η = 0.005 throughout"),
     Network("note_isometry", "isometry, the penalty before eq. 15"),
 )
 
@@ -174,7 +174,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
     images = outcomes[0].results.models[0].images
     lines = [
         f"Images that PGD leaves correctly classified, of {images}; each budget on its own. In brackets the share of "
-        "those that are correctly classified clean, which is the note's convention.",
+        "those that are correctly classified clean, which is the note's convention. With eq. 15, ours are trained with "
+        "one probe for the norm, the note's with the exact one.",
         "",
         f"| | seed | clean | {' | '.join(f'ℓ∞ {eps:g}' for eps in budgets)} | sanity |",
         "| --- | --- | --- |" + " --- |" * (len(budgets) + 1),
@@ -230,7 +231,8 @@ def cost(path: Path) -> str:
             "| --- | --- | --- | --- |",
             f"| almost 12 | {' | '.join(f'{ratio:.1f}' for ratio in ratios)} |",
             "",
-            f"Exact and fast norms {agree} in value: the mean of the square is off by {off} (± the standard error).",
+            f"Exact and fast norms {agree} in value: the mean of the square is off by {off} (± the standard error). "
+            "What training with them leads to differs: [jacobian_norms.md](../jacobian_norms.md), “The same result?”.",
             "",
         ]
     )
