@@ -50,8 +50,8 @@ NETWORKS = (
     Network("note_vanilla_double_softmax", "vanilla, softmax applied twice"),
     Network("note_vanilla_double_softmax", "the same weights, attacked without the second softmax", model="lenet"),
     Network("note_regularized", "regularised, eq. 15", (8829, 8040, 3708, 211)),
-    Network("note_regularized_double_softmax", "regularised, eq. 15, softmax applied twice"),
-    Network("note_regularized_double_softmax", "these weights, attacked without the second softmax", model="lenet"),
+    Network("note_regularized_inner_softmax", "regularised, eq. 15 of the first of two softmaxes"),
+    Network("note_regularized_inner_softmax", "these weights, attacked without the second softmax", model="lenet"),
     Network("note_constant_eta", "regularised, eq. 15, η = 0.005 throughout"),
     Network("note_isometry", "isometry, the penalty before eq. 15"),
 )
