@@ -322,7 +322,7 @@ def test_the_margin_breaks_a_saturated_model_of_which_cross_entropy_sees_no_grad
     assert sweep(saturated, images, labels, [PGD(**options)]).budgets[0].correct == 2
     assert sweep(saturated, images, labels, [PGD(**options, loss="margin")]).budgets[0].correct == 0
     with pytest.raises(UserError, match="at least 3 classes"):
-        PGD(**options, loss="dlr").perturb(saturated, images, labels, 0.1)
+        sweep(saturated, images, labels, [PGD(**options, loss="dlr")])
 
 
 def test_the_first_iterate_that_breaks_counts_and_the_image_is_not_shown_again():

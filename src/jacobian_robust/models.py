@@ -55,9 +55,9 @@ class LeNet(nn.Module):
         pooling: of the 2×2 squares, their ``max`` or, which is smooth, their ``average``.
         orthogonal: keep the weights of all layers but the last, which is free to scale the logits, orthonormal: the map
             to what the last layer is given is then 1-Lipschitz, if the activation is (ELU, ReLU, softplus, tanh).
-        double_softmax: return probabilities where logits belong. The note's published networks did: cross-entropy and
-            attacks then apply the softmax a second time, which holds the loss above ``-log(e / (e + 9)) = 1.461`` for
-            ten classes and weakens the attacks' gradients. For reproduction only.
+        double_softmax: return probabilities where logits belong. The note's published networks most likely did:
+            cross-entropy and attacks then apply the softmax a second time, which holds the loss above
+            ``-log(e / (e + 9)) = 1.461`` for ten classes and weakens the attacks' gradients. For reproduction only.
     """
 
     @validate_call(config=STRICT)

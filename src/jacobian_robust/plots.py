@@ -102,6 +102,7 @@ def training_curves(rows: Rows, *, twin: Rows | None = None, penalised: bool, va
         penalty.set(title="(d) No penalty: mean Jacobian norm ‖J‖ (Frobenius)", ylabel="‖J‖")
     for axes in figure.axes:
         axes.set(xlabel="epoch")
+        axes.title.set_fontsize("medium")  # the longest has to fit above its panel
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if axes.lines:

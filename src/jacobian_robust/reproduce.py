@@ -51,10 +51,15 @@ NETWORKS = (
     Network("note_vanilla_double_softmax", "the same weights, attacked without the second softmax", model="lenet"),
     Network("note_regularized", "regularised, eq. 15", (8829, 8040, 3708, 211)),
     Network("note_regularized_inner_softmax", "regularised, eq. 15 of the first of two softmaxes"),
-    Network("note_regularized_inner_softmax", "these weights, attacked without the second softmax", model="lenet"),
     Network("note_constant_eta", "regularised, eq. 15, η = 0.005 throughout"),
     Network("note_isometry", "isometry, the penalty before eq. 15"),
 )
+
+FIGURE_1 = (
+    ("note_regularized", "note_vanilla", "figure1", "one softmax"),
+    ("note_regularized_inner_softmax", "note_vanilla_double_softmax", "figure1_two_softmaxes", "two softmaxes"),
+)
+"""The regularised and the vanilla network of each pair of which Figure 1 is drawn, its file and what it is of."""
 
 TEST_IMAGES = 10_000
 
@@ -254,12 +259,14 @@ def _figures(outcomes: Sequence[Outcome], directory: Path) -> str:
     for outcome in outcomes:
         rows.setdefault(outcome.network.experiment, outcome.rows)
     shown = ""
-    if {"note_vanilla", "note_regularized"} <= rows.keys():
-        figure = plots.training_curves(
-            rows["note_regularized"], twin=rows["note_vanilla"], penalised=True, validation_name="test"
-        )
-        figure.savefig(directory / "figure1.png", dpi=120)
-        shown += "\n![Figure 1: loss, cross-entropy and penalty over the epochs](note/figure1.png)\n"
+    for regularized, vanilla, name, softmaxes in FIGURE_1:
+        if {regularized, vanilla} <= rows.keys():
+            figure = plots.training_curves(
+                rows[regularized], twin=rows[vanilla], penalised=True, validation_name="test"
+            )
+            figure.savefig(directory / f"{name}.png", dpi=120)
+            what = f"Figure 1, {softmaxes}: loss, cross-entropy and penalty over the epochs"
+            shown += f"\n![{what}](note/{name}.png)\n"
     labels = {outcome.network.experiment: outcome.network.label for outcome in reversed(outcomes)}
     figure = plots.progress({labels[name]: found for name, found in rows.items()})
     figure.savefig(directory / "progress.png", dpi=120)
