@@ -83,8 +83,15 @@ def test_the_geometry_and_the_rest_are_measured_through_a_program(kind, classifi
 
 
 def test_a_factory_is_enough(tmp_path):
-    (model,) = run(tmp_path, "+model._target_=jacobian_robust.models.LeNet", "data=mnist", "limit=20").models
-    assert (model.name, model.checkpoint, model.sha256) == ("model", None, None)
+    """It has no file, and may return other weights each time: an evaluation is of those that it met."""
+    options = ["+model._target_=jacobian_robust.models.LeNet", "data=mnist", "limit=20"]
+    torch.manual_seed(0)
+    (model,) = run(tmp_path, *options).models
+    assert (model.name, model.checkpoint) == ("model", None)
+    torch.manual_seed(0)
+    assert run(tmp_path, *options, "resume=true").models == [model]
+    with pytest.raises(UserError, match="of other weights"):
+        run(tmp_path, *options, "resume=true")
 
 
 @pytest.mark.parametrize(
