@@ -135,7 +135,12 @@ class Attack(abc.ABC):
         return self.batch_size or (_ON_A_GPU if device.type == "cuda" else self.on_a_cpu)
 
     def require(self, classes: int, shape: Sequence[int]) -> None:  # noqa: B027 - most attacks take all there are
-        """Raise a UserError if images of this shape, or a classifier of so many classes, cannot be attacked so."""
+        """Raise a UserError if such images or classifiers cannot be attacked so.
+
+        Args:
+            classes: number of logits.
+            shape: of an image, ``(channels, height, width)``.
+        """
 
     @abc.abstractmethod
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:

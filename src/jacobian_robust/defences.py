@@ -380,7 +380,7 @@ def _report(record: Record, document: Document) -> None:
     attacked = {kind: record.evaluations(kind) for kind in plan.evaluations}
     text = f"{protocol(plan)}\n{tuned(plan, trials, set().union(*attacked.values()))}"
     if any(trial.clean == trial.clean for found in trials.values() for trial in found):
-        plots.trials_by_method(points, robust=plan.objective).savefig(record.directory / "trade_off.png", dpi=120)
+        plots.save({"trade_off": plots.trials_by_method(points, robust=plan.objective)}, record.directory)
         text += "\n![Clean against robust accuracy of all trials](defences/trade_off.png)\n"
     for found in attacked.values():
         if found:

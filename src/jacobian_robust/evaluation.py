@@ -483,8 +483,7 @@ def require_possible(evaluation: Evaluation, datamodule: ImageDataModule, models
     _require_attacks(evaluation, datamodule)
     evaluation, sources = _transferable(evaluation, datamodule, models, trust=False, network=None, pixels=None)
     if models == 1 and not sources:
-        for _ in _stand_ins(evaluation, datamodule, trust=False):
-            pass
+        list(_stand_ins(evaluation, datamodule, trust=False))
 
 
 def _require_attacks(evaluation: Evaluation, datamodule: ImageDataModule) -> None:

@@ -191,7 +191,7 @@ class RadiusPenalty:
         return max_distance_to_center(classes) / self.delta_over_eps
 
     def _logits(self, outputs: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
-        """Return logits whose softmax is the prediction; of a class of no probability they are large enough."""
+        """Return logits whose softmax is the prediction; that of a class without probability is finite, too."""
         return outputs if self.outputs == "logits" else outputs.clamp_min(1e-12).log()
 
 

@@ -258,18 +258,17 @@ def _figures(outcomes: Sequence[Outcome], directory: Path) -> str:
     rows: dict[str, list[dict[str, float | int]]] = {}
     for outcome in outcomes:
         rows.setdefault(outcome.network.experiment, outcome.rows)
-    shown = ""
+    figures, shown = {}, ""
     for regularized, vanilla, name, softmaxes in FIGURE_1:
         if {regularized, vanilla} <= rows.keys():
-            figure = plots.training_curves(
+            figures[name] = plots.training_curves(
                 rows[regularized], twin=rows[vanilla], penalised=True, validation_name="test"
             )
-            figure.savefig(directory / f"{name}.png", dpi=120)
             what = f"Figure 1, {softmaxes}: loss, cross-entropy and penalty over the epochs"
             shown += f"\n![{what}](note/{name}.png)\n"
     labels = {outcome.network.experiment: outcome.network.label for outcome in reversed(outcomes)}
-    figure = plots.progress({labels[name]: found for name, found in rows.items()})
-    figure.savefig(directory / "progress.png", dpi=120)
+    figures["progress"] = plots.progress({labels[name]: found for name, found in rows.items()})
+    plots.save(figures, directory)
     return shown + "\n![Cross-entropy and accuracy of all networks over the epochs](note/progress.png)\n"
 
 

@@ -19,6 +19,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Patch
+from matplotlib.ticker import MultipleLocator
 from torch import Tensor
 
 from jacobian_robust.geometry import distance_to_boundary, distance_to_center
@@ -257,13 +258,6 @@ def _border(ball: Ball, share: float) -> np.ndarray:
     return border
 
 
-def _ticks(limits: tuple[float, float]) -> np.ndarray:
-    """Return the tenths within an axis."""
-    low, high = limits
-    ticks: np.ndarray = np.arange(math.ceil(10 * low), math.floor(10 * high) + 1) / 10
-    return ticks
-
-
 def _geodesic_balls(scenes: Sequence[Scene], eps: float) -> Figure:
     number = max(len(scene.balls) for scene in scenes)
     figure = Figure(figsize=(4.3 * number + 0.6, 4.3 * len(scenes) + 0.9), layout="constrained")
@@ -287,7 +281,9 @@ def _geodesic_balls(scenes: Sequence[Scene], eps: float) -> Figure:
             axes.plot(*centre, MARKERS[ball.label], color=INK, markersize=6)
             axes.set_title(f"class {ball.label}, $d_B$ = {ball.radius:.2f}", fontsize=12)
             axes.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach))
-            axes.set(xticks=_ticks(axes.get_xlim()), yticks=_ticks(axes.get_ylim()), facecolor=OUTSIDE)
+            axes.set(facecolor=OUTSIDE)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MultipleLocator(0.1))
         line[0].set_ylabel(f"{scene.name}\n$x_2$", fontsize=15)
     for axes in grid[-1]:
         axes.set_xlabel("$x_1$")
