@@ -365,6 +365,8 @@ def _assemble(
     penalty: Penalty | None = build(cfg, "regularizer", Penalty, optional=True)
     if penalty is not None and needs_input_graph(penalty):
         _check_differentiable(model, datamodule, cfg.model)
+    if getattr(innermost(penalty), "outputs", "logits") == "probabilities":
+        _check_probabilities(model, datamodule)
     adversary: Adversary | None = build(cfg, "adversary", Adversary, optional=True)
     if adversary is not None and adversary.idle(penalised=penalty is not None):
         raise UserError(
@@ -539,6 +541,17 @@ def _check_differentiable(model: nn.Module, datamodule: ImageDataModule, options
     except ValueError as error:
         remedy = "; give model.norm=group" if options.get("norm") == "batch" else ""
         raise UserError(f"model: cannot be trained with a penalty on its Jacobian: {error}{remedy}") from error
+
+
+def _check_probabilities(model: nn.Module, datamodule: ImageDataModule) -> None:
+    """Raise a UserError unless a model whose outputs are said to be probabilities returns such."""
+    with torch.no_grad():
+        outputs = copy.deepcopy(model)(torch.zeros(2, *datamodule.image_shape))
+    if outputs.min() < 0 or (outputs.sum(-1) - 1).abs().max() > 1e-3:
+        raise UserError(
+            "regularizer.outputs=probabilities: the model's outputs are none; give outputs=logits, or a model that "
+            "ends in a softmax, as model.double_softmax=true"
+        )
 
 
 def _check_resumable(place: str, config: Mapping[str, Any], epochs: int) -> Path:

@@ -115,6 +115,7 @@ TRAIN = [
     (["evaluate=true", f"sanity_source={ROOT}/README.md"], "README.md", "checkpoint"),
     (["evaluate=true", "attack=transfer", f"attack.transfer.source={ROOT}/README.md"], "README.md", "checkpoint"),
     (["evaluate=true", "attack=transfer"], "no other model", "attack.transfer.source=CHECKPOINT"),
+    (["regularizer.outputs=probabilities"], "regularizer.outputs=probabilities", "model.double_softmax=true"),
     (["experiment=toy", "evaluate=true", "attack=[pgd_l2,autoattack]"], "need 4 classes or more", "parts=[apgd-ce]"),
     (["evaluate=true", "sanity_images=-1"], "sanity_images", "greater than or equal to 0"),
     (["evaluate=true", "~attack"], "attack is empty", "conf/attack"),
