@@ -22,6 +22,9 @@ class Again:
     def __init__(self, generator):
         self._generator = generator
 
+    def warm_up(self, compute):
+        compute()
+
     def capture(self, compute):
         self._compute, self._draws = compute, self._generator.before
         self._outputs = [output.clone() for output in compute()]

@@ -38,6 +38,9 @@ class NotCaptured(RuntimeError):
 class Graph(Protocol):
     """What records a computation once and does it again, from and to the same memory."""
 
+    def warm_up(self, compute: Callable[[], Outputs]) -> None:
+        """Do a computation where it will be recorded, so that what libraries set up there is not."""
+
     def capture(self, compute: Callable[[], Outputs]) -> Outputs:
         """Record a computation and return the tensors that each replay fills."""
 
@@ -50,10 +53,19 @@ class CudaGraph:
 
     def __init__(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
+        self._stream = torch.cuda.Stream()
+
+    def warm_up(self, compute: Callable[[], Outputs]) -> None:
+        """Compute on the stream that will be recorded: cuDNN and cuBLAS set up what they need for each."""
+        here = torch.cuda.current_stream()
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            compute()
+        here.wait_stream(self._stream)
 
     def capture(self, compute: Callable[[], Outputs]) -> Outputs:
         """Record the kernels of a computation; nothing runs."""
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, stream=self._stream):
             return compute()
 
     def replay(self) -> None:
@@ -167,9 +179,9 @@ class CapturedSteps:
             return [*(output.detach() for output in outputs), *gradients]
 
         try:
-            with draws.of(self._generator):
-                differentiated()  # tells what is drawn
             graph = self._graph()
+            with draws.of(self._generator):
+                graph.warm_up(differentiated)  # tells what is drawn, too
             with draws.of(self._generator):
                 outputs = graph.capture(differentiated)
             weights = [parameter.data_ptr() for parameter in self._parameters]

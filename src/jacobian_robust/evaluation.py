@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from jacobian_robust import first_order, plots, reliability, simplifications
-from jacobian_robust.attackers import Attackers, several
+from jacobian_robust.attackers import Attackers, full_precision, several
 from jacobian_robust.attacks import Attack, GaussianNoise, Norm, Square, Transfer, UniformNoise
 from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_checkpoint
 from jacobian_robust.config import build, build_each, check, describe, plain, read_options
@@ -407,7 +407,7 @@ def report(
                 file.write(full_id(run))
         followed = [subject.network for subject in (*models, *checked_with)]
         try:
-            with several(evaluation.processes, followed) as attackers:
+            with full_precision(), several(evaluation.processes, followed) as attackers:
                 measured = [
                     _measure(models, i, evaluation, sources, checked_with, directory, attackers)
                     for i in range(len(models))
