@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from jacobian_robust.attackers import several
+from jacobian_robust.attackers import full_precision, several
 from jacobian_robust.attacks import FAB, PGD, Square
 from jacobian_robust.errors import UserError
 from jacobian_robust.models import LeNet
@@ -55,3 +55,23 @@ def test_a_mistake_there_is_one_here_and_a_model_that_cannot_travel_is_refused()
     closed.register_forward_hook(lambda *_: None)
     with pytest.raises(UserError, match="processes=2: the model cannot be given"), several(2, [closed]):
         pass
+
+
+class Exact(nn.Linear):
+    """Answers only where a GPU would convolve in full float32."""
+
+    def forward(self, images):
+        if torch.backends.cudnn.allow_tf32:
+            raise RuntimeError("TF32")
+        return super().forward(images.flatten(1))
+
+
+def test_a_model_is_attacked_in_full_precision_here_and_in_other_processes():
+    torch.manual_seed(0)
+    model, images, before = Exact(4, 3), torch.rand(20, 1, 2, 2), torch.backends.cudnn.allow_tf32
+    with full_precision():
+        labels = model(images).argmax(-1)
+        with several(2, [model]) as attackers:
+            together = sweep(model, images, labels, ATTACKS[:1], attackers=attackers)
+        assert together.budgets == sweep(model, images, labels, ATTACKS[:1]).budgets
+    assert torch.backends.cudnn.allow_tf32 == before

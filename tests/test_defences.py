@@ -174,6 +174,15 @@ def test_a_panel_shows_a_methods_trials_in_their_order_and_says_which_lie_outsid
     assert [text.get_text() for text in second.texts] == ["0"]
 
 
+@pytest.mark.parametrize("option", ["methods", "evaluations"])
+def test_what_the_plan_does_not_have_is_one_line_that_says_what_it_has(option, monkeypatch, tmp_path):
+    plan = ["--plan", str(ROOT / "conf" / "defences.yaml"), "--results", str(tmp_path), "--runs", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["defences", *plan, f"--{option}", "nine"])
+    with pytest.raises(SystemExit, match=rf"^error: --{option} nine: the plan has (linear_margin|pgd), "):
+        defences.main()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_it_makes_what_is_missing_only_and_keeps_what_was_written_by_hand(tmp_path):
     evaluation = ["attack=pgd_linf", "limit=20", "sanity_images=0", "geometry_images=0", "reliability=false"]

@@ -100,7 +100,7 @@ def several(processes: int, models: Sequence[nn.Module]) -> Iterator[Attackers]:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Within the context, convolve with all 24 bits of float32; by default a GPU keeps 11 of what it multiplies (TF32)."""
+    """Within the context, convolve with all 24 bits of float32; by default a GPU multiplies with 11 (TF32)."""
     rounded = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:

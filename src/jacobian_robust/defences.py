@@ -243,12 +243,15 @@ def choice(plan: Plan, name: str, trials: Mapping[str, Sequence[Trial]]) -> Tria
     return best(found, plan.clean) if any(trial.clean == trial.clean for trial in found) else None
 
 
-def study(plan: Plan, names: Sequence[str], *, results: Path, runs: Path, jobs: int = 1) -> dict[str, list[Trial]]:
+def study(
+    plan: Plan, names: Sequence[str], kinds: Sequence[str], *, results: Path, runs: Path, jobs: int = 1
+) -> dict[str, list[Trial]]:
     """Make what is missing of the study, and write it up.
 
     Args:
         plan: the study.
         names: the methods that are worked at; what is known of the others is reported too.
+        kinds: the evaluations that are made; likewise.
         results: directory of ``defences.md``; what it is made of goes into ``defences`` beside it.
         runs: directory for new runs. What was made by another plan is left there as it is.
         jobs: how many trainings and attacks go on at a time.
@@ -277,7 +280,8 @@ def study(plan: Plan, names: Sequence[str], *, results: Path, runs: Path, jobs: 
             options, seeds = _training(plan, method, chosen), len(_seeds(plan, method))
             ended = _sweep(options, runs / "trained" / name, f"{name}-${{seed}}", seeds, jobs)
             trained[name] = [place / "model.safetensors" for place, job in ended.items() if job.status == "finished"]
-    for kind, evaluation in plan.evaluations.items():
+    for kind in kinds:
+        evaluation = plan.evaluations[kind]
         for name, models in trained.items():
             if models:
                 attacked = models[:1] if evaluation.first_seed_alone else models
@@ -489,6 +493,7 @@ def main() -> None:
     )
     parser.add_argument("--plan", type=Path, default=Path("conf/defences.yaml"), help="%(default)s")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="of the plan; all by default")
+    parser.add_argument("--evaluations", nargs="*", metavar="EVALUATION", help="of the plan; all by default")
     parser.add_argument("--jobs", type=int, default=1, help="trainings and attacks at a time; %(default)s")
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="%(default)s")
     parser.add_argument("--runs", type=Path, default=Path("runs/defences"), help="where to train; %(default)s")
@@ -498,7 +503,10 @@ def main() -> None:
         names = arguments.methods or list(plan.methods)
         if unknown := [name for name in names if name not in plan.methods]:
             raise UserError(f"--methods {unknown[0]}: the plan has {', '.join(plan.methods)}")
-        study(plan, names, results=arguments.results, runs=arguments.runs, jobs=arguments.jobs)
+        kinds = list(plan.evaluations) if arguments.evaluations is None else arguments.evaluations
+        if unknown := [kind for kind in kinds if kind not in plan.evaluations]:
+            raise UserError(f"--evaluations {unknown[0]}: the plan has {', '.join(plan.evaluations)}")
+        study(plan, names, kinds, results=arguments.results, runs=arguments.runs, jobs=arguments.jobs)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
