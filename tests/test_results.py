@@ -73,6 +73,8 @@ def test_seeds_of_one_setting_are_a_group_with_mean_and_standard_deviation():
     assert group.clean == pytest.approx((0.85, math.sqrt(0.005)))
     ((eps, mean, spread),) = group.robust["linf"]
     assert (eps, mean, spread) == pytest.approx((0.1, 0.6, math.sqrt(0.02)))
+    shares = [of.threats[0].budgets[0].share_of_attacked for of in models[:2]]
+    assert group.of_correct["linf"] == [pytest.approx((sum(shares) / 2, abs(shares[0] - shares[1]) / math.sqrt(2)))]
 
 
 def test_one_seed_twice_is_no_group():

@@ -29,7 +29,8 @@ from jacobian_robust.errors import UserError
 from jacobian_robust.files import claimed, distinct_names, write_atomically
 from jacobian_robust.printing import print_results
 from jacobian_robust.report import Sheet, write_report
-from jacobian_robust.results import Results, groups
+from jacobian_robust.results import Results, groups, table_rows
+from jacobian_robust.tracking import WandbOptions, log_evaluation, wandb_run
 
 __all__ = ["compare", "gather"]
 
@@ -217,13 +218,16 @@ def _picture(evaluation: Path, name: str) -> bytes | None:
     return None
 
 
-def compare(places: Sequence[Path], directory: Path, over: str | None = None) -> Results:
+def compare(
+    places: Sequence[Path], directory: Path, over: str | None = None, logger: WandbOptions | None = None
+) -> Results:
     """Write one report of finished evaluations into a directory, print it, and return its results.
 
     Args:
         places: as :func:`gather` takes them.
         directory: a new one.
         over: the option of the runs to draw the accuracies over; ``None`` for the number that varies, if one does.
+        logger: where else to log.
 
     Raises:
         UserError: if an evaluation cannot be read or compared, or the directory holds results already.
@@ -234,14 +238,28 @@ def compare(places: Sequence[Path], directory: Path, over: str | None = None) ->
     over = _drawn_over(varied, over)
     config = {"evaluations": [str(place) for place in places]}
     alike = groups(results.models)
-    with claimed(directory, config):
+    with (
+        claimed(directory, config),
+        wandb_run(
+            logger,
+            directory=directory,
+            group=directory.resolve().name,
+            name=f"comparison-{directory.resolve().name}"[:128],
+            job_type="comparison",
+            tags=list(results.attacks),
+            config=config | {"training_runs": {model.name: model.wandb for model in results.models if model.wandb}},
+        ) as run,
+    ):
         figures = plots.comparison(results, alike)
         if over is not None:
             figures["trade_off"] = plots.trade_off(results, varied, over)
-        if points := _points(read):
+        points = _points(read)
+        if points:
             figures["first_order"] = plots.predicted_against_found(points)
         files = plots.save(figures, directory)
         write_report(directory / "report.html", results, alike, files, config, sheets=_sheets(read, directory))
+        if run is not None:
+            log_evaluation(run, results, alike, table_rows(results), points, files, directory / "report.html")
         with write_atomically(directory / "robustness.json") as file:
             file.write(results.model_dump_json(indent=2))
         _write_rows(directory / "runs.csv", results, varied)
@@ -284,9 +302,13 @@ def main() -> None:
     parser.add_argument("evaluations", nargs="+", type=Path, help="directories of evaluations, runs or sweeps")
     parser.add_argument("--out", type=Path, required=True, help="new directory for the report")
     parser.add_argument("--over", metavar="OPTION", help="of the runs, to draw the accuracies over, as eta.max")
+    parser.add_argument("--wandb", choices=["offline", "online"], help="also log to W&B; offline, talk to no server")
+    parser.add_argument("--project", default=WandbOptions().project, help="W&B project; %(default)s")
     arguments = parser.parse_args()
     try:
-        compare(arguments.evaluations, arguments.out, arguments.over)
+        offline = arguments.wandb == "offline"
+        logger = WandbOptions(offline=offline, project=arguments.project) if arguments.wandb else None
+        compare(arguments.evaluations, arguments.out, arguments.over, logger)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 

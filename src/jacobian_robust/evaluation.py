@@ -49,6 +49,7 @@ from jacobian_robust.results import (
     Threat,
     groups,
     settings_hash,
+    table_rows,
 )
 from jacobian_robust.robustness import Sweep, predictions, sweep
 from jacobian_robust.sanity import Check, checks_of, sanity_checks, verdict
@@ -429,7 +430,7 @@ def report(
         points = _points([details for _, details in measured])
         figures = plots.save(_figures(results, alike, [details for _, details in measured], points), directory)
         with write_atomically(directory / "robustness.csv") as file:
-            rows = _rows(results)
+            rows = table_rows(results)
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -1052,36 +1053,6 @@ def _simplified(results: Results, studies: Sequence[simplifications.Study]) -> s
         attacks=[name for name, attack in results.attacks.items() if attack["norm"] == "l2"],
         models=[study.result for study in studies],
     )
-
-
-def _rows(results: Results) -> list[dict[str, Any]]:
-    """Return one row for each model, norm, budget and attack, with everything that the figure depends on."""
-    packages = {f"version_{name}": number for name, number in results.versions.items()}
-    return [
-        {
-            "name": model.name,
-            "verdict": model.verdict,
-            "norm": threat.norm,
-            **budget.model_dump(exclude={"attacks"}),
-            "clean_correct": model.clean_correct,
-            "clean_accuracy": model.clean_accuracy,
-            **outcome.model_dump(),
-            "parameters": json.dumps(results.attacks[outcome.attack]),
-            "independent": results.independent,
-            "seed": results.seed,
-            "device": results.device,
-            "data": model.data,
-            "checkpoint": model.checkpoint,
-            "sha256": model.sha256,
-            "training_seed": model.training_seed,
-            "seconds_per_epoch": model.seconds_per_epoch,
-            **packages,
-        }
-        for model in results.models
-        for threat in model.threats
-        for budget in threat.budgets
-        for outcome in budget.attacks
-    ]
 
 
 def _image_rows(results: Results, details: Sequence[_Details]) -> Iterator[list[Any]]:

@@ -27,9 +27,9 @@ def print_results(results: Results, alike: Sequence[Group]) -> None:
         console.print(
             f"{group.name}, {len(group.seeds)} seeds: clean {_spread(*group.clean)}; "
             + "; ".join(
-                f"{NORMS[norm]} {eps:g} {_spread(mean, spread)}"
+                f"{NORMS[norm]} {eps:g} {_spread(mean, spread)} ({_spread(*share) if share else '–'})"
                 for norm in results.norms
-                for eps, mean, spread in group.robust[norm]
+                for (eps, mean, spread), share in zip(group.robust[norm], group.of_correct[norm], strict=True)
             ),
             soft_wrap=True,
         )

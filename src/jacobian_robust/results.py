@@ -30,6 +30,7 @@ __all__ = [
     "Threat",
     "groups",
     "settings_hash",
+    "table_rows",
 ]
 
 FORMAT: Literal[3] = 3
@@ -286,6 +287,40 @@ def settings_hash(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def table_rows(results: Results) -> list[dict[str, Any]]:
+    """Return one row for each model, norm, budget and attack, with everything that the figure depends on.
+
+    Args:
+        results: of an evaluation, or of several as one.
+    """
+    packages = {f"version_{name}": number for name, number in results.versions.items()}
+    return [
+        {
+            "name": model.name,
+            "verdict": model.verdict,
+            "norm": threat.norm,
+            **budget.model_dump(exclude={"attacks"}),
+            "clean_correct": model.clean_correct,
+            "clean_accuracy": model.clean_accuracy,
+            **outcome.model_dump(),
+            "parameters": json.dumps(results.attacks[outcome.attack]),
+            "independent": results.independent,
+            "seed": results.seed,
+            "device": results.device,
+            "data": model.data,
+            "checkpoint": model.checkpoint,
+            "sha256": model.sha256,
+            "training_seed": model.training_seed,
+            "seconds_per_epoch": model.seconds_per_epoch,
+            **packages,
+        }
+        for model in results.models
+        for threat in model.threats
+        for budget in threat.budgets
+        for outcome in budget.attacks
+    ]
+
+
 class Group(BaseModel):
     """Models that differ in their training seed alone."""
 
@@ -294,6 +329,8 @@ class Group(BaseModel):
     clean: tuple[float, float]
     robust: dict[str, list[tuple[float, float, float]]]
     """By norm: budget, mean and standard deviation over the seeds of the robust accuracy."""
+    of_correct: dict[str, list[tuple[float, float] | None]]
+    """Likewise, of the share of the correctly classified images; none where a model has no such image."""
 
 
 def groups(models: Sequence[Model]) -> list[Group]:
@@ -311,11 +348,18 @@ def groups(models: Sequence[Model]) -> list[Group]:
         members = [model for model in trained if model is by_seed[model.training_seed]]
         if len(members) < 2:
             continue
-        robust = {}
-        for threat in members[0].threats:
+        robust, of_correct = {}, {}
+        for number, threat in enumerate(members[0].threats):
             curves = [dict(model.accuracy(threat.norm)) for model in members]
             robust[str(threat.norm)] = [
                 (budget.eps, *_mean_and_spread([curve[budget.eps] for curve in curves])) for budget in threat.budgets
+            ]
+            of_correct[str(threat.norm)] = [
+                _mean_and_spread([share for share in shares if share is not None]) if None not in shares else None
+                for shares in zip(
+                    *([budget.share_of_attacked for budget in model.threats[number].budgets] for model in members),
+                    strict=True,
+                )
             ]
         found.append(
             Group(
@@ -323,6 +367,7 @@ def groups(models: Sequence[Model]) -> list[Group]:
                 seeds=sorted(seed for seed in by_seed if seed is not None),
                 clean=_mean_and_spread([model.clean_accuracy for model in members]),
                 robust=robust,
+                of_correct=of_correct,
             )
         )
     return found

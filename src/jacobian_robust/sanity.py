@@ -441,14 +441,14 @@ def _saturation(subject: _Subject) -> Outcome:
 
 def _gradient_free(subject: _Subject) -> Outcome:
     if subject.ball == "l2" and min(subject.images.shape[-2:]) < SQUARES:
-        return "skip", f"Square in ℓ2 tiles an image with {SQUARES} squares a side, and these have fewer pixels"
+        return "warn", f"Square in ℓ2 tiles an image with {SQUARES} squares a side, and these have fewer pixels"
     square = Square(name="square", norm=subject.ball, eps=(subject.eps,), queries=QUERIES)
     again = subject.attacked_again(square, f"Square ({QUERIES} queries, no gradients)")
     return _with_the_evaluations_own(subject, Square, again)
 
 
 def _transfer(subject: _Subject) -> Outcome:
-    again: Outcome = ("skip", "there is no other model of such images to transfer examples from: name sanity_source")
+    again: Outcome = ("warn", "there is no other model of such images to transfer examples from: name sanity_source")
     if subject.others:
         attack = subject.white_box(subject.eps, steps=50, kind=Transfer)
         again = subject.attacked_again(attack, "what breaks another model", surrogates=subject.others)

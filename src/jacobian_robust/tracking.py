@@ -63,7 +63,7 @@ def wandb_run(
     directory: Path,
     group: str,
     name: str,
-    job_type: Literal["train", "evaluation"],
+    job_type: Literal["train", "evaluation", "comparison"],
     tags: list[str],
     config: dict[str, Any],
     notes: str = "",
@@ -86,7 +86,7 @@ def wandb_run(
         yield None
         return
     identity = resumed.rpartition("/")[-1] if resumed else None
-    if job_type == "evaluation" and identity is None:  # the run that a W&B agent asks for is the training's
+    if job_type != "train" and identity is None:  # the run that a W&B agent asks for is the training's
         identity = uuid.uuid4().hex[:8]
     try:
         run = wandb.init(
@@ -223,12 +223,19 @@ def _log_curves(run: "wandb.Run", results: Results, norm: Norm) -> None:
 def _log_seeds(run: "wandb.Run", alike: Sequence[Group]) -> None:
     """Log the mean and the standard deviation over training seeds, if there are several."""
     spreads = [
-        [group.name, len(group.seeds), norm, eps, mean, spread]
+        [group.name, len(group.seeds), norm, eps, *shares]
         for group in alike
         for norm, budgets in group.robust.items()
-        for eps, mean, spread in sorted({(0.0, *group.clean), *budgets})
+        for eps, shares in {
+            0.0: (*group.clean, 1.0, 0.0),
+            **{
+                eps: (mean, spread, *(share or (None, None)))
+                for (eps, mean, spread), share in zip(budgets, group.of_correct[norm], strict=True)
+            },
+        }.items()
     ]
     columns: list[str | int] = ["models", "seeds", "norm", "eps", "mean_accuracy", "standard_deviation"]
+    columns += ["mean_of_correct", "standard_deviation_of_correct"]
     if spreads:
         run.log({"robustness/seeds": wandb.Table(columns=columns, data=spreads)})
 

@@ -112,21 +112,22 @@ def test_every_evaluation_is_checked_and_the_verdict_stands_above_the_figures(tr
 
 
 def test_one_model_alone_is_checked_with_the_projects_examples(trained, tmp_path):
-    def transfer(number: int, *options: str) -> str:
+    def alone(number: int, *options: str) -> bool:
         asked = [*options, "attack=fgsm", "attack.fgsm.eps=[0.01]", *QUICK, "limit=6", "sanity_images=6", "logger=csv"]
         models = evaluate(composed("evaluate", *asked, f"output_dir={tmp_path}/{number}")).models
-        return next(check for check in models[0].checks if check.name == "transfer").status
+        (check,) = (check for check in models[0].checks if check.name == "transfer")
+        return check.status == "warn" and "there is no other model" in check.why
 
     own = f"checkpoint={trained.directory}/vanilla"
     committed = "docs/results/checkpoints/note_vanilla.safetensors"
-    assert transfer(0, own) != "skip"
-    assert transfer(1, own, "sanity_source=null") == "skip"
-    assert transfer(2, f"checkpoint={ROOT / committed}") != "skip"  # the list's second is another
+    assert not alone(0, own)
+    assert alone(1, own, "sanity_source=null")
+    assert not alone(2, f"checkpoint={ROOT / committed}")  # the list's second is another
     weights = load_checkpoint(ROOT / committed).state_dict
     torch.save(weights, tmp_path / "same.pt")
     same = [f"checkpoint={tmp_path}/same.pt", "model=lenet", "data=mnist"]
-    assert transfer(3, *same, f"sanity_source={committed}") == "skip"  # another file, the same network
-    assert transfer(4, own, f"sanity_source={ROOT}/docs/toy") == "skip"  # of other data
+    assert alone(3, *same, f"sanity_source={committed}")  # another file, the same network
+    assert alone(4, own, f"sanity_source={ROOT}/docs/toy")  # of other data
     with pytest.raises(UserError, match="sanity_source=nowhere: no such file"):
         evaluate(composed("evaluate", own, *PGD, "sanity_source=nowhere", f"output_dir={tmp_path}/5"))
     torch.save(LeNet().state_dict(), tmp_path / "weights.pt")

@@ -20,6 +20,7 @@ from jacobian_robust.compare import compare
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate
 from jacobian_robust.results import Results, groups
+from jacobian_robust.tracking import WandbOptions
 
 from . import wandb_records
 from .conftest import ROOT, composed
@@ -439,7 +440,12 @@ def test_evaluations_made_apart_are_compared_as_if_made_together(trained, tmp_pa
         run(name, trained.directory / name)
     capsys.readouterr()
     places = [tmp_path / "vanilla", tmp_path / "frobenius"]
-    assert compare(places, tmp_path / "both") == together
+    assert compare(places, tmp_path / "both", logger=WandbOptions()) == together
+    (offline,) = (tmp_path / "both" / "wandb").glob("offline-run-*")
+    records = wandb_records.read_records(offline)
+    assert wandb_records.exit_code(records) == 0
+    logged = {key for row in wandb_records.history(records) for key in row}
+    assert {"report/_type", "robustness/table/_type", "robustness/accuracy_linf/frobenius"} <= logged
     assert "worst case over pgd_linf" in capsys.readouterr().out
     assert (tmp_path / "both" / "accuracy_linf.png").is_file()
     assert "frobenius" in (tmp_path / "both" / "report.html").read_text()
