@@ -97,6 +97,9 @@ def training_curves(rows: Rows, *, twin: Rows | None = None, penalised: bool, va
     if penalised:
         _curve(penalty, rows, "penalty", splits)
         penalty.set(title=f"(d) Mean penalty α{of} (eq. 15)", ylabel="penalty α")
+        known = [row[key] for row in rows for key in ("train_penalty", "validation_penalty") if row.get(key, 0) > 0]
+        if known and max(known) > 30 * min(known):
+            penalty.set_yscale("log")  # one epoch far above the others would flatten them
     else:
         _curve(penalty, rows, "jacobian_norm", splits)
         penalty.set(title="(d) No penalty: mean Jacobian norm ‖J‖ (Frobenius)", ylabel="‖J‖")
@@ -111,23 +114,26 @@ def training_curves(rows: Rows, *, twin: Rows | None = None, penalised: bool, va
 
 
 def progress(runs: Mapping[str, Rows]) -> Figure:
-    """Return cross-entropy and accuracy on the validation split over the epochs, one line a run.
+    """Return cross-entropy and error on the validation split over the epochs, one line a run.
 
     Args:
         runs: the rows of ``metrics.csv`` of each run, by its name.
     """
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, 2), ("cross_entropy", "accuracy"), strict=True):
-        for i, (name, rows) in enumerate(runs.items()):
-            points = [(row["epoch"], row[f"validation_{metric}"]) for row in rows if f"validation_{metric}" in row]
-            if points:
-                axes.plot(*zip(*points, strict=True), **_style(i), markersize=3, label=name)
-        axes.set(xlabel="epoch", title=metric.replace("_", "-").capitalize() + " on the test images")
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    cross_entropy, error = figure.subplots(1, 2)
+    for i, (name, rows) in enumerate(runs.items()):
+        measured = [row for row in rows if "validation_accuracy" in row]
+        epochs = [row["epoch"] for row in measured]
+        drawn = {"markersize": 3, "label": name, **_style(i)}
+        cross_entropy.plot(epochs, [row["validation_cross_entropy"] for row in measured], **drawn)
+        error.plot(epochs, [1 - row["validation_accuracy"] for row in measured], **drawn)
+    cross_entropy.set(title="Cross-entropy on the test images", ylabel="nats")
+    error.set(title="Test images that are wrong", ylabel="share of images (1 − accuracy)")
+    for axes in figure.axes:
+        axes.set(xlabel="epoch", yscale="log")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    figure.axes[0].set(ylabel="nats", yscale="log")
-    figure.axes[1].set(ylabel="share of images")
-    figure.axes[1].legend(fontsize="small")
+    figure.legend(*cross_entropy.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 

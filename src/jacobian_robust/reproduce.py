@@ -264,12 +264,12 @@ def _figures(outcomes: Sequence[Outcome], directory: Path) -> str:
             figures[name] = plots.training_curves(
                 rows[regularized], twin=rows[vanilla], penalised=True, validation_name="test"
             )
-            what = f"Figure 1, {softmaxes}: loss, cross-entropy and penalty over the epochs"
+            what = f"Figure 1, {softmaxes}: loss, cross-entropy and penalty over the epochs, first seed"
             shown += f"\n![{what}](note/{name}.png)\n"
     labels = {outcome.network.experiment: outcome.network.label for outcome in reversed(outcomes)}
     figures["progress"] = plots.progress({labels[name]: found for name, found in rows.items()})
     plots.save(figures, directory)
-    return shown + "\n![Cross-entropy and accuracy of all networks over the epochs](note/progress.png)\n"
+    return shown + "\n![Cross-entropy and error of all networks over the epochs, first seed](note/progress.png)\n"
 
 
 def main() -> None:

@@ -371,7 +371,7 @@ def _circles(scenes: Sequence[Scene], eps: float) -> Figure:
                 outline = project(torch.cat([theta, theta[:1]]))
                 style = {"facecolor": (PALETTE[label], 0.18), "edgecolor": PALETTE[label], "linewidth": widths[label]}
                 axes.fill(*outline.T, **style, joinstyle="round", zorder=3 + label)
-    entries = [Line2D([], [], linestyle="", label=f"circles of radius ε = {eps:g} around test points of")]
+    entries = [Line2D([], [], linestyle="", label=f"radius ε = {eps:g} around points of")]
     entries += [Line2D([], [], color=PALETTE[k], linewidth=width, label=f"class {k}") for k, width in enumerate(widths)]
     _row_titles(grid, ("in the simplex", "on the sphere"))
     _legend(figure, [*entries, _BOUNDARY], 5)
