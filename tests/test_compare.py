@@ -1,7 +1,10 @@
 """Evaluations are put together only if they were made alike, and say where each was made."""
 
+import sys
+
 import pytest
 
+from jacobian_robust import compare
 from jacobian_robust.compare import gather
 from jacobian_robust.errors import UserError
 from jacobian_robust.results import Results
@@ -50,3 +53,13 @@ def test_the_devices_and_versions_of_all_evaluations_are_named_once_each(finishe
     (tmp_path / "both.json").write_text(together.model_dump_json())
     again = gather([tmp_path / "both.json", finished("c")])
     assert (again.device, again.versions) == (together.device, together.versions)
+
+
+def test_a_wandb_project_without_a_name_is_one_line_and_leaves_nothing(finished, tmp_path, monkeypatch):
+    place = str(finished("a"))
+    monkeypatch.setattr(
+        sys, "argv", ["compare", place, "--out", f"{tmp_path}/out", "--wandb", "offline", "--project", ""]
+    )
+    with pytest.raises(SystemExit, match="^error: --project: string should have at least 1 character"):
+        compare.main()
+    assert not (tmp_path / "out").exists()

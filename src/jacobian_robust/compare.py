@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import tensor
 
 from jacobian_robust import plots
-from jacobian_robust.config import flat
+from jacobian_robust.config import describe, flat
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import claimed, distinct_names, write_atomically
 from jacobian_robust.printing import print_results
@@ -309,6 +309,8 @@ def main() -> None:
         offline = arguments.wandb == "offline"
         logger = WandbOptions(offline=offline, project=arguments.project) if arguments.wandb else None
         compare(arguments.evaluations, arguments.out, arguments.over, logger)
+    except ValidationError as error:
+        sys.exit(f"error: --{describe(error)}")
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 
