@@ -60,6 +60,6 @@ def test_a_wandb_project_without_a_name_is_one_line_and_leaves_nothing(finished,
     monkeypatch.setattr(
         sys, "argv", ["compare", place, "--out", f"{tmp_path}/out", "--wandb", "offline", "--project", ""]
     )
-    with pytest.raises(SystemExit, match="^error: --project: string should have at least 1 character"):
+    with pytest.raises(SystemExit, match=r"^error: --project: string should have at least 1 character"):
         compare.main()
     assert not (tmp_path / "out").exists()
