@@ -4,13 +4,14 @@ PGD-40 at the note's three budgets, on the same images, in one process: the loop
 torchattacks' examples do; the sweep attacks only what is left, without gradients of the parameters, and ends a batch
 when all of it is broken. The reference AutoAttack: called directly, and through the sweep. All count by the same
 re-check. The ways take turns, and the ratios are of the medians: of the time that passed, and of the processor's, which
-other work on the machine disturbs less.
+other work on the machine disturbs less. The last columns count what is classified correctly at each budget.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pyautoattack
@@ -28,12 +29,14 @@ from jacobian_robust.robustness import is_allowed, predictions, sweep
 ATTACK = PGD(name="pgd", norm="linf", eps=(0.1, 0.2, 0.3), steps=40, step_size=0.01)
 
 
-Way = Callable[[nn.Module, Tensor, Tensor], list[int]]
+Standing = dict[float, int]
+"""How many images are still classified correctly at each budget."""
+
+Way = Callable[[nn.Module, Tensor, Tensor], Standing]
 
 
-def loop(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
-    """Return how many images are still classified correctly at each budget."""
-    standing = []
+def loop(model: nn.Module, images: Tensor, labels: Tensor) -> Standing:
+    standing = {}
     for eps in ATTACK.eps:
         attack = torchattacks.PGD(model, eps=eps, alpha=ATTACK.step_size, steps=ATTACK.steps)
         correct = 0
@@ -43,34 +46,34 @@ def loop(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
             adversarial = attack(batch, classes)
             fallen = is_allowed(batch, adversarial, "linf", eps) & (predictions(model, adversarial) != classes)
             correct += int((~fallen & (predictions(model, batch) == classes)).sum())
-        standing.append(correct)
+        standing[eps] = correct
     return standing
 
 
-def ours(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
-    return [budget.correct for budget in sweep(model, images, labels, [ATTACK]).budgets]
+def ours(model: nn.Module, images: Tensor, labels: Tensor) -> Standing:
+    return {budget.eps: budget.correct for budget in sweep(model, images, labels, [ATTACK]).budgets}
 
 
-def reference(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
-    """Return how many images the reference AutoAttack leaves, called as its documentation says."""
-    attack = pyautoattack.AutoAttack(model, device=images.device, eps=0.1, norm="Linf", seed=0, version="standard")
+def reference(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Standing:
+    """Attack with the reference AutoAttack, called as its documentation says."""
+    attack = pyautoattack.AutoAttack(model, device=images.device, eps=eps, norm="Linf", seed=0, version="standard")
     adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=100)
-    fallen = is_allowed(images, adversarial, "linf", 0.1) & (predictions(model, adversarial) != labels)
-    return [int((~fallen & (predictions(model, images) == labels)).sum())]
+    fallen = is_allowed(images, adversarial, "linf", eps) & (predictions(model, adversarial) != labels)
+    return {eps: int((~fallen & (predictions(model, images) == labels)).sum())}
 
 
-def our_reference(model: nn.Module, images: Tensor, labels: Tensor) -> list[int]:
-    attack = AutoAttack(name="autoattack", norm="linf", eps=(0.1,), batch_size=100)
-    return [budget.correct for budget in sweep(model, images, labels, [attack]).budgets]
+def our_reference(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Standing:
+    attack = AutoAttack(name="autoattack", norm="linf", eps=(eps,), batch_size=100)
+    return {budget.eps: budget.correct for budget in sweep(model, images, labels, [attack]).budgets}
 
 
 def measure(
     ways: dict[str, Way], model: nn.Module, images: Tensor, labels: Tensor, rounds: int
-) -> dict[str, tuple[float, float, list[int]]]:
-    """Return seconds, seconds of the processor, and how many images stand at each budget, for each way."""
+) -> dict[str, tuple[float, float, Standing]]:
+    """Return seconds, seconds of the processor, and how many images stand, for each way."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     processor: dict[str, list[float]] = {name: [] for name in ways}
-    standing: dict[str, list[int]] = {}
+    standing: dict[str, Standing] = {}
     for _ in range(rounds):
         for name, way in ways.items():
             torch.manual_seed(0)
@@ -87,20 +90,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="+", type=Path, help="run directories or checkpoint files")
     parser.add_argument("--images", type=int, help="test images; all 10,000 by default")
-    parser.add_argument("--autoattack-images", type=int, default=100, help="for AutoAttack at 0.1; 0 for none")
+    parser.add_argument("--autoattack-images", type=int, default=100, help="for AutoAttack; 0 for none")
+    parser.add_argument("--autoattack-eps", type=float, default=0.1, help="AutoAttack's budget, 0.1 by default")
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     keep_freed_memory()  # as evaluate.py does
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    budgets = sorted({*ATTACK.eps, arguments.autoattack_eps})
     columns = ["checkpoint", "images", "way", "s", "ratio", "CPU s", "ratio"]
-    table = Table(*columns, *(f"correct at {eps:g}" for eps in ATTACK.eps))
+    table = Table(*columns, *(f"at {eps:g}" for eps in budgets))
     for path in find_checkpoints(arguments.checkpoint):
         checkpoint = load_checkpoint(path)
         datamodule = checkpoint.datamodule()
         datamodule.setup("test")
         model = checkpoint.model().to(device)
         pgd: dict[str, Way] = {"loop over torchattacks": loop, "sweep": ours}
-        autoattack: dict[str, Way] = {"AutoAttack, directly": reference, "AutoAttack, sweep": our_reference}
+        eps = arguments.autoattack_eps
+        autoattack: dict[str, Way] = {
+            "AutoAttack, directly": partial(reference, eps=eps),
+            "AutoAttack, sweep": partial(our_reference, eps=eps),
+        }
         for ways, limit in ((pgd, arguments.images), (autoattack, arguments.autoattack_images)):
             if limit == 0:
                 continue
@@ -109,7 +118,8 @@ def main() -> None:
             of, processor_of, _ = next(iter(results.values()))
             for name, (seconds, processor, standing) in results.items():
                 cells = [f"{seconds:.1f}", f"{seconds / of:.2f}", f"{processor:.1f}", f"{processor / processor_of:.2f}"]
-                table.add_row(path.stem, str(len(images)), name, *cells, *map(str, standing))
+                counts = [str(standing.get(eps, "")) for eps in budgets]
+                table.add_row(path.stem, str(len(images)), name, *cells, *counts)
     Console(width=120).print(table)
 
 
