@@ -95,8 +95,15 @@ def test_a_larger_budget_never_gives_back_what_a_smaller_one_broke():
     assert [b.correct for b in independent.budgets] == [1, 3]
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.6)])
-@pytest.mark.parametrize("name", ["autoattack", "square"])
+@pytest.mark.parametrize(
+    ("name", "norm", "eps"),
+    [
+        ("autoattack", "linf", 0.1),
+        pytest.param("autoattack", "l2", 0.6, marks=pytest.mark.slow),
+        ("square", "linf", 0.1),
+        ("square", "l2", 0.6),
+    ],
+)
 def test_attacks_of_other_kinds_break_what_they_say_and_repeat(name, norm, eps):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()

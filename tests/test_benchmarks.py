@@ -25,6 +25,7 @@ def test_the_overhead_benchmark_runs(penalty):
     assert all(value > 0 for value in result.values())
 
 
+@pytest.mark.slow
 def test_the_step_cost_benchmark_runs():
     benchmark = runpy.run_path(str(BENCHMARKS / "step_cost.py"))
     case = benchmark["random_case"](batch=4)
@@ -73,12 +74,14 @@ def test_the_evaluation_cost_benchmark_runs():
     ways = {"loop": benchmark["loop"], "sweep": benchmark["ours"]}
     results = benchmark["measure"](ways, LeNet().eval(), images, labels, 1)
     (*_, loop), (*_, swept) = results["loop"], results["sweep"]
-    assert all(ours <= theirs for ours, theirs in zip(swept, loop, strict=True))
+    assert swept.keys() == loop.keys()
+    assert all(swept[eps] <= loop[eps] for eps in loop)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
     labels = model(images).argmax(-1)
-    assert benchmark["reference"](model, images, labels) == benchmark["our_reference"](model, images, labels)
+    assert benchmark["reference"](model, images, labels, 0.1) == benchmark["our_reference"](model, images, labels, 0.1)
 
 
+@pytest.mark.slow
 def test_the_defence_cost_benchmark_runs():
     benchmark = runpy.run_path(str(BENCHMARKS / "defence_cost.py"))
     measured = benchmark["measure"](benchmark["DEFENCES"], seconds=0.0)

@@ -24,6 +24,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20)
 """
 
 
+@pytest.mark.slow
 def test_a_step_uses_the_memory_of_the_one_before():
     """Side by side: a few page faults a step, instead of a few hundred to three thousand (benchmarks/allocator.py)."""
     faults = {}

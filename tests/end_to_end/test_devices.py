@@ -55,6 +55,7 @@ def two(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(two, tmp_path):
     """In float64, where only the order of sums differs: eps is 2e-16, and twelve steps with momentum amplify it."""
     train(composed("train", *OPTIONS, f"output_dir={tmp_path}/one"))

@@ -83,6 +83,7 @@ def test_geometry_can_be_asked_for_at_all_images(trained, tmp_path):
     assert report.models[0].first_order.images == report.models[0].clean_correct
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does_byte_for_byte(tmp_path):
     checkpoint = ROOT / "docs" / "results" / "checkpoints" / "note_vanilla.safetensors"
     options = [*PGD, "limit=150", "sanity_images=10", "geometry_images=10", "reliability=false", "logger=csv"]

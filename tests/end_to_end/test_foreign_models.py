@@ -71,7 +71,7 @@ def test_every_kind_of_file_is_evaluated_as_the_checkpoint_is(kind, options, cla
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
-@pytest.mark.parametrize("kind", ["TorchScript", "torch.export"])
+@pytest.mark.parametrize("kind", ["TorchScript", pytest.param("torch.export", marks=pytest.mark.slow)])
 def test_the_geometry_and_the_rest_are_measured_through_a_program(kind, classifier, trained, tmp_path):
     path = make(kind, classifier, tmp_path / "theirs.pt2")
     rest = ["geometry_images=10", "reliability=true", "sanity_images=5", "limit=10"]

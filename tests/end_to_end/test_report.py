@@ -221,6 +221,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(after, trained, tmp_
     assert (tmp_path / "parted" / "robustness.json").stat().st_mtime_ns == written, "what is finished is left as it is"
 
 
+@pytest.mark.slow
 def test_what_was_made_of_the_first_model_is_not_made_again(trained, tmp_path, monkeypatch):
     both = f"checkpoint=[{trained.directory}/vanilla,{trained.directory}/frobenius]"
     options = [*ATTACK, both, "logger=csv", "geometry_images=20"]

@@ -87,6 +87,7 @@ def test_a_run_that_died_goes_on_bit_for_bit(tmp_path, whole, dying, monkeypatch
     assert_same(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_again_and_again_goes_on_all_the_same(tmp_path, whole, dying, monkeypatch):
     deaths = 0
     for _ in range(20):
@@ -118,7 +119,9 @@ def test_the_random_streams_of_a_model_go_on(tmp_path, dying, monkeypatch):
     "options",
     [
         pytest.param(["adversary=pgd", "adversary.steps=2"], marks=pytest.mark.slow),
-        ["adversary=trades", "adversary.steps=2", "adversary.penalty_at=adversary"],
+        pytest.param(
+            ["adversary=trades", "adversary.steps=2", "adversary.penalty_at=adversary"], marks=pytest.mark.slow
+        ),
         ["adversary=free", "adversary.replays=3"],
         pytest.param(["adversary=noise", "adversary.penalty_at=adversary"], marks=pytest.mark.slow),
     ],
@@ -194,6 +197,7 @@ def test_multipliers_go_on_bit_for_bit(tmp_path, dying, monkeypatch):
     assert multipliers[1] != multipliers[0]
 
 
+@pytest.mark.slow
 def test_double_precision_goes_on_bit_for_bit(tmp_path, dying, monkeypatch):
     """The weights are loaded before Lightning converts the network."""
     precision = "trainer.precision=64-true"

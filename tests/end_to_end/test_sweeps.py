@@ -37,6 +37,7 @@ def by_option(directory, *options):
     return found
 
 
+@pytest.mark.slow
 def test_jobs_side_by_side_fail_and_die_alone_and_only_what_is_missing_is_run_again(door, tmp_path):
     sweep = [
         "-m",
@@ -129,6 +130,7 @@ def search(*options):
             "attack.pgd_linf.steps=2", "hydra.sweep.dir=search", *options]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_search_prunes_and_goes_on_with_what_was_cut_short(door, tmp_path):
     (tmp_path / "search").mkdir()
     storage = str(tmp_path / "search" / "study.journal")

@@ -147,7 +147,7 @@ def short_run(directory, *overrides):
     return load_checkpoint(directory / "checkpoints" / "last.ckpt")
 
 
-@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path, every):
     """Order of the images, η, the probes' signs and the steps that are penalised go on where they were."""
     options = ["eta=constant", f"amortization.every={every}"]
@@ -171,6 +171,7 @@ def test_clipped_gradients_move_the_weights_no_further_than_they_may(tmp_path):
     assert 0 < moved <= 4 * 0.01 * 0.01 * 1.01  # four steps of a learning rate of 0.01
 
 
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_a_larger_batch(tmp_path):
     """With the exact norm, whose mean over a batch is the mean over its halves."""
     exact = ["regularizer.probes=null", "trainer.max_epochs=1", "eta=constant", "eta.value=0.2", "optimizer.lr=0.1"]
@@ -361,6 +362,7 @@ def test_an_evaluation_interrupted_after_the_training_says_how_to_have_it(tmp_pa
     assert train(composed("train", *command, "resume=true")) == metrics
 
 
+@pytest.mark.slow
 def test_colour_images_are_trained_on_by_a_deep_network_and_attacked(tmp_path, cifar10):
     metrics = train(
         composed(
