@@ -1,8 +1,10 @@
 """The tables that were written by hand say what the results' files say."""
 
+import csv
 import json
 import re
 from pathlib import Path
+from statistics import fmean, stdev
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIMPLIFICATIONS = DOCS / "results" / "simplifications"
@@ -51,6 +53,23 @@ def test_the_variants_of_the_condition():
                     assert cells[:3] == [f"{found['satisfied']} of {of}", str(fell), str(found["fell"] - fell)]
                     cells = cells[3:]
     assert not list(written)
+
+
+def test_what_is_trained_with_either_norm():
+    written = rows(DOCS / "results" / "simplifications.md", "% | accuracy | clean")
+    norms = SIMPLIFICATIONS / "norms"
+    evaluated = [model for path in norms.glob("*.json") for model in json.loads(path.read_text())["models"]]
+    for row, name in zip(written, ("none", "frobenius", "spectral"), strict=True):
+        models = [model for model in evaluated if model["name"].startswith(name)]
+        metrics = [list(csv.DictReader(path.open())) for path in norms.glob(f"metrics_{name}_*.csv")]
+        assert len(models) == len(metrics) == 3
+        columns = [[float(epochs[-1]["validation_accuracy"]) for epochs in metrics]]
+        columns.append([model["clean_accuracy"] for model in models])
+        for threat, budgets in enumerate((3, 4)):
+            for i in range(budgets):
+                found = [model["threats"][threat]["budgets"][i]["correct"] / model["images"] for model in models]
+                columns.append(found)
+        assert row[1:] == [f"{fmean(column):.1%} ± {stdev(column):.1%}".replace("%", "") for column in columns]
 
 
 def test_what_the_penalty_buys_on_the_toy_model():
