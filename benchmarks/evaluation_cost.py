@@ -96,6 +96,11 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()  # as evaluate.py does
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pgd: dict[str, Way] = {"loop over torchattacks": loop, "sweep": ours}
+    autoattack: dict[str, Way] = {
+        "AutoAttack, directly": partial(reference, eps=arguments.autoattack_eps),
+        "AutoAttack, sweep": partial(our_reference, eps=arguments.autoattack_eps),
+    }
     budgets = sorted({*ATTACK.eps, arguments.autoattack_eps})
     columns = ["checkpoint", "images", "way", "s", "ratio", "CPU s", "ratio"]
     table = Table(*columns, *(f"at {eps:g}" for eps in budgets))
@@ -104,12 +109,6 @@ def main() -> None:
         datamodule = checkpoint.datamodule()
         datamodule.setup("test")
         model = checkpoint.model().to(device)
-        pgd: dict[str, Way] = {"loop over torchattacks": loop, "sweep": ours}
-        eps = arguments.autoattack_eps
-        autoattack: dict[str, Way] = {
-            "AutoAttack, directly": partial(reference, eps=eps),
-            "AutoAttack, sweep": partial(our_reference, eps=eps),
-        }
         for ways, limit in ((pgd, arguments.images), (autoattack, arguments.autoattack_images)):
             if limit == 0:
                 continue

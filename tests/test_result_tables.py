@@ -55,6 +55,17 @@ def test_the_variants_of_the_condition():
     assert not list(written)
 
 
+def test_what_the_geometry_predicts():
+    written = rows(DOCS / "results" / "README.md", "| images | rank correlation")
+    expected = []
+    for model in json.loads((DOCS / "results" / "geometry" / "robustness.json").read_text())["models"]:
+        found = model["first_order"]
+        medians = (f"{found['median_predicted']:.3g}", f"{found['median_found']:.2f}")
+        correlation = f"{found['rank_correlation']:.2f}"
+        expected.append([model["name"], str(found["images"]), correlation, *medians, str(found["unsafe"])])
+    assert written == expected
+
+
 def test_what_is_trained_with_either_norm():
     written = rows(DOCS / "results" / "simplifications.md", "% | accuracy | clean")
     norms = SIMPLIFICATIONS / "norms"
