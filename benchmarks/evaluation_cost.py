@@ -9,6 +9,7 @@ other work on the machine disturbs less. The last columns count what is classifi
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,12 +18,15 @@ from pathlib import Path
 import pyautoattack
 import torch
 import torchattacks
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from jacobian_robust.attacks import PGD, AutoAttack
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
+from jacobian_robust.config import describe
+from jacobian_robust.errors import UserError
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.robustness import is_allowed, predictions, sweep
 
@@ -54,16 +58,16 @@ def ours(model: nn.Module, images: Tensor, labels: Tensor) -> Standing:
     return {budget.eps: budget.correct for budget in sweep(model, images, labels, [ATTACK]).budgets}
 
 
-def reference(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Standing:
+def reference(model: nn.Module, images: Tensor, labels: Tensor, attack: AutoAttack) -> Standing:
     """Attack with the reference AutoAttack, called as its documentation says."""
-    attack = pyautoattack.AutoAttack(model, device=images.device, eps=eps, norm="Linf", seed=0, version="standard")
-    adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=100)
+    (eps,) = attack.eps
+    called = pyautoattack.AutoAttack(model, device=images.device, eps=eps, norm="Linf", seed=0, version="standard")
+    adversarial, _ = called.run_standard_evaluation(images, labels, batch_size=attack.images_at_once(images.device))
     fallen = is_allowed(images, adversarial, "linf", eps) & (predictions(model, adversarial) != labels)
     return {eps: int((~fallen & (predictions(model, images) == labels)).sum())}
 
 
-def our_reference(model: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Standing:
-    attack = AutoAttack(name="autoattack", norm="linf", eps=(eps,), batch_size=100)
+def our_reference(model: nn.Module, images: Tensor, labels: Tensor, attack: AutoAttack) -> Standing:
     return {budget.eps: budget.correct for budget in sweep(model, images, labels, [attack]).budgets}
 
 
@@ -96,12 +100,16 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()  # as evaluate.py does
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        attack = AutoAttack(name="autoattack", norm="linf", eps=(arguments.autoattack_eps,), batch_size=100)
+    except ValidationError as error:
+        parser.error(f"--autoattack-{describe(error)}")
     pgd: dict[str, Way] = {"loop over torchattacks": loop, "sweep": ours}
     autoattack: dict[str, Way] = {
-        "AutoAttack, directly": partial(reference, eps=arguments.autoattack_eps),
-        "AutoAttack, sweep": partial(our_reference, eps=arguments.autoattack_eps),
+        "AutoAttack, directly": partial(reference, attack=attack),
+        "AutoAttack, sweep": partial(our_reference, attack=attack),
     }
-    budgets = sorted({*ATTACK.eps, arguments.autoattack_eps})
+    budgets = sorted({*ATTACK.eps, *attack.eps})
     columns = ["checkpoint", "images", "way", "s", "ratio", "CPU s", "ratio"]
     table = Table(*columns, *(f"at {eps:g}" for eps in budgets))
     for path in find_checkpoints(arguments.checkpoint):
@@ -123,4 +131,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

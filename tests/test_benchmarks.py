@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from jacobian_robust.attacks import AutoAttack
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.models import LeNet
 
@@ -78,7 +79,22 @@ def test_the_evaluation_cost_benchmark_runs():
     assert all(swept[eps] <= loop[eps] for eps in loop)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
     labels = model(images).argmax(-1)
-    assert benchmark["reference"](model, images, labels, 0.1) == benchmark["our_reference"](model, images, labels, 0.1)
+    attack = AutoAttack(name="autoattack", norm="linf", eps=(0.1,), batch_size=100)
+    assert benchmark["reference"](model, images, labels, attack) == benchmark["our_reference"](
+        model, images, labels, attack
+    )
+
+
+def test_a_mistake_is_told_before_the_evaluation_cost_is_measured(tmp_path, monkeypatch, capsys):
+    script = str(BENCHMARKS / "evaluation_cost.py")
+    monkeypatch.setattr("sys.argv", [script, str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match=r"^error: checkpoint=.*nowhere: no such file or directory$"):
+        runpy.run_path(script, run_name="__main__")
+    checkpoint = BENCHMARKS.parent / "docs" / "results" / "checkpoints" / "note_vanilla.safetensors"
+    monkeypatch.setattr("sys.argv", [script, str(checkpoint), "--autoattack-eps", "-1"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(script, run_name="__main__")
+    assert "error: --autoattack-eps" in capsys.readouterr().err
 
 
 @pytest.mark.slow

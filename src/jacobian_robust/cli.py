@@ -1,5 +1,6 @@
 """What the two doors, ``train.py`` and ``evaluate.py``, share: a mistake ends in one line and a non-zero status."""
 
+import contextlib
 import functools
 import importlib
 import os
@@ -7,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -79,6 +81,9 @@ def run(task: str, cfg: DictConfig) -> float | None:
     try:
         getattr(importlib.import_module(module), function)(cfg)
     except MISTAKES as error:
+        # Hydra made it before anything was checked. What holds something stays.
+        with contextlib.suppress(OSError):
+            Path(HydraConfig.get().runtime.output_dir).rmdir()
         _fail(error)
     return None
 
