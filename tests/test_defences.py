@@ -8,9 +8,10 @@ import pytest
 from jacobian_robust import defences, plots
 from jacobian_robust.config import build
 from jacobian_robust.defences import Method, Plan, Record, Trial, best, choice, protocol, read_plan, table, tuned
+from jacobian_robust.documents import Document
 from jacobian_robust.errors import UserError
 from jacobian_robust.regularizers import Penalty
-from jacobian_robust.results import Results
+from jacobian_robust.results import Results, Threat
 from jacobian_robust.sweeps import Job
 
 from .end_to_end.conftest import ROOT, composed
@@ -95,6 +96,38 @@ def test_the_table_has_the_mean_and_the_spread_of_the_seeds_and_tells_of_those_t
     assert "| fgsm | yes | 2, 1 failed | 85.0 ± 7.1 | 60.0 ± 14.1 |" in rows
     assert "| longer (4 times the cost) | no | 1 | 90.0 | 50.0 |" in rows
     assert "standard error of up to 5.0 points" in rows[0], "of 100 images"
+
+
+def in_two_norms(name, seed, clean, stood, stood_l2):
+    linf = model(name, seed, clean, stood)
+    budget = linf.threats[0].budgets[0].model_copy(update={"eps": 1.5, "robust_accuracy": stood_l2})
+    return linf.model_copy(update={"threats": [*linf.threats, Threat(norm="l2", budgets=[budget])]})
+
+
+def test_the_report_shows_all_methods_under_attack_apart_by_what_they_train_on(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "save", lambda figures, directory: drawn.update(figures))
+    record = Record(SMALL, tmp_path)
+    record.add_trials("fgsm", TRIALS["fgsm"])
+    record.add_trials("vanilla", [trial(0.97, 0.5)])
+    evaluated = {
+        "fgsm": made(in_two_norms("a", 0, 0.9, 0.5, 0.4), in_two_norms("b", 1, 0.8, 0.7, 0.6)),
+        "vanilla": made(in_two_norms("a", 0, 0.99, 0.3, 0.2)),
+        "longer": made(in_two_norms("a", 0, 0.99, 0.2, 0.1)),
+    }
+    for name, results in evaluated.items():
+        (tmp_path / "made.json").write_text(results.model_dump_json())
+        record.add_evaluation(name, "pgd", tmp_path / "made.json", 0)
+    defences._report(record, Document(tmp_path / "defences.md", "python", "Defences"))
+    assert "](defences/pgd.png)" in (tmp_path / "defences.md").read_text()
+    trained_on, without = drawn["pgd"].axes
+    assert [label.get_text() for label in without.get_yticklabels()] == ["longer", "vanilla"], "the best on top"
+    shown = {line.get_label(): line.get_xdata() for line in trained_on.lines}
+    assert {met: pytest.approx(list(shares)) for met, shares in shown.items()} == {
+        "clean": [0.85],
+        "ℓ∞ 0.1": [0.6],
+        "ℓ2 1.5": [0.5],
+    }, "means of the seeds"
 
 
 def test_all_trials_are_shown_and_a_method_whose_trials_failed_holds_nothing_up():

@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from jacobian_robust import plots
+from jacobian_robust.attacks import Norm
 from jacobian_robust.config import describe
 from jacobian_robust.documents import Document, run_door
 from jacobian_robust.errors import DIVERGED, UserError
@@ -32,6 +33,9 @@ __all__ = ["Method", "Plan", "Record", "Trial", "best", "choice", "protocol", "r
 
 NOISE = 0.3
 """Standard deviation of the Gaussian noise that the table shows, of those that an evaluation looks at."""
+
+Attacked = Mapping[str, tuple[Results, int]]
+"""By method its evaluation, made like the others', and how many seeds' trainings failed."""
 
 
 class Method(BaseModel):
@@ -176,8 +180,8 @@ class Record:
         rows = [[name, " ".join(trial.overrides), trial.clean, trial.robust, self._tuned_by(name)] for trial in trials]
         self._replace("trials.csv", ["method", "options", "validation_accuracy", "objective", "plan"], [name], rows)
 
-    def evaluations(self, kind: str) -> dict[str, tuple[Results, int]]:
-        """Return an evaluation's results by method, with how many seeds' trainings failed."""
+    def evaluations(self, kind: str) -> Attacked:
+        """Return what an evaluation found, in the order of the plan."""
         trials = self.trials()
         found = {}
         for row in self._rows("evaluations.csv"):
@@ -386,10 +390,33 @@ def _report(record: Record, document: Document) -> None:
     if any(trial.clean == trial.clean for found in trials.values() for trial in found):
         plots.save({"trade_off": plots.trials_by_method(points, robust=plan.objective)}, record.directory)
         text += "\n![Clean against robust accuracy of all trials](defences/trade_off.png)\n"
-    for found in attacked.values():
+    for kind, found in attacked.items():
         if found:
             text += f"\n{table(plan, found)}"
+            if len(_budgets(found)) > 1:
+                plots.save({kind: plots.methods_under_attack(_standing(plan, found))}, record.directory)
+                text += f"\n![Accuracy of all methods, clean and within each budget](defences/{kind}.png)\n"
     document.write(text)
+
+
+def _budgets(attacked: Attacked) -> list[tuple[Norm, float]]:
+    of = next(iter(attacked.values()))[0].models[0]
+    return [(threat.norm, budget.eps) for threat in of.threats for budget in threat.budgets]
+
+
+def _standing(plan: Plan, attacked: Attacked) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the mean accuracy over the seeds of each method by what it met, apart by what they train on."""
+    panels: dict[str, dict[str, dict[str, float]]] = {}
+    budgets = _budgets(attacked)
+    for name, (results, _) in attacked.items():
+        title = f"{'with' if plan.methods[name].adversarial else 'without'} adversarial examples in training"
+        clean = fmean(model.clean_accuracy for model in results.models)
+        within = {
+            f"{plots.NORMS[norm]} {eps:g}": fmean(dict(model.accuracy(norm))[eps] for model in results.models)
+            for norm, eps in budgets
+        }
+        panels.setdefault(title, {})[name] = {"clean": clean, **within}
+    return panels
 
 
 def protocol(plan: Plan) -> str:
@@ -440,16 +467,16 @@ def _tried(trial: Trial, *, chosen: bool) -> str:
     return f"`{' '.join(trial.overrides)}` " + (f"**{what}**" if chosen else what)
 
 
-def table(plan: Plan, attacked: Mapping[str, tuple[Results, int]]) -> str:
+def table(plan: Plan, attacked: Attacked) -> str:
     """Return an evaluation of all methods as Markdown: percentages, mean and standard deviation over the seeds.
 
     Args:
         plan: the study.
-        attacked: the evaluations of those that are done, made alike, and how many seeds' trainings failed.
+        attacked: the evaluations of those that are done.
     """
     of = next(iter(attacked.values()))[0]
     images = of.models[0].images
-    budgets = [(threat.norm, budget.eps) for threat in of.models[0].threats for budget in threat.budgets]
+    budgets = _budgets(attacked)
     beyond = of.models[0].calibration is not None
     judged = any(model.verdict for results, _ in attacked.values() for model in results.models)
     head = ["%", "adversarial examples", "seeds", "clean", *(f"{plots.NORMS[norm]} {eps:g}" for norm, eps in budgets)]

@@ -1,10 +1,10 @@
 """Figures. Colours are Okabe and Ito's, which readers with any colour vision tell apart."""
 
-import itertools
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ __all__ = [
     "class_accuracy",
     "comparison",
     "group_curves",
+    "methods_under_attack",
     "noise_curves",
     "on_log_axes",
     "predicted_against_found",
@@ -302,20 +303,25 @@ def trials_by_method(trials: Mapping[str, Mapping[str, tuple[float, float]]], *,
     for axes, (name, points) in zip(panels, known.items(), strict=False):
         axes.plot(*zip(*shown, strict=True), linestyle="", marker=".", color="0.8", zorder=1)
         outside = ["further left, clean / robust:"]
-        around = itertools.cycle([((5, 4), "left"), ((5, -11), "left"), ((-5, 4), "right")])  # neighbours' apart
-        for what, (clean, stood) in points.items():
+        inside = [point for point in points.values() if point in shown]
+        for what, point in points.items():
             value = " ".join(option.partition("=")[2] for option in what.split())
-            if (clean, stood) in shown:
-                offset, side = next(around)
-                axes.annotate(
-                    value, (clean, stood), xytext=offset, ha=side, textcoords="offset points", fontsize="small"
-                )
+            if point not in shown:
+                outside.append(f"{value}: {point[0]:.0%} / {point[1]:.0%}")
+                continue
+            if point == max(inside, key=lambda p: p[1]):  # neighbours' numbers keep apart
+                offset, ha, va = (0, 5), "center", "bottom"
+            elif point == min(inside, key=lambda p: p[1]):
+                offset, ha, va = (0, -5), "center", "top"
+            elif point[0] < fmean(p[0] for p in inside):
+                offset, ha, va = (-6, 0), "right", "center"
             else:
-                outside.append(f"{value}: {clean:.0%} / {stood:.0%}")
+                offset, ha, va = (6, 0), "left", "center"
+            axes.annotate(value, point, xytext=offset, ha=ha, va=va, textcoords="offset points", fontsize="small")
         if points:
             axes.plot(*zip(*points.values(), strict=True), **_style(0) | {"zorder": 2})
         if outside[1:]:
-            axes.text(0.04, 0.04, "\n".join(outside), transform=axes.transAxes, fontsize="x-small")
+            axes.text(0.04, 0.96, "\n".join(outside), va="top", transform=axes.transAxes, fontsize="x-small")
         options = dict.fromkeys(option.partition("=")[0] for what in trials[name] for option in what.split())
         axes.set_title(f"{name}\n{' '.join(options)}", fontsize="small")
         axes.grid(alpha=0.3)
@@ -330,6 +336,30 @@ def trials_by_method(trials: Mapping[str, Mapping[str, tuple[float, float]]], *,
     figure.supylabel(
         robust.replace("_", " ").replace("linf", NORMS["linf"]).replace("l2", NORMS["l2"]), fontsize="medium"
     )
+    return figure
+
+
+def methods_under_attack(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
+    """Return the accuracy of methods, clean and within each budget, a line each, the best of each panel on top.
+
+    Args:
+        accuracy: by panel and by method, shares of the images by what they met, the same for all.
+    """
+    heights = [len(methods) for methods in accuracy.values()]
+    figure = Figure(figsize=(8, 0.24 * sum(heights) + 0.5 * len(heights) + 0.9), layout="constrained")
+    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False).flatten()
+    for axes, (title, methods) in zip(panels, accuracy.items(), strict=True):
+        names = sorted(methods, key=lambda name: fmean(methods[name].values()))
+        shares = [list(methods[name].values()) for name in names]
+        axes.hlines(names, [min(row) for row in shares], [max(row) for row in shares], color="0.85", zorder=1)
+        for i, met in enumerate(methods[names[0]]):
+            axes.plot([row[i] for row in shares], names, **_style(i) | {"linestyle": "", "label": met})
+        axes.set_title(title, fontsize="medium")
+        axes.margins(y=0.6 / len(names))
+        axes.grid(alpha=0.3, axis="x")
+    panels[-1].set(xlabel="share of the images that are right")
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=len(handles[0]), fontsize="small")
     return figure
 
 
