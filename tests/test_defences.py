@@ -2,12 +2,26 @@ import json
 import math
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
 from jacobian_robust import defences, plots
 from jacobian_robust.config import build
-from jacobian_robust.defences import Method, Plan, Record, Trial, best, choice, protocol, read_plan, table, tuned
+from jacobian_robust.defences import (
+    Method,
+    Plan,
+    Record,
+    Shares,
+    Trial,
+    best,
+    choice,
+    protocol,
+    read_plan,
+    table,
+    tuned,
+)
 from jacobian_robust.documents import Document
 from jacobian_robust.errors import UserError
 from jacobian_robust.regularizers import Penalty
@@ -189,9 +203,9 @@ def test_only_a_training_that_diverged_is_a_failure_of_the_method(tmp_path, monk
     monkeypatch.setattr(defences, "run_door", lambda *_, **__: None)
     monkeypatch.setattr(defences, "read_jobs", lambda _: {"0": Job(overrides=[], status="failed", error=errors[0])})
     with pytest.raises(UserError, match=r"out of memory\?; run this again"):
-        defences._sweep([], tmp_path / "vanilla", "0", 1, 1)
+        defences._sweep([], tmp_path / "vanilla", "0", 1, Shares(1, 1))
     errors[0] = "training diverged: the loss of 3 steps in a row was not finite"
-    (job,) = defences._sweep([], tmp_path / "vanilla", "0", 1, 1).values()
+    (job,) = defences._sweep([], tmp_path / "vanilla", "0", 1, Shares(1, 1)).values()
     assert job.status == "failed"
 
 
@@ -216,6 +230,40 @@ def test_what_the_plan_does_not_have_is_one_line_that_says_what_it_has(option, m
     assert not list(tmp_path.iterdir())
 
 
+def test_the_jobs_are_shared_out_over_the_methods_first():
+    assert Shares.of(2, 26) == Shares(methods=2, jobs=1)
+    assert Shares.of(7, 3) == Shares(methods=3, jobs=2)
+    assert Shares.of(4, 1) == Shares(methods=1, jobs=4)
+    assert Shares.of(1, 0) == Shares(methods=1, jobs=1)
+    assert Shares(methods=64, jobs=64).threads(64) == 1
+
+
+def test_methods_are_worked_at_side_by_side_and_a_failure_begins_no_more():
+    together, begun = threading.Barrier(2), []
+
+    def meet(name):
+        together.wait(timeout=60)
+        return name.upper()
+
+    assert Shares(methods=2, jobs=1).map(meet, ["b", "c"]) == ["B", "C"]
+
+    def fail_in_the_second(name):
+        begun.append(name)
+        if name == "b":
+            raise UserError("b: failed")
+        time.sleep(0.5)  # long after the failure is noticed
+
+    with pytest.raises(UserError, match="b: failed"):
+        Shares(methods=2, jobs=1).map(fail_in_the_second, "abcdefgh")
+    assert len(begun) < 4
+
+
+def test_a_variation_of_what_was_not_tuned_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(defences, "run_door", lambda *_, **__: pytest.fail("something was trained"))
+    with pytest.raises(UserError, match=r"^longer: takes the values of fgsm, .* name that too"):
+        defences.study(SMALL, ["vanilla", "longer"], [], results=tmp_path, runs=tmp_path)
+
+
 @pytest.mark.slow
 def test_it_makes_what_is_missing_only_and_keeps_what_was_written_by_hand(tmp_path):
     evaluation = ["attack=pgd_linf", "limit=20", "sanity_images=0", "geometry_images=0", "reliability=false"]
@@ -227,6 +275,7 @@ def test_it_makes_what_is_missing_only_and_keeps_what_was_written_by_hand(tmp_pa
         "methods": {"vanilla": {"options": ["regularizer=none"], "cost": 1, "finalist": True}},
     }
     stated["methods"]["vanilla"]["tune"] = {"optimizer.lr": [0.01, 0.1]}
+    stated["methods"]["longer"] = {"options": ["regularizer=none"], "as_tuned": "vanilla", "cost": 1, "budget": 2}
     (tmp_path / "plan.yaml").write_text(json.dumps(stated))
 
     def run():
@@ -240,6 +289,7 @@ def test_it_makes_what_is_missing_only_and_keeps_what_was_written_by_hand(tmp_pa
     assert "+ python train.py -m" in run()
     written = document.read_text()
     assert "| vanilla | no | 2 |" in written
+    assert "| longer (2 times the cost) | no | 1 |" in written
     document.write_text(f"{written}\nBy hand.\n")
     assert "+ python" not in run()
     assert document.read_text() == f"{written}\nBy hand.\n"

@@ -11,12 +11,17 @@ import csv
 import hashlib
 import shutil
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from statistics import fmean, stdev
+from threading import Lock
+from typing import TypeVar
 
+import torch
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
@@ -29,7 +34,22 @@ from jacobian_robust.files import write_atomically
 from jacobian_robust.results import Results
 from jacobian_robust.sweeps import Job, read_jobs
 
-__all__ = ["Method", "Plan", "Record", "Trial", "best", "choice", "protocol", "read_plan", "study", "table", "tuned"]
+__all__ = [
+    "Method",
+    "Plan",
+    "Record",
+    "Shares",
+    "Trial",
+    "best",
+    "choice",
+    "protocol",
+    "read_plan",
+    "study",
+    "table",
+    "tuned",
+]
+
+T = TypeVar("T")
 
 NOISE = 0.3
 """Standard deviation of the Gaussian noise that the table shows, of those that an evaluation looks at."""
@@ -269,30 +289,80 @@ def study(
     document = Document(results / "defences.md", "python -m jacobian_robust.defences", "Defences at equal cost")
     record = Record(plan, results / "defences")
     record.directory.mkdir(parents=True, exist_ok=True)
-    for name in names:
+    shares = Shares.of(jobs, len(names))
+    writing = Lock()
+
+    def tune(name: str) -> None:
         method = plan.methods[name]
-        if method.as_tuned is None:
-            tried = _sweep(_tuning(plan, method), runs / "trials" / name, "${hydra:job.num}", plan.trials, jobs)
+        tried = _sweep(_tuning(plan, method), runs / "trials" / name, "${hydra:job.num}", plan.trials, shares)
+        with writing:
             record.add_trials(name, [_trial(plan, method, job) for job in tried.values()])
             _report(record, document)
-        elif not record.trials().get(method.as_tuned):
-            raise UserError(f"{name}: takes the values of {method.as_tuned}, which has no trials yet: name that too")
-    trained: dict[str, list[Path]] = {}
-    for name in names:
-        if chosen := choice(plan, name, record.trials()):
-            method = plan.methods[name]
-            options, seeds = _training(plan, method, chosen), len(_seeds(plan, method))
-            ended = _sweep(options, runs / "trained" / name, f"{name}-${{seed}}", seeds, jobs)
-            trained[name] = [place / "model.safetensors" for place, job in ended.items() if job.status == "finished"]
-    for kind in kinds:
-        evaluation = plan.evaluations[kind]
-        for name, models in trained.items():
-            if models:
-                attacked = models[:1] if evaluation.first_seed_alone else models
-                made = _attack(attacked, runs / "attacked" / f"{name}_{kind}", evaluation.options, jobs)
-                record.add_evaluation(name, kind, made, len(_seeds(plan, plan.methods[name])) - len(models))
+
+    def train(name: str) -> list[Path]:
+        if not (chosen := choice(plan, name, record.trials())):
+            return []
+        method = plan.methods[name]
+        options, seeds = _training(plan, method, chosen), len(_seeds(plan, method))
+        ended = _sweep(options, runs / "trained" / name, f"{name}-${{seed}}", seeds, shares)
+        return [place / "model.safetensors" for place, job in ended.items() if job.status == "finished"]
+
+    def attack(kind: str, name: str) -> None:
+        evaluation, models = plan.evaluations[kind], trained[name]
+        attacked = models[:1] if evaluation.first_seed_alone else models
+        made = _attack(attacked, runs / "attacked" / f"{name}_{kind}", evaluation.options, shares)
+        with writing:
+            record.add_evaluation(name, kind, made, len(_seeds(plan, plan.methods[name])) - len(models))
             _report(record, document)
+
+    for name in names:
+        if (of := plan.methods[name].as_tuned) and of not in {*names, *record.trials()}:
+            raise UserError(f"{name}: takes the values of {of}, which has no trials yet: name that too")
+    shares.map(tune, [name for name in names if plan.methods[name].as_tuned is None])
+    trained = dict(zip(names, shares.map(train, names), strict=True))
+    for kind in kinds:
+        shares.map(partial(attack, kind), [name for name in names if trained[name]])
+    _report(record, document)
     return record.trials()
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the commands of a study share the machine.
+
+    Attributes:
+        methods: how many are worked at side by side.
+        jobs: how many trainings and attacks of each.
+    """
+
+    methods: int
+    jobs: int
+
+    @classmethod
+    def of(cls, jobs: int, names: int) -> "Shares":
+        """Return one job of as many methods as possible; several of each, where the methods are fewer."""
+        methods = max(1, min(jobs, names))
+        return cls(methods, max(1, jobs // methods))
+
+    def map(self, work: Callable[[str], T], names: Sequence[str]) -> list[T]:
+        """Return what the work gives for each method. Once it fails for one, no more begins, and what was begun ends.
+
+        Raises:
+            Exception: that failure.
+        """
+        with ThreadPoolExecutor(self.methods) as pool:
+            futures = [pool.submit(work, name) for name in names]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            finally:
+                for future in futures:
+                    future.cancel()
+        return [future.result() for future in futures]
+
+    def threads(self, processes: int) -> int:
+        """Return how many threads of the processors each of so many processes of each method has."""
+        return max(1, torch.get_num_threads() // (self.methods * processes))
 
 
 def _seeds(plan: Plan, method: Method) -> list[int]:
@@ -330,7 +400,7 @@ def _of(place: Path, options: Sequence[str]) -> Path:
     return place.with_name(f"{place.name}-{_fingerprint(options)}")
 
 
-def _sweep(options: list[str], place: Path, subdirectory: str, expected: int, jobs: int) -> dict[Path, Job]:
+def _sweep(options: list[str], place: Path, subdirectory: str, expected: int, shares: Shares) -> dict[Path, Job]:
     """Train what is missing, and return what became of all by their directories.
 
     A training that diverges has failed: it is not tried again.
@@ -349,9 +419,12 @@ def _sweep(options: list[str], place: Path, subdirectory: str, expected: int, jo
         }
 
     if len(ended()) < expected:
-        side_by_side = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}"] if jobs > 1 else []
         where = [f"hydra.sweep.dir={directory}", f"hydra.sweep.subdir={subdirectory}", "resume=true"]
-        run_door("train.py", "-m", *options, *side_by_side, *where, check=False)
+        if shares.jobs > 1:
+            where += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={shares.jobs}"]
+        if torch.cuda.is_available():
+            where += ["cuda_graph=true"]  # the same steps, sooner
+        run_door("train.py", "-m", *options, *where, check=False, threads=shares.threads(shares.jobs))
     if len(ended()) < expected:
         errors = [f"{name}: {job.error}" for name, job in read_jobs(directory).items() if job.status == "failed"]
         found = errors[0] if errors else "not all trainings ended"
@@ -368,13 +441,13 @@ def _trial(plan: Plan, method: Method, job: Job) -> Trial:
     )
 
 
-def _attack(models: Sequence[Path], place: Path, options: Sequence[str], processes: int) -> Path:
+def _attack(models: Sequence[Path], place: Path, options: Sequence[str], shares: Shares) -> Path:
     """Attack models, if that was not done, and return the file with the results."""
     asked = [f"checkpoint=[{','.join(map(str, models))}]", *options]
     directory = _of(place, asked)
     if not (directory / "robustness.json").is_file():
-        where = [f"hydra.run.dir={directory}", "resume=true"]
-        run_door("evaluate.py", *asked, f"processes={processes}", "logger=csv", *where)
+        where = [f"processes={shares.jobs}", "logger=csv", f"hydra.run.dir={directory}", "resume=true"]
+        run_door("evaluate.py", *asked, *where, threads=shares.threads(1))  # which its processes share
     return directory / "robustness.json"
 
 

@@ -1,5 +1,6 @@
 """Documents of which a command writes a part, between two marks, and a person the rest."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -50,12 +51,13 @@ class Document:
             file.write(f"{before}{first}\n\n{text}\n{last}{after}")
 
 
-def run_door(*command: str, check: bool = True) -> None:
+def run_door(*command: str, check: bool = True, threads: int | None = None) -> None:
     """Run ``train.py`` or ``evaluate.py`` of the clone in the working directory, as a person would.
 
     Args:
         command: the script and its options.
         check: whether a failure ends the work.
+        threads: of the processors that it may use; all by default.
 
     Raises:
         UserError: if this is no clone, or the command fails.
@@ -63,5 +65,7 @@ def run_door(*command: str, check: bool = True) -> None:
     if not Path(command[0]).is_file():
         raise UserError(f"run this in a clone of the project: {command[0]} is not in the working directory")
     print("+ python", *command, flush=True)
-    if (status := subprocess.run([sys.executable, *command], check=False).returncode) and check:
+    environment = None if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    status = subprocess.run([sys.executable, *command], check=False, env=environment).returncode
+    if status and check:
         raise UserError(f"python {' '.join(command)} ended with status {status}; run this again to go on")
