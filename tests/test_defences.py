@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 import subprocess
 import sys
 import threading
@@ -144,6 +145,18 @@ def test_the_report_shows_all_methods_under_attack_apart_by_what_they_train_on(t
     }, "means of the seeds"
 
 
+def test_the_committed_study_is_what_its_files_say(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "save", lambda *_: None)
+    shutil.copy(ROOT / "docs" / "results" / "defences.md", tmp_path)
+    record = Record(PLAN, ROOT / "docs" / "results" / "defences")
+    document = Document(tmp_path / "defences.md", "python -m jacobian_robust.defences", "Defences at equal cost")
+    defences._report(record, document)
+    assert document.path.read_text() == (ROOT / "docs" / "results" / "defences.md").read_text()
+    assert list(record.trials()) == [name for name, method in PLAN.methods.items() if method.as_tuned is None]
+    for kind in PLAN.evaluations:
+        assert list(record.evaluations(kind)) == list(PLAN.methods)
+
+
 def test_all_trials_are_shown_and_a_method_whose_trials_failed_holds_nothing_up():
     rows = tuned(SMALL, TRIALS, {"longer"}).splitlines()
     assert "| fgsm | 2.00 | 100 | `adversary.eps=0.1` **98.0 / 80.0** · `adversary.eps=0.2` 94.0 / 90.0 |" in rows
@@ -221,11 +234,18 @@ def test_a_panel_shows_a_methods_trials_in_their_order_and_says_which_lie_outsid
     assert [text.get_text() for text in second.texts] == ["0"]
 
 
-@pytest.mark.parametrize("option", ["methods", "evaluations"])
-def test_what_the_plan_does_not_have_is_one_line_that_says_what_it_has(option, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("methods", "nine", "the plan has linear_margin, "),
+        ("evaluations", "nine", "the plan has pgd, "),
+        ("jobs", "0", "at least 1"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_that_says_what_can(option, value, said, monkeypatch, tmp_path):
     plan = ["--plan", str(ROOT / "conf" / "defences.yaml"), "--results", str(tmp_path), "--runs", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["defences", *plan, f"--{option}", "nine"])
-    with pytest.raises(SystemExit, match=rf"^error: --{option} nine: the plan has (linear_margin|pgd), "):
+    monkeypatch.setattr(sys, "argv", ["defences", *plan, f"--{option}", value])
+    with pytest.raises(SystemExit, match=f"^error: --{option} {value}: {said}"):
         defences.main()
     assert not list(tmp_path.iterdir())
 

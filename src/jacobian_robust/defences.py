@@ -606,6 +606,8 @@ def main() -> None:
         kinds = list(plan.evaluations) if arguments.evaluations is None else arguments.evaluations
         if unknown := [kind for kind in kinds if kind not in plan.evaluations]:
             raise UserError(f"--evaluations {unknown[0]}: the plan has {', '.join(plan.evaluations)}")
+        if arguments.jobs < 1:
+            raise UserError(f"--jobs {arguments.jobs}: at least 1")
         study(plan, names, kinds, results=arguments.results, runs=arguments.runs, jobs=arguments.jobs)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
