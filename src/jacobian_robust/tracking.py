@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import wandb
-from matplotlib.figure import Figure
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ValidationError
 
@@ -132,17 +131,17 @@ def run_url(identity: str) -> str | None:
     return f"https://wandb.ai/{entity}/{project}/runs/{run}"
 
 
-def log_training(run: "wandb.Run", curves: Figure, summary: dict[str, Any], rows: Rows, twin: Rows | None) -> None:
+def log_training(run: "wandb.Run", curves: Path, summary: dict[str, Any], rows: Rows, twin: Rows | None) -> None:
     """Log what is known only at the end of a training: the curves as a picture, the summary's scalars and the cost.
 
     Args:
         run: the W&B run.
-        curves: of the training.
+        curves: PNG file.
         summary: as ``summary.json`` has it.
         rows: the rows of ``metrics.csv``.
         twin: those of the undefended twin, whose cost the run's is compared with.
     """
-    run.log({"curves": wandb.Image(curves)})
+    run.log({"curves": wandb.Image(str(curves))})
     run.summary.update({key: value for key, value in summary.items() if isinstance(value, int | float | str)})
     cost, of_twin = (_seconds_per_epoch(of) for of in (rows, twin or ()))
     if cost:

@@ -734,7 +734,7 @@ def _fit(
             json.dump(summary, file, indent=2)
         export(load_checkpoint(run.last_checkpoint), run.directory / "model.safetensors")
         if wandb is not None:
-            log_training(wandb, figure, summary, run.record.rows, twin)
+            log_training(wandb, run.directory / "curves.png", summary, run.record.rows, twin)
     console.print(_closing_table(run, metrics, seconds))
     console.print(
         f"results: {run.directory}/checkpoints/last.ckpt, model.safetensors, metrics.csv, curves.png, summary.json",

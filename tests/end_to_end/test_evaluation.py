@@ -27,6 +27,7 @@ def run(tmp_path, *overrides):
     return evaluate(composed("evaluate", *ATTACK, f"output_dir={tmp_path}/results", *overrides))
 
 
+@pytest.mark.drawn
 def test_a_real_attack_is_reported_in_full(trained, tmp_path):
     report = run(tmp_path, f"checkpoint={trained.directory}/vanilla", "attack.pgd_linf.restarts=2", "seed=3")
     results = tmp_path / "results"
@@ -307,6 +308,7 @@ def test_checkpoints_are_found_in_files_runs_and_trees(trained):
     assert find_checkpoints([vanilla, trained.directory]) == [vanilla, frobenius]
 
 
+@pytest.mark.drawn
 def test_the_notes_simplifications_are_measured_on_demand(trained, tmp_path, capsys):
     options = ["attack=pgd_l2", "attack.pgd_l2.steps=4", "attack.pgd_l2.eps=[0.5,1.5]", "limit=10", *QUICK[1:]]
     options += ["diagnostics=simplifications", "diagnostics_images=8", "logger=csv"]

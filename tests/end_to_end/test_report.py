@@ -153,6 +153,7 @@ def test_a_budget_that_not_every_attack_met_is_told_in_report_table_and_wandb(tm
     assert [settings["title"] for settings in drawn] == ["Accuracy under attack, ℓ∞; ε = 0.5 without fgsm"]
 
 
+@pytest.mark.drawn
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("report", ["evaluation", "comparison"])
 def test_the_report_is_drawn_by_a_browser_without_a_network(report, evaluated, tmp_path):
@@ -473,6 +474,7 @@ def test_evaluations_made_apart_are_compared_as_if_made_together(trained, tmp_pa
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.drawn
 def test_a_comparison_shows_the_adversarial_examples_of_the_evaluations(trained, tmp_path):
     def shown(*places):
         out = tmp_path / f"compared{len(list(tmp_path.iterdir()))}"

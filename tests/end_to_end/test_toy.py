@@ -17,6 +17,8 @@ from jacobian_robust.training import train
 
 from .conftest import ROOT, composed
 
+pytestmark = pytest.mark.drawn
+
 FIGURES = ("decision_regions", "information_balls", "heights", "geodesic_balls", "circles", "attacks")
 
 
@@ -78,7 +80,7 @@ def test_what_does_not_apply_to_points_is_left_out_in_words(pair, tmp_path, caps
 
 
 def test_the_figures_and_their_numbers(pair, tmp_path):
-    results = toy(pair, tmp_path / "out", rays=6)
+    results = toy(pair, tmp_path / "out", rays=4)
     assert Toy.model_validate_json((tmp_path / "out" / "toy.json").read_bytes()) == results
     for name in FIGURES:
         assert (tmp_path / "out" / f"{name}.png").stat().st_size > 10_000
@@ -91,7 +93,7 @@ def test_the_figures_and_their_numbers(pair, tmp_path):
         assert searched == sorted(searched, reverse=True)
         assert all(b.search <= b.pgd + 0.05 for b in model.budgets)
         for ball in model.balls:
-            assert ball.reached + ball.left + ball.folded == ball.rays == 6
+            assert ball.reached + ball.left + ball.folded == ball.rays == 4
             assert ball.rays >= ball.partway[0] >= ball.partway[1] >= ball.reached
             assert ball.great_circle_error < 1e-4
         for attack in model.attacks:

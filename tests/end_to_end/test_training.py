@@ -363,6 +363,7 @@ def test_an_evaluation_interrupted_after_the_training_says_how_to_have_it(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.drawn
 def test_colour_images_are_trained_on_by_a_deep_network_and_attacked(tmp_path, cifar10):
     metrics = train(
         composed(
