@@ -250,6 +250,18 @@ def test_what_cannot_be_done_is_one_line_that_says_what_can(option, value, said,
     assert not list(tmp_path.iterdir())
 
 
+def test_an_interruption_has_its_status_and_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(defences, "study", interrupted)
+    monkeypatch.setattr(sys, "argv", ["defences", "--plan", str(ROOT / "conf" / "defences.yaml")])
+    with pytest.raises(SystemExit) as ended:
+        defences.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "interrupted: run the same command again to go on\n"
+
+
 def test_the_jobs_are_shared_out_over_the_methods_first():
     assert Shares.of(2, 26) == Shares(methods=2, jobs=1)
     assert Shares.of(7, 3) == Shares(methods=3, jobs=2)

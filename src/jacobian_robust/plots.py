@@ -356,6 +356,7 @@ def methods_under_attack(accuracy: Mapping[str, Mapping[str, Mapping[str, float]
             axes.plot([row[i] for row in shares], names, **_style(i) | {"linestyle": "", "label": met})
         axes.set_title(title, fontsize="medium")
         axes.margins(y=0.6 / len(names))
+        axes.set_xlim(-0.03, 1.03)
         axes.grid(alpha=0.3, axis="x")
     panels[-1].set(xlabel="share of the images that are right")
     handles = panels[0].get_legend_handles_labels()

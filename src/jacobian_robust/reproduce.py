@@ -299,7 +299,8 @@ def main() -> None:
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted: run the same command again to go on")
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        sys.exit(130)  # as of the two doors
     print(f"\n{table(outcomes)}\nresults: {arguments.results}/note.md, note/*.json, note/*.png")
 
 
