@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from jacobian_robust import defences, plots
+from jacobian_robust import defences, documents, plots
 from jacobian_robust.config import build
 from jacobian_robust.defences import (
     Method,
@@ -288,6 +289,45 @@ def test_methods_are_worked_at_side_by_side_and_a_failure_begins_no_more():
     with pytest.raises(UserError, match="b: failed"):
         Shares(methods=2, jobs=1).map(fail_in_the_second, "abcdefgh")
     assert len(begun) < 4
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A directory whose ``train.py`` does what it is told."""
+    (tmp_path / "train.py").write_text("import sys\nexec(sys.argv[1])\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_command_has_its_share_of_the_processors_and_a_log_of_its_own(clone, capfd):
+    documents.run_door("train.py", "import os; print(os.environ['OMP_NUM_THREADS'])", threads=3, log=clone / "log")
+    assert (clone / "log").read_text() == "3\n"
+    assert capfd.readouterr().out.startswith("+ python train.py")
+    with pytest.raises(UserError, match=r"status 4: .*log says why; run this again"):
+        documents.run_door("train.py", "sys.exit(4)", log=clone / "log")
+    documents.run_door("train.py", "sys.exit(4)", check=False)
+
+
+def test_what_runs_side_by_side_ends_at_an_interruption(clone, monkeypatch):
+    monkeypatch.setattr(documents, "GRACE", 0.1)
+    waiting = "import pathlib, time; pathlib.Path(sys.argv[2]).touch(); time.sleep(60)"
+
+    def interrupt_when_both_run():
+        while not all((clone / name).exists() for name in "ab"):
+            time.sleep(0.05)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    threading.Thread(target=interrupt_when_both_run, daemon=True).start()
+    begun = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Shares(methods=2, jobs=1).map(lambda name: documents.run_door("train.py", waiting, name), "abc")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert time.monotonic() - begun < 50, "before they end by themselves"
+    assert not documents._running
+    assert not (clone / "c").exists()
 
 
 def test_a_variation_of_what_was_not_tuned_is_refused_before_anything_is_trained(tmp_path, monkeypatch):

@@ -82,8 +82,9 @@ def run(task: str, cfg: DictConfig) -> float | None:
         getattr(importlib.import_module(module), function)(cfg)
     except MISTAKES as error:
         # Hydra made it before anything was checked. What holds something stays.
-        with contextlib.suppress(OSError):
-            Path(HydraConfig.get().runtime.output_dir).rmdir()
+        if (place := Path(HydraConfig.get().runtime.output_dir)) != Path.cwd():
+            with contextlib.suppress(OSError):
+                place.rmdir()
         _fail(error)
     return None
 

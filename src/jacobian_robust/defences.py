@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 from jacobian_robust import plots
 from jacobian_robust.attacks import Norm
 from jacobian_robust.config import describe
-from jacobian_robust.documents import Document, run_door
+from jacobian_robust.documents import Document, end_doors, run_door
 from jacobian_robust.errors import DIVERGED, UserError
 from jacobian_robust.files import write_atomically
 from jacobian_robust.results import Results
@@ -231,9 +231,10 @@ class Record:
         method = self.plan.methods.get(name)
         if method is None or not (chosen := choice(self.plan, name, trials)):
             return None
-        evaluation = self.plan.evaluations[kind]
-        seeds = ["first seed alone"] if evaluation.first_seed_alone else []
-        return _fingerprint([*_training(self.plan, method, chosen), *evaluation.options, *seeds])
+        evaluation, seeds = self.plan.evaluations[kind], _seeds(self.plan, method)
+        alone = ["first seed alone"] if evaluation.first_seed_alone else []
+        training = _training(self.plan, method, chosen, seeds[:1] if alone else seeds)
+        return _fingerprint([*training, *evaluation.options, *alone])
 
     def _results(self, name: str, kind: str) -> Results:
         path = self.directory / f"{name}_{kind}.json"
@@ -297,14 +298,14 @@ def study(
         tried = _sweep(_tuning(plan, method), runs / "trials" / name, "${hydra:job.num}", plan.trials, shares)
         with writing:
             record.add_trials(name, [_trial(plan, method, job) for job in tried.values()])
-            _report(record, document)
 
     def train(name: str) -> list[Path]:
         if not (chosen := choice(plan, name, record.trials())):
             return []
         method = plan.methods[name]
-        options, seeds = _training(plan, method, chosen), len(_seeds(plan, method))
-        ended = _sweep(options, runs / "trained" / name, f"{name}-${{seed}}", seeds, shares)
+        seeds = _seeds(plan, method)
+        options = _training(plan, method, chosen, seeds)
+        ended = _sweep(options, runs / "trained" / name, f"{name}-${{seed}}", len(seeds), shares)
         return [place / "model.safetensors" for place, job in ended.items() if job.status == "finished"]
 
     def attack(kind: str, name: str) -> None:
@@ -313,16 +314,17 @@ def study(
         made = _attack(attacked, runs / "attacked" / f"{name}_{kind}", evaluation.options, shares)
         with writing:
             record.add_evaluation(name, kind, made, len(_seeds(plan, plan.methods[name])) - len(models))
-            _report(record, document)
 
     for name in names:
         if (of := plan.methods[name].as_tuned) and of not in {*names, *record.trials()}:
             raise UserError(f"{name}: takes the values of {of}, which has no trials yet: name that too")
-    shares.map(tune, [name for name in names if plan.methods[name].as_tuned is None])
-    trained = dict(zip(names, shares.map(train, names), strict=True))
-    for kind in kinds:
-        shares.map(partial(attack, kind), [name for name in names if trained[name]])
-    _report(record, document)
+    try:
+        shares.map(tune, [name for name in names if plan.methods[name].as_tuned is None])
+        trained = dict(zip(names, shares.map(train, names), strict=True))
+        for kind in kinds:
+            shares.map(partial(attack, kind), [name for name in names if trained[name]])
+    finally:  # what there is, also if it is not all
+        _report(record, document)
     return record.trials()
 
 
@@ -351,13 +353,15 @@ class Shares:
             Exception: that failure.
         """
         with ThreadPoolExecutor(self.methods) as pool:
-            futures = [pool.submit(work, name) for name in names]
             try:
+                futures = [pool.submit(work, name) for name in names]
                 for future in as_completed(futures):
                     future.result()
-            finally:
-                for future in futures:
-                    future.cancel()
+            except BaseException as error:
+                pool.shutdown(wait=False, cancel_futures=True)
+                if isinstance(error, KeyboardInterrupt):
+                    end_doors()
+                raise
         return [future.result() for future in futures]
 
     def threads(self, processes: int) -> int:
@@ -386,9 +390,9 @@ def _tuning(plan: Plan, method: Method) -> list[str]:
     return [*_of_all(plan, method, plan.trial_epochs), *judged, *grid, "seed=100"]
 
 
-def _training(plan: Plan, method: Method, chosen: Trial) -> list[str]:
+def _training(plan: Plan, method: Method, chosen: Trial, seeds: Sequence[int]) -> list[str]:
     epochs = round(method.budget * plan.epochs)
-    return [*_of_all(plan, method, epochs), *chosen.overrides, f"seed={','.join(map(str, _seeds(plan, method)))}"]
+    return [*_of_all(plan, method, epochs), *chosen.overrides, f"seed={','.join(map(str, seeds))}"]
 
 
 def _fingerprint(options: Sequence[str]) -> str:
@@ -420,7 +424,7 @@ def _sweep(options: list[str], place: Path, subdirectory: str, expected: int, sh
 
     if len(ended()) < expected:
         where = [f"hydra.sweep.dir={directory}", f"hydra.sweep.subdir={subdirectory}", "resume=true"]
-        if shares.jobs > 1:
+        if shares.methods * shares.jobs > 1:  # each job has a log of its own
             where += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={shares.jobs}"]
         if torch.cuda.is_available():
             where += ["cuda_graph=true"]  # the same steps, sooner
@@ -447,7 +451,9 @@ def _attack(models: Sequence[Path], place: Path, options: Sequence[str], shares:
     directory = _of(place, asked)
     if not (directory / "robustness.json").is_file():
         where = [f"processes={shares.jobs}", "logger=csv", f"hydra.run.dir={directory}", "resume=true"]
-        run_door("evaluate.py", *asked, *where, threads=shares.threads(1))  # which its processes share
+        log = directory.with_name(f"{directory.name}.log") if shares.methods > 1 else None
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        run_door("evaluate.py", *asked, *where, threads=shares.threads(1), log=log)  # which its processes share
     return directory / "robustness.json"
 
 
@@ -600,7 +606,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         plan = read_plan(arguments.plan)
-        names = arguments.methods or list(plan.methods)
+        names = list(dict.fromkeys(arguments.methods or plan.methods))
         if unknown := [name for name in names if name not in plan.methods]:
             raise UserError(f"--methods {unknown[0]}: the plan has {', '.join(plan.methods)}")
         kinds = list(plan.evaluations) if arguments.evaluations is None else arguments.evaluations
@@ -614,7 +620,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         sys.exit(130)  # as of the two doors
-    print(f"results: {arguments.results}/defences.md, defences/*.json, *.csv, trade_off.png")
+    print(f"results: {arguments.results}/defences.md, defences/*.json, *.csv, *.png")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Documents of which a command writes a part, between two marks, and a person the rest."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import write_atomically
 
-__all__ = ["Document", "run_door"]
+__all__ = ["Document", "end_doors", "run_door"]
 
 
 class Document:
@@ -51,13 +52,14 @@ class Document:
             file.write(f"{before}{first}\n\n{text}\n{last}{after}")
 
 
-def run_door(*command: str, check: bool = True, threads: int | None = None) -> None:
+def run_door(*command: str, check: bool = True, threads: int | None = None, log: Path | None = None) -> None:
     """Run ``train.py`` or ``evaluate.py`` of the clone in the working directory, as a person would.
 
     Args:
         command: the script and its options.
         check: whether a failure ends the work.
         threads: of the processors that it may use; all by default.
+        log: file to append what it prints to, where others have the terminal at the same time.
 
     Raises:
         UserError: if this is no clone, or the command fails.
@@ -66,6 +68,31 @@ def run_door(*command: str, check: bool = True, threads: int | None = None) -> N
         raise UserError(f"run this in a clone of the project: {command[0]} is not in the working directory")
     print("+ python", *command, flush=True)
     environment = None if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    status = subprocess.run([sys.executable, *command], check=False, env=environment).returncode
+    with log.open("a") if log else contextlib.nullcontext() as output:
+        process = subprocess.Popen([sys.executable, *command], env=environment, stdout=output, stderr=output)
+    _running.add(process)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        end_doors()
+        raise
+    finally:
+        _running.discard(process)
     if status and check:
-        raise UserError(f"python {' '.join(command)} ended with status {status}; run this again to go on")
+        why = f": {log} says why" if log else ""
+        raise UserError(f"python {' '.join(command)} ended with status {status}{why}; run this again to go on")
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+
+GRACE = 10.0
+"""Seconds within which a command ends by itself that was interrupted too, as all are by Ctrl-C in a terminal."""
+
+
+def end_doors() -> None:
+    """End all commands that :func:`run_door` runs, in whatever thread: an interruption may be of this process alone."""
+    for process in list(_running):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        process.terminate()
+        process.wait()
