@@ -9,7 +9,6 @@ other work on the machine disturbs less. The last columns count what is classifi
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from jacobian_robust.attacks import PGD, AutoAttack
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.config import describe
-from jacobian_robust.errors import UserError
+from jacobian_robust.errors import ends_in_one_line
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.robustness import is_allowed, predictions, sweep
 
@@ -131,7 +130,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with ends_in_one_line():
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -12,10 +12,10 @@ import pytest
 from jacobian_robust import defences, documents, plots
 from jacobian_robust.config import build
 from jacobian_robust.defences import (
+    Concurrency,
     Method,
     Plan,
     Record,
-    Shares,
     Trial,
     best,
     choice,
@@ -217,9 +217,9 @@ def test_only_a_training_that_diverged_is_a_failure_of_the_method(tmp_path, monk
     monkeypatch.setattr(defences, "run_door", lambda *_, **__: None)
     monkeypatch.setattr(defences, "read_jobs", lambda _: {"0": Job(overrides=[], status="failed", error=errors[0])})
     with pytest.raises(UserError, match=r"out of memory\?; run this again"):
-        defences._sweep([], tmp_path / "vanilla", "0", 1, Shares(1, 1))
+        defences._sweep([], tmp_path / "vanilla", "0", 1, Concurrency(1, 1))
     errors[0] = "training diverged: the loss of 3 steps in a row was not finite"
-    (job,) = defences._sweep([], tmp_path / "vanilla", "0", 1, Shares(1, 1)).values()
+    (job,) = defences._sweep([], tmp_path / "vanilla", "0", 1, Concurrency(1, 1)).values()
     assert job.status == "failed"
 
 
@@ -264,11 +264,11 @@ def test_an_interruption_has_its_status_and_says_how_to_go_on(monkeypatch, capsy
 
 
 def test_the_jobs_are_shared_out_over_the_methods_first():
-    assert Shares.of(2, 26) == Shares(methods=2, jobs=1)
-    assert Shares.of(7, 3) == Shares(methods=3, jobs=2)
-    assert Shares.of(4, 1) == Shares(methods=1, jobs=4)
-    assert Shares.of(1, 0) == Shares(methods=1, jobs=1)
-    assert Shares(methods=64, jobs=64).threads(64) == 1
+    assert Concurrency.of(2, 26) == Concurrency(methods=2, jobs=1)
+    assert Concurrency.of(7, 3) == Concurrency(methods=3, jobs=2)
+    assert Concurrency.of(4, 1) == Concurrency(methods=1, jobs=4)
+    assert Concurrency.of(1, 0) == Concurrency(methods=1, jobs=1)
+    assert Concurrency(methods=64, jobs=64).threads(64) == 1
 
 
 def test_methods_are_worked_at_side_by_side_and_a_failure_begins_no_more():
@@ -278,7 +278,7 @@ def test_methods_are_worked_at_side_by_side_and_a_failure_begins_no_more():
         together.wait(timeout=60)
         return name.upper()
 
-    assert Shares(methods=2, jobs=1).map(meet, ["b", "c"]) == ["B", "C"]
+    assert Concurrency(methods=2, jobs=1).map(meet, ["b", "c"]) == ["B", "C"]
 
     def fail_in_the_second(name):
         begun.append(name)
@@ -287,7 +287,7 @@ def test_methods_are_worked_at_side_by_side_and_a_failure_begins_no_more():
         time.sleep(0.5)  # long after the failure is noticed
 
     with pytest.raises(UserError, match="b: failed"):
-        Shares(methods=2, jobs=1).map(fail_in_the_second, "abcdefgh")
+        Concurrency(methods=2, jobs=1).map(fail_in_the_second, "abcdefgh")
     assert len(begun) < 4
 
 
@@ -322,7 +322,7 @@ def test_what_runs_side_by_side_ends_at_an_interruption(clone, monkeypatch):
     begun = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            Shares(methods=2, jobs=1).map(lambda name: documents.run_door("train.py", waiting, name), "abc")
+            Concurrency(methods=2, jobs=1).map(lambda name: documents.run_door("train.py", waiting, name), "abc")
     finally:
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - begun < 50, "before they end by themselves"

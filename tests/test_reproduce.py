@@ -2,11 +2,13 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+from jacobian_robust import plots
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate
 from jacobian_robust.reproduce import COST, NETWORKS, Network, Outcome, cost, reproduce, table
@@ -58,6 +60,20 @@ def test_the_committed_document_says_what_the_committed_files_do():
     _, _, rest = (results / "note.md").read_text().partition("<!-- written by python -m jacobian_robust.reproduce -->")
     written, _, _ = rest.partition("<!-- end of what it writes -->")
     assert written.startswith(f"\n\n{table(outcomes)}\n{cost(ROOT / COST)}\n![")
+
+
+def test_what_is_known_of_other_networks_stays_in_the_document(tmp_path, monkeypatch):
+    committed = ROOT / "docs" / "results"
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("jacobian_robust.reproduce.run_door", lambda *_: pytest.fail("nothing is missing"))
+    monkeypatch.setattr(plots, "save", lambda *_: None)
+    for name in ("checkpoints", "note"):
+        (tmp_path / name).symlink_to(committed / name)
+    shutil.copy(committed / "note.md", tmp_path)
+    one = [network for network in NETWORKS if network.experiment == "note_vanilla"]
+    outcomes = reproduce(one, [0], results=tmp_path, runs=tmp_path / "runs")
+    assert len(outcomes) > 5
+    assert (tmp_path / "note.md").read_text() == (committed / "note.md").read_text()
 
 
 def test_the_costs_are_the_measured_ones_and_a_bias_is_told(tmp_path):

@@ -12,7 +12,6 @@ import contextlib
 import csv
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from torch import tensor
 
 from jacobian_robust import plots
 from jacobian_robust.config import describe, flat
-from jacobian_robust.errors import UserError
+from jacobian_robust.errors import UserError, ends_in_one_line
 from jacobian_robust.files import claimed, distinct_names, write_atomically
 from jacobian_robust.printing import print_results
 from jacobian_robust.report import Sheet, write_report
@@ -305,14 +304,13 @@ def main() -> None:
     parser.add_argument("--wandb", choices=["offline", "online"], help="also log to W&B; offline, talk to no server")
     parser.add_argument("--project", default=WandbOptions().project, help="W&B project; %(default)s")
     arguments = parser.parse_args()
-    try:
-        offline = arguments.wandb == "offline"
-        logger = WandbOptions(offline=offline, project=arguments.project) if arguments.wandb else None
+    with ends_in_one_line():
+        try:
+            offline = arguments.wandb == "offline"
+            logger = WandbOptions(offline=offline, project=arguments.project) if arguments.wandb else None
+        except ValidationError as error:
+            raise UserError(f"--{describe(error)}") from error
         compare(arguments.evaluations, arguments.out, arguments.over, logger)
-    except ValidationError as error:
-        sys.exit(f"error: --{describe(error)}")
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import argparse
 import csv
 import hashlib
 import shutil
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -29,16 +28,17 @@ from jacobian_robust import plots
 from jacobian_robust.attacks import Norm
 from jacobian_robust.config import describe
 from jacobian_robust.documents import Document, end_doors, run_door
-from jacobian_robust.errors import DIVERGED, UserError
+from jacobian_robust.errors import DIVERGED, UserError, ends_in_one_line
 from jacobian_robust.files import write_atomically
 from jacobian_robust.results import Results
 from jacobian_robust.sweeps import Job, read_jobs
 
 __all__ = [
+    "Attacked",
+    "Concurrency",
     "Method",
     "Plan",
     "Record",
-    "Shares",
     "Trial",
     "best",
     "choice",
@@ -290,12 +290,12 @@ def study(
     document = Document(results / "defences.md", "python -m jacobian_robust.defences", "Defences at equal cost")
     record = Record(plan, results / "defences")
     record.directory.mkdir(parents=True, exist_ok=True)
-    shares = Shares.of(jobs, len(names))
+    concurrent = Concurrency.of(jobs, len(names))
     writing = Lock()
 
     def tune(name: str) -> None:
         method = plan.methods[name]
-        tried = _sweep(_tuning(plan, method), runs / "trials" / name, "${hydra:job.num}", plan.trials, shares)
+        tried = _sweep(_tuning(plan, method), runs / "trials" / name, "${hydra:job.num}", plan.trials, concurrent)
         with writing:
             record.add_trials(name, [_trial(plan, method, job) for job in tried.values()])
 
@@ -305,13 +305,13 @@ def study(
         method = plan.methods[name]
         seeds = _seeds(plan, method)
         options = _training(plan, method, chosen, seeds)
-        ended = _sweep(options, runs / "trained" / name, f"{name}-${{seed}}", len(seeds), shares)
+        ended = _sweep(options, runs / "trained" / name, f"{name}-${{seed}}", len(seeds), concurrent)
         return [place / "model.safetensors" for place, job in ended.items() if job.status == "finished"]
 
     def attack(kind: str, name: str) -> None:
         evaluation, models = plan.evaluations[kind], trained[name]
         attacked = models[:1] if evaluation.first_seed_alone else models
-        made = _attack(attacked, runs / "attacked" / f"{name}_{kind}", evaluation.options, shares)
+        made = _attack(attacked, runs / "attacked" / f"{name}_{kind}", evaluation.options, concurrent)
         with writing:
             record.add_evaluation(name, kind, made, len(_seeds(plan, plan.methods[name])) - len(models))
 
@@ -319,17 +319,17 @@ def study(
         if (of := plan.methods[name].as_tuned) and of not in {*names, *record.trials()}:
             raise UserError(f"{name}: takes the values of {of}, which has no trials yet: name that too")
     try:
-        shares.map(tune, [name for name in names if plan.methods[name].as_tuned is None])
-        trained = dict(zip(names, shares.map(train, names), strict=True))
+        concurrent.map(tune, [name for name in names if plan.methods[name].as_tuned is None])
+        trained = dict(zip(names, concurrent.map(train, names), strict=True))
         for kind in kinds:
-            shares.map(partial(attack, kind), [name for name in names if trained[name]])
+            concurrent.map(partial(attack, kind), [name for name in names if trained[name]])
     finally:  # what there is, also if it is not all
         _report(record, document)
     return record.trials()
 
 
 @dataclass(frozen=True)
-class Shares:
+class Concurrency:
     """How the commands of a study share the machine.
 
     Attributes:
@@ -341,7 +341,7 @@ class Shares:
     jobs: int
 
     @classmethod
-    def of(cls, jobs: int, names: int) -> "Shares":
+    def of(cls, jobs: int, names: int) -> "Concurrency":
         """Return one job of as many methods as possible; several of each, where the methods are fewer."""
         methods = max(1, min(jobs, names))
         return cls(methods, max(1, jobs // methods))
@@ -404,7 +404,9 @@ def _of(place: Path, options: Sequence[str]) -> Path:
     return place.with_name(f"{place.name}-{_fingerprint(options)}")
 
 
-def _sweep(options: list[str], place: Path, subdirectory: str, expected: int, shares: Shares) -> dict[Path, Job]:
+def _sweep(
+    options: list[str], place: Path, subdirectory: str, expected: int, concurrent: Concurrency
+) -> dict[Path, Job]:
     """Train what is missing, and return what became of all by their directories.
 
     A training that diverges has failed: it is not tried again.
@@ -424,11 +426,11 @@ def _sweep(options: list[str], place: Path, subdirectory: str, expected: int, sh
 
     if len(ended()) < expected:
         where = [f"hydra.sweep.dir={directory}", f"hydra.sweep.subdir={subdirectory}", "resume=true"]
-        if shares.methods * shares.jobs > 1:  # each job has a log of its own
-            where += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={shares.jobs}"]
+        if concurrent.methods * concurrent.jobs > 1:  # each job has a log of its own
+            where += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={concurrent.jobs}"]
         if torch.cuda.is_available():
             where += ["cuda_graph=true"]  # the same steps, sooner
-        run_door("train.py", "-m", *options, *where, check=False, threads=shares.threads(shares.jobs))
+        run_door("train.py", "-m", *options, *where, check=False, threads=concurrent.threads(concurrent.jobs))
     if len(ended()) < expected:
         errors = [f"{name}: {job.error}" for name, job in read_jobs(directory).items() if job.status == "failed"]
         found = errors[0] if errors else "not all trainings ended"
@@ -445,15 +447,15 @@ def _trial(plan: Plan, method: Method, job: Job) -> Trial:
     )
 
 
-def _attack(models: Sequence[Path], place: Path, options: Sequence[str], shares: Shares) -> Path:
+def _attack(models: Sequence[Path], place: Path, options: Sequence[str], concurrent: Concurrency) -> Path:
     """Attack models, if that was not done, and return the file with the results."""
     asked = [f"checkpoint=[{','.join(map(str, models))}]", *options]
     directory = _of(place, asked)
     if not (directory / "robustness.json").is_file():
-        where = [f"processes={shares.jobs}", "logger=csv", f"hydra.run.dir={directory}", "resume=true"]
-        log = directory.with_name(f"{directory.name}.log") if shares.methods > 1 else None
+        where = [f"processes={concurrent.jobs}", "logger=csv", f"hydra.run.dir={directory}", "resume=true"]
+        log = directory.with_name(f"{directory.name}.log") if concurrent.methods > 1 else None
         directory.parent.mkdir(parents=True, exist_ok=True)
-        run_door("evaluate.py", *asked, *where, threads=shares.threads(1), log=log)  # which its processes share
+        run_door("evaluate.py", *asked, *where, threads=concurrent.threads(1), log=log)  # which its processes share
     return directory / "robustness.json"
 
 
@@ -604,7 +606,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="%(default)s")
     parser.add_argument("--runs", type=Path, default=Path("runs/defences"), help="where to train; %(default)s")
     arguments = parser.parse_args()
-    try:
+    with ends_in_one_line(again="run the same command again to go on"):
         plan = read_plan(arguments.plan)
         names = list(dict.fromkeys(arguments.methods or plan.methods))
         if unknown := [name for name in names if name not in plan.methods]:
@@ -615,11 +617,6 @@ def main() -> None:
         if arguments.jobs < 1:
             raise UserError(f"--jobs {arguments.jobs}: at least 1")
         study(plan, names, kinds, results=arguments.results, runs=arguments.runs, jobs=arguments.jobs)
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        sys.exit(130)  # as of the two doors
     print(f"results: {arguments.results}/defences.md, defences/*.json, *.csv, *.png")
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from jacobian_robust.errors import UserError
@@ -86,13 +87,16 @@ def run_door(*command: str, check: bool = True, threads: int | None = None, log:
 _running: set[subprocess.Popen[bytes]] = set()
 
 GRACE = 10.0
-"""Seconds within which a command ends by itself that was interrupted too, as all are by Ctrl-C in a terminal."""
+"""Seconds that all of them have to end by themselves: Ctrl-C in a terminal interrupts them too."""
 
 
 def end_doors() -> None:
     """End all commands that :func:`run_door` runs, in whatever thread: an interruption may be of this process alone."""
-    for process in list(_running):
+    running, deadline = list(_running), time.monotonic() + GRACE
+    for process in running:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
-        process.terminate()
+            process.wait(max(0.0, deadline - time.monotonic()))
+    for process in running:
+        process.terminate()  # nothing, if it has ended
+    for process in running:
         process.wait()

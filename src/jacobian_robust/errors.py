@@ -1,11 +1,14 @@
 """The exceptions that the command line shows as a single line instead of a traceback."""
 
+import contextlib
 import re
+import sys
+from collections.abc import Iterator
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["DIVERGED", "MISTAKES", "Terminated", "UserError", "one_line"]
+__all__ = ["DIVERGED", "MISTAKES", "Terminated", "UserError", "ends_in_one_line", "one_line"]
 
 
 class UserError(ValueError):
@@ -34,3 +37,19 @@ def one_line(error: BaseException) -> str:
     kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "To append to your config"))]
     # What a file or a directory is called must not move the terminal's cursor.
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in "; ".join(kept) or type(error).__name__)
+
+
+@contextlib.contextmanager
+def ends_in_one_line(*, again: str = "") -> Iterator[None]:
+    """Within the context, end the program in one line: at a mistake with status 1, at an interruption with 130.
+
+    Args:
+        again: how to go on after an interruption.
+    """
+    try:
+        yield
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(f"interrupted: {again}".removesuffix(": "), file=sys.stderr)
+        sys.exit(130)

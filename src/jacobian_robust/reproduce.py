@@ -11,7 +11,6 @@ import json
 import math
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from pydantic import ValidationError
 from jacobian_robust import plots
 from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.documents import Document, run_door
-from jacobian_robust.errors import UserError
+from jacobian_robust.errors import UserError, ends_in_one_line
 from jacobian_robust.results import Budget, Results
 
 __all__ = ["COST", "NETWORKS", "Network", "Outcome", "cost", "reproduce", "table"]
@@ -96,8 +95,8 @@ def reproduce(
     """Train, attack and report what is missing; return all there is then.
 
     Args:
-        networks: which of them.
-        seeds: of their trainings; seeds whose weights are there already are reported too.
+        networks: which are worked at; what is known of the others is reported too.
+        seeds: of their trainings; seeds whose weights are there already are attacked and reported too.
         results: directory with ``checkpoints/`` and ``note/``.
         runs: directory for new runs.
         limit: attack the first images only; ``None`` for all.
@@ -109,18 +108,18 @@ def reproduce(
     costs = cost(COST)
     document = Document(results / "note.md", "python -m jacobian_robust.reproduce", "The note's Table 1 and Figure 1")
     weights = {(n, seed): _weights(results, n, seed) for n in networks for seed in seeds}
-    for network in networks:
-        for path in sorted((results / "checkpoints").glob(f"{network.experiment}_seed*.safetensors")):
-            if found := re.fullmatch(rf"{network.experiment}_seed(\d+)", path.stem):
-                weights[network, int(found[1])] = path
+    every = list(dict.fromkeys([*NETWORKS, *networks]))
+    for network in every:
+        for seed, path in _there(results, network).items():
+            if network in networks or _is_of(_evaluation(results, network, path), path, limit):
+                weights[network, seed] = path
     outcomes = []
-    for (network, seed), path in sorted(weights.items(), key=lambda item: (networks.index(item[0][0]), item[0][1])):
+    for (network, seed), path in sorted(weights.items(), key=lambda item: (every.index(item[0][0]), item[0][1])):
         if not path.is_file():
             _train(network, seed, path, runs / path.stem, overrides)
-        name = f"{path.stem}_{network.model}" if network.model else path.stem
-        evaluation = results / "note" / f"{name}.json"
+        evaluation = _evaluation(results, network, path)
         if not _is_of(evaluation, path, limit):
-            _attack(network, path, evaluation, runs / "evaluations" / name, limit)
+            _attack(network, path, evaluation, runs / "evaluations" / evaluation.stem, limit)
         rows = load_checkpoint(path).rows
         outcomes.append(Outcome(network, seed, Results.model_validate_json(evaluation.read_bytes()), rows))
     figures = _figures(outcomes, results / "note")
@@ -131,6 +130,22 @@ def reproduce(
 def _weights(results: Path, network: Network, seed: int) -> Path:
     suffix = f"_seed{seed}" if seed else ""
     return results / "checkpoints" / f"{network.experiment}{suffix}.safetensors"
+
+
+def _there(results: Path, network: Network) -> dict[int, Path]:
+    """Return the weights that there are, by their seed."""
+    seeds = [
+        int(found[1])
+        for path in (results / "checkpoints").glob(f"{network.experiment}_seed*.safetensors")
+        if (found := re.fullmatch(rf"{network.experiment}_seed(\d+)", path.stem))
+    ]
+    paths = {seed: _weights(results, network, seed) for seed in sorted({0, *seeds})}
+    return {seed: path for seed, path in paths.items() if path.is_file()}
+
+
+def _evaluation(results: Path, network: Network, weights: Path) -> Path:
+    name = f"{weights.stem}_{network.model}" if network.model else weights.stem
+    return results / "note" / f"{name}.json"
 
 
 def _train(network: Network, seed: int, path: Path, directory: Path, overrides: Sequence[str]) -> None:
@@ -287,7 +302,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="attack the first images only")
     parser.add_argument("overrides", nargs="*", help="further options of train.py")
     arguments = parser.parse_args()
-    try:
+    with ends_in_one_line(again="run the same command again to go on"):
         outcomes = reproduce(
             [network for network in NETWORKS if network.experiment in arguments.experiments],
             arguments.seeds,
@@ -296,11 +311,6 @@ def main() -> None:
             limit=arguments.limit,
             overrides=arguments.overrides,
         )
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to go on", file=sys.stderr)
-        sys.exit(130)  # as of the two doors
     print(f"\n{table(outcomes)}\nresults: {arguments.results}/note.md, note/*.json, note/*.png")
 
 

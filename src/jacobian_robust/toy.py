@@ -9,7 +9,6 @@ import argparse
 import io
 import math
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from jacobian_robust import toy_plots
 from jacobian_robust.attacks import PGD
 from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_checkpoint
-from jacobian_robust.errors import UserError
+from jacobian_robust.errors import UserError, ends_in_one_line
 from jacobian_robust.files import write_atomically
 from jacobian_robust.first_order import radii
 from jacobian_robust.geometry import distance_to_boundary, fisher_rao_distance
@@ -459,10 +458,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="directory of the run, or with two exports (model.safetensors)")
     parser.add_argument("--out", type=Path, required=True, help="new directory for the figures and toy.json")
     arguments = parser.parse_args()
-    try:
+    with ends_in_one_line():
         toy(arguments.run, arguments.out)
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
