@@ -10,7 +10,7 @@ from jacobian_robust.cli import door, run
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(cfg: DictConfig) -> float | None:
     """Evaluate as configured."""
-    return run("jacobian_robust.evaluation.evaluate", cfg)
+    return run("jacobian_robust.evaluation.evaluate.evaluate", cfg)
 
 
 if __name__ == "__main__":

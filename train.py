@@ -10,7 +10,7 @@ from jacobian_robust.cli import door, run
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """Train as configured."""
-    return run("jacobian_robust.training.train", cfg)
+    return run("jacobian_robust.training.train.train", cfg)
 
 
 if __name__ == "__main__":

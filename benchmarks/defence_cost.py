@@ -21,9 +21,9 @@ from torch import nn
 
 from jacobian_robust.adversaries import Adversary
 from jacobian_robust.config import build
-from jacobian_robust.memory import keep_freed_memory
-from jacobian_robust.module import RobustClassifier
-from jacobian_robust.regularizers import Amortization, Penalty
+from jacobian_robust.penalties import Amortization, Penalty
+from jacobian_robust.training.memory import keep_freed_memory
+from jacobian_robust.training.module import RobustClassifier
 
 CONF = Path(__file__).parents[1] / "conf"
 BATCH = 32

@@ -23,8 +23,8 @@ from step_cost import projected
 from torch import Tensor
 
 from jacobian_robust.errors import UserError
-from jacobian_robust.regularizers import Frobenius
-from jacobian_robust.training import train
+from jacobian_robust.penalties import Frobenius
+from jacobian_robust.training.train import train
 
 WAYS = {
     "exact": ["regularizer.probes=null"],

@@ -21,14 +21,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from jacobian_robust.callbacks import EpochRecord, GeometricEta, JacobianMonitor, TrainingProgress
 from jacobian_robust.data import MNISTDataModule
-from jacobian_robust.double_backward import FastDoubleBackward
-from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
+from jacobian_robust.jacobian.double_backward import FastDoubleBackward
 from jacobian_robust.models import LeNet
-from jacobian_robust.module import RobustClassifier
-from jacobian_robust.regularizers import Frobenius
-from jacobian_robust.training import trainer_arguments
+from jacobian_robust.penalties import Frobenius
+from jacobian_robust.training.callbacks import EpochRecord, GeometricEta, JacobianMonitor, TrainingProgress
+from jacobian_robust.training.memory import keep_freed_memory, rare_garbage_collection
+from jacobian_robust.training.module import RobustClassifier
+from jacobian_robust.training.train import trainer_arguments
 
 ETA = 0.002
 PENALTIES = {

@@ -23,21 +23,6 @@ settings.load_profile("project")
 
 install_import_hook("jacobian_robust", "beartype.beartype")
 
-COLLECTED = pytest.StashKey[list[tuple[str, str, str]]]()
-"""Of each case that was collected its file in this directory, its test, and "slow" or "ordinary"."""
-
-
-@pytest.hookimpl(tryfirst=True)  # before some are deselected
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    config.stash[COLLECTED] = [
-        (
-            item.path.relative_to(Path(__file__).parent).as_posix(),
-            getattr(item, "originalname", item.name),
-            "slow" if item.get_closest_marker("slow") else "ordinary",
-        )
-        for item in items
-    ]
-
 
 @pytest.fixture
 def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

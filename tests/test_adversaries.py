@@ -9,8 +9,8 @@ from torch import nn
 from jacobian_robust.adversaries import FGSM, PGD, TRADES, Free, Noise
 from jacobian_robust.errors import UserError
 from jacobian_robust.models import LeNet
-from jacobian_robust.module import RobustClassifier
-from jacobian_robust.regularizers import Frobenius, Margin
+from jacobian_robust.penalties import Frobenius, Margin
+from jacobian_robust.training.module import RobustClassifier
 
 PENALTY = Margin(eps=2.0)
 

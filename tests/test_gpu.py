@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from jacobian_robust.attacks import PGD
-from jacobian_robust.capture import EAGER_FIRST, CapturedSteps
 from jacobian_robust.jacobian import frobenius_norm, spectral_norm
 from jacobian_robust.models import LeNet
-from jacobian_robust.module import RobustClassifier
-from jacobian_robust.regularizers import Frobenius, Margin
-from jacobian_robust.robustness import sweep
+from jacobian_robust.penalties import Frobenius, Margin
+from jacobian_robust.robustness.budgets import sweep
+from jacobian_robust.training.capture import EAGER_FIRST, CapturedSteps
+from jacobian_robust.training.module import RobustClassifier
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -5,9 +5,9 @@ import torch
 from torch.nn.utils import parametrize
 
 from jacobian_robust.checkpoints import Checkpoint, export, load_checkpoint
-from jacobian_robust.double_backward import FastDoubleBackward
 from jacobian_robust.jacobian import frobenius_norm
-from jacobian_robust.model_checks import check_model
+from jacobian_robust.jacobian.checks import check_model
+from jacobian_robust.jacobian.double_backward import FastDoubleBackward
 from jacobian_robust.models import LeNet, ResNet18
 
 

@@ -14,10 +14,10 @@ from torch.func import hessian, jacrev
 
 from jacobian_robust import geometry
 from jacobian_robust.jacobian import spectral_norm
-from jacobian_robust.regularizers import satisfies_condition
+from jacobian_robust.penalties import satisfies_condition
 
-from .test_geometry import free_coordinates, simplex
-from .test_jacobian import network, random_inputs
+from .geometry.test_simplex import free_coordinates, simplex
+from .jacobian.test_norms import network, random_inputs
 
 classes = st.integers(2, 8)
 seeds = st.integers(0, 2**20)

@@ -19,10 +19,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, validate_call
 
+from jacobian_robust.cli.sweeps import Job, read_job
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import from_here, locked, write_atomically
 from jacobian_robust.options import STRICT, Count, NonEmpty
-from jacobian_robust.sweeps import Job, read_job
 
 if TYPE_CHECKING:
     import optuna
@@ -114,7 +114,7 @@ class OptunaSearch(Sweeper):
     def _search(self, space: Mapping[str, "BaseDistribution"], fixed: list[str], directory: Path, storage: str) -> None:
         from optuna.trial import TrialState
 
-        from jacobian_robust.search import open_study  # not at the top: it needs torch, and --help does not
+        from jacobian_robust.training.search import open_study  # not at the top: it needs torch, and --help does not
 
         study = open_study(storage, self.study, direction=self.direction, sampler=self.sampler)
         cut_short = study.get_trials(states=[TrialState.RUNNING])

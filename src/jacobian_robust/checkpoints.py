@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from jacobian_robust import data, models, regularizers
+from jacobian_robust import data, models, penalties
 from jacobian_robust.config import describe
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.regularizers import Bound, Penalty, condition_of
+from jacobian_robust.penalties import Bound, Penalty, condition_of
 
 __all__ = ["SUFFIXES", "Checkpoint", "export", "find_checkpoints", "load_checkpoint"]
 
@@ -32,6 +32,12 @@ _METADATA = "jacobian_robust"
 _REQUIRED = ("config", "epochs", "rows", "wandb")
 _ADDED = ("condition_eps", "condition_bound")
 """What files of older versions lack."""
+
+_MOVED = {
+    "jacobian_robust.regularizers": "jacobian_robust.penalties",
+    "jacobian_robust.constraints": "jacobian_robust.penalties",
+}
+"""Modules that checkpoints of older versions name."""
 
 SUFFIXES = (".ckpt", ".safetensors")
 """Of this project's checkpoints and exports: what is looked for in a directory."""
@@ -144,13 +150,13 @@ class Checkpoint:
         """Return the penalty that the model was trained with, if it was trained with one.
 
         Raises:
-            UserError: if the checkpoint does not say, or names a class outside :mod:`jacobian_robust.regularizers`.
+            UserError: if the checkpoint does not say, or names a class outside :mod:`jacobian_robust.penalties`.
         """
         if "regularizer" not in self.config:
             raise UserError(f"checkpoint {self.path} does not say which penalty the model was trained with")
         if not self.config["regularizer"]:
             return None
-        penalty: Penalty = _make(self, "regularizer", regularizers, Penalty)
+        penalty: Penalty = _make(self, "regularizer", penalties, Penalty)
         return penalty
 
     def condition(self, classes: int) -> tuple[float, Bound]:
@@ -175,6 +181,7 @@ def _make(checkpoint: Checkpoint, group: str, module: ModuleType, base: type) ->
     arguments = dict(checkpoint.config.get(group) or {})
     target = str(arguments.pop("_target_", ""))
     home, _, name = target.rpartition(".")
+    home = _MOVED.get(home, home)
     cls = getattr(module, name, None)
     if home != module.__name__ or not (inspect.isclass(cls) and issubclass(cls, base)):
         raise UserError(

@@ -20,9 +20,9 @@ from torchvision.datasets.utils import extract_archive
 
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import PROJECT
-from jacobian_robust.loading import BatchLoader, EpochSampler, ResumableLoader
 from jacobian_robust.options import STRICT, Count, NonEmpty, Seed, Size
-from jacobian_robust.shares import Indices, SharedBatch, parted
+from jacobian_robust.training.loading import BatchLoader, EpochSampler, ResumableLoader
+from jacobian_robust.training.shares import Indices, SharedBatch, parted
 
 __all__ = [
     "CIFAR10DataModule",

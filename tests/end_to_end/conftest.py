@@ -93,7 +93,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained
 
 
 def _train_pair(directory: Path) -> dict[str, float]:
-    from jacobian_robust.training import train
+    from jacobian_robust.training.train import train
 
     cfg = composed(
         "train",

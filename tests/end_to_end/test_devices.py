@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from jacobian_robust.checkpoints import load_checkpoint
-from jacobian_robust.training import train
+from jacobian_robust.training.train import train
 
 from .conftest import ROOT, composed
 

@@ -6,14 +6,15 @@ import shutil
 import pytest
 import torch
 
-from jacobian_robust import attacks, evaluation
+from jacobian_robust import attacks
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.data import FashionMNISTDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation import evaluate
+from jacobian_robust.evaluation import evaluate as evaluation
+from jacobian_robust.evaluation.evaluate import evaluate
 from jacobian_robust.models import LeNet
-from jacobian_robust.results import Results
-from jacobian_robust.simplifications import Simplifications
+from jacobian_robust.robustness.schema import Results
+from jacobian_robust_studies.simplifications import Simplifications
 
 from . import wandb_records
 from .conftest import ROOT, composed

@@ -7,7 +7,7 @@ from torch import nn
 
 from jacobian_robust.checkpoints import Checkpoint, export, load_checkpoint
 from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation import _source, evaluate
+from jacobian_robust.evaluation.evaluate import _source, evaluate
 from jacobian_robust.models import MLP, LeNet, PixelInput
 
 from .conftest import composed

@@ -8,9 +8,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jacobian_robust import cli, evaluation, training
+from jacobian_robust import cli
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.errors import UserError
+from jacobian_robust.evaluation import evaluate as evaluation
+from jacobian_robust.training import train as training
 
 from .conftest import ROOT, composed
 

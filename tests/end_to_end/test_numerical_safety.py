@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.errors import UserError
 from jacobian_robust.models import LeNet
-from jacobian_robust.module import RobustClassifier
-from jacobian_robust.regularizers import Frobenius, InputGradient, Isometry, LogitJacobian, Margin, Spectral
-from jacobian_robust.training import train
+from jacobian_robust.penalties import Frobenius, InputGradient, Isometry, LogitJacobian, Margin, Spectral
+from jacobian_robust.training.module import RobustClassifier
+from jacobian_robust.training.train import train
 
 from .conftest import SHORT, composed
 

@@ -14,13 +14,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from jacobian_robust import evaluation
 from jacobian_robust.checkpoints import load_checkpoint
-from jacobian_robust.compare import compare
 from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation import evaluate
-from jacobian_robust.results import Results, groups
-from jacobian_robust.tracking import WandbOptions
+from jacobian_robust.evaluation import evaluate as evaluation
+from jacobian_robust.evaluation.evaluate import evaluate
+from jacobian_robust.reporting.compare import compare
+from jacobian_robust.reporting.wandb import WandbOptions
+from jacobian_robust.robustness.schema import Results, groups
 
 from . import wandb_records
 from .conftest import ROOT, composed

@@ -13,12 +13,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from jacobian_robust.checkpointing import RunCheckpoint
 from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.errors import Terminated, UserError
 from jacobian_robust.files import claimed
-from jacobian_robust.module import RobustClassifier
-from jacobian_robust.training import train
+from jacobian_robust.training.checkpointing import RunCheckpoint
+from jacobian_robust.training.module import RobustClassifier
+from jacobian_robust.training.train import train
 
 from . import wandb_records
 from .conftest import ROOT, SHORT, composed

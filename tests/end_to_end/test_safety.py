@@ -15,14 +15,14 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
-from jacobian_robust import evaluation
 from jacobian_robust.checkpoints import load_checkpoint
-from jacobian_robust.compare import compare
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation import evaluate
+from jacobian_robust.evaluation import evaluate as evaluation
+from jacobian_robust.evaluation.evaluate import evaluate
 from jacobian_robust.models import LeNet
-from jacobian_robust.training import train
+from jacobian_robust.reporting.compare import compare
+from jacobian_robust.training.train import train
 
 from .conftest import ROOT, SHORT, composed
 from .test_evaluation import ATTACK

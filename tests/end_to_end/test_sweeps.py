@@ -16,10 +16,10 @@ from omegaconf import OmegaConf, open_dict
 from optuna.trial import TrialState
 
 from hydra_plugins.jacobian_robust_search import distribution
+from jacobian_robust.cli.sweeps import read_job, read_jobs, run_job
 from jacobian_robust.errors import UserError
-from jacobian_robust.search import open_study
-from jacobian_robust.sweeps import read_job, read_jobs, run_job
-from jacobian_robust.training import train
+from jacobian_robust.training.search import open_study
+from jacobian_robust.training.train import train
 
 from . import wandb_records
 from .conftest import ROOT, SHORT, composed
@@ -210,11 +210,11 @@ def test_a_job_returns_its_objective(tmp_path, monkeypatch):
         cfg.hydra.job.num = 0
     monkeypatch.setattr(HydraConfig.instance(), "cfg", cfg)
     own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    value = run_job("jacobian_robust.training.train", own)
+    value = run_job("jacobian_robust.training.train.train", own)
     job = read_job(tmp_path)
     assert value == job.metrics["validation_accuracy"]
     own.objective = "no such metric"
-    assert math.isnan(run_job("jacobian_robust.training.train", own))
+    assert math.isnan(run_job("jacobian_robust.training.train.train", own))
 
 
 def test_a_wandb_agent_finds_its_command_its_metric_and_its_run(door, tmp_path):

@@ -10,10 +10,10 @@ import torch
 
 from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation import evaluate
-from jacobian_robust.simplifications import Simplifications, summary
-from jacobian_robust.toy import Toy, classifiers, main, toy
-from jacobian_robust.training import train
+from jacobian_robust.evaluation.evaluate import evaluate
+from jacobian_robust.training.train import train
+from jacobian_robust_studies.simplifications import Simplifications, summary
+from jacobian_robust_studies.toy import Toy, classifiers, main, toy
 
 from .conftest import ROOT, composed
 

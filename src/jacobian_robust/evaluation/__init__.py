@@ -1,0 +1,1 @@
+"""Evaluation: from checkpoints to results."""

@@ -1,0 +1,114 @@
+"""What an evaluation prints at its end: verdicts, tables of accuracies, the note's six simplifications."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jacobian_robust.attacks import Norm
+from jacobian_robust.reporting.plots import NORMS, SYMBOLS, unmet_note
+from jacobian_robust.robustness.schema import Group, Results
+from jacobian_robust_studies.simplifications import FALL_COLUMNS, Simplifications, fall_rows, summary
+
+__all__ = ["print_results", "print_simplifications"]
+
+_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def print_results(results: Results, alike: Sequence[Group]) -> None:
+    """Print the verdicts and, below them, the tables."""
+    console = Console()
+    for line in _verdicts(results):
+        console.print(line, soft_wrap=True)
+    for norm in results.norms:
+        console.print(_table(results, norm))
+    for group in alike:
+        console.print(
+            f"{group.name}, {len(group.seeds)} seeds: clean {_spread(*group.clean)}; "
+            + "; ".join(
+                f"{NORMS[norm]} {eps:g} {_spread(mean, spread)} ({_spread(*share) if share else '–'})"
+                for norm in results.norms
+                for (eps, mean, spread), share in zip(group.robust[norm], group.of_correct[norm], strict=True)
+            ),
+            soft_wrap=True,
+        )
+
+
+def _spread(mean: float, spread: float) -> str:
+    return f"{100 * mean:.1f} ± {100 * spread:.1f}%"
+
+
+def _verdicts(results: Results) -> list[Text]:
+    """Return a line for each model's verdict, and one for each of its checks that did not pass."""
+    lines = []
+    for model in results.models:
+        if model.verdict is None:
+            continue
+        found = {status: [c for c in model.checks if c.status == status] for status in ("pass", "warn", "fail", "skip")}
+        counts = ", ".join(f"{len(checks)} {status}" for status, checks in found.items() if checks)
+        lines.append(Text.assemble(f"{model.name}: sanity ", (model.verdict, _STYLES[model.verdict]), f" ({counts})"))
+        lines += [
+            Text.assemble("  ", (status, _STYLES[status]), f" {check.name}: {check.why}")
+            for status in ("fail", "warn")
+            for check in found[status]
+        ]
+    return lines
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def _table(results: Results, norm: Norm) -> Table:
+    attacks = [name for name, attack in results.attacks.items() if attack["norm"] == norm]
+    models = results.models
+    budgets = "each budget on its own" if results.independent else "an image broken once stays broken"
+    starred = results.unmet(norm)
+    note = f"* {unmet_note(results, norm)}\n" if starred else ""
+    table = Table(
+        title=f"{NORMS[norm]}, worst case over {', '.join(attacks)} ({budgets}): accuracy on {models[0].images} "
+        f"{results.split} images",
+        caption=f"{note}In brackets: the note's convention, the share of the correctly classified images that stay "
+        "correct.",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("model")
+    table.add_column("clean", justify="right")
+    threats = [next(threat for threat in model.threats if threat.norm == norm) for model in models]
+    for budget in threats[0].budgets:
+        star = "*" if budget.eps in starred else ""
+        table.add_column(f"{SYMBOLS[norm]} = {budget.eps:g}{star}", justify="right")
+    timed = [model.seconds_per_epoch for model in models if model.seconds_per_epoch]
+    if len(timed) == len(models):
+        table.add_column("training s/epoch", justify="right")
+    for i, (model, threat) in enumerate(zip(models, threats, strict=True)):
+        cells = [f"{b.robust_accuracy:.1%} ({_percent(b.share_of_attacked)})" for b in threat.budgets]
+        if len(timed) == len(models):
+            cells.append(f"{timed[i]:.0f} (×{timed[i] / timed[0]:.2f})" if i else f"{timed[0]:.0f}")
+        table.add_row(model.name, f"{model.clean_accuracy:.1%}", *cells)
+    return table
+
+
+def print_simplifications(simplified: Simplifications) -> None:
+    """Print the six simplifications and, below them, what accounts for each fall."""
+    console = Console()
+    for model in simplified.models:
+        title = f"{model.name}: the note's six simplifications on {model.images} {simplified.split} images"
+        measured = Table("simplification", "measured", title=title, title_justify="left")
+        for row in summary(model):
+            measured.add_row(*row)
+        console.print(measured)
+        table = Table(
+            title=f"{model.name}: what the condition ‖J‖ ≤ d/ε promised, and what fell, of the correct images",
+            caption="Fell by 1: δ instead of d_B; by 2: the metric is not flat; "
+            "the others were promised nothing (5, 6).",
+            title_justify="left",
+            caption_justify="left",
+        )
+        for column in FALL_COLUMNS:
+            table.add_column(column, justify="right")
+        for cells in fall_rows(model.falls_of("evaluated")):
+            table.add_row(*cells)
+        console.print(table)

@@ -1,0 +1,129 @@
+"""The report of an evaluation: one HTML file that needs nothing else, neither a network nor a script."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from omegaconf import OmegaConf
+
+from jacobian_robust.attacks import Norm
+from jacobian_robust.files import write_atomically
+from jacobian_robust.reporting.plots import NORMS, SYMBOLS, unmet_note
+from jacobian_robust.reporting.wandb import run_url
+from jacobian_robust.robustness.schema import Group, Results
+from jacobian_robust_studies.simplifications import FALL_COLUMNS, Simplifications, Split, fall_rows, summary
+
+__all__ = ["Sheet", "write_report"]
+
+CAPTIONS = {
+    "accuracy": "Share of all images that stand under the attacks of each budget.",
+    "seeds": "Mean and standard deviation over training seeds.",
+    "trade_off": "Runs over the option that was varied: mean over the seeds, and their smallest and largest value.",
+    "first_order": "An image a point: the radius that the geometry predicts to first order against the smallest ℓ2 "
+    "perturbation that an attack found. Below the line the prediction erred on the unsafe side.",
+    "calibration": "Accuracy against confidence on the clean images; the diagonal is a model to be taken at its word.",
+    "noise": "Accuracy under Gaussian noise, one draw an image.",
+    "classes": "Accuracy by true class, clean and at each budget.",
+    "simplifications": "The note's six simplifications; simplifications.json describes every figure.",
+    "examples": "Images broken within the budget, first those that no smaller one broke: clean, attacked and the "
+    "difference (scaled), with the predicted class and its probability. PGD ends at the first iterate that breaks an "
+    "image, so that low probabilities are usual.",
+}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A picture of adversarial examples that an earlier evaluation left, for a report of several.
+
+    Attributes:
+        model: what the model is called in this report.
+        norm: of the budgets; ``None`` if there is no picture.
+        png: the picture; ``None`` if there is none.
+        place: of an evaluation without pictures, its directory seen from that of the report.
+        link: to it, if it is there.
+    """
+
+    model: str
+    norm: Norm | None = None
+    png: bytes | None = None
+    place: str | None = None
+    link: str | None = None
+
+
+def write_report(
+    path: Path,
+    results: Results,
+    alike: Sequence[Group],
+    figures: Mapping[str, Path],
+    config: Mapping[str, Any],
+    simplifications: Simplifications | None = None,
+    sheets: Sequence[Sheet] = (),
+) -> None:
+    """Write the report of an evaluation.
+
+    Args:
+        path: of the HTML file.
+        results: the evaluation.
+        alike: models that differ in their training seed alone.
+        figures: PNG files by name, in the order in which they are shown.
+        config: what was asked for, as plain containers.
+        simplifications: the note's six, if they were measured.
+        sheets: of earlier evaluations, shown after the figures.
+    """
+    environment = Environment(
+        loader=PackageLoader("jacobian_robust.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["run_url"] = lambda identity: run_url(identity or "")
+    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}%"
+    environment.filters["significant"] = lambda value: "–" if value is None else f"{value:.3g}"
+    environment.filters["decimals"] = lambda value, of: "–" if value is None else f"{value:.{of}f}"
+    shown = [
+        {
+            "name": name,
+            "caption": next(text for kind, text in CAPTIONS.items() if name.startswith(kind)),
+            "data": base64.b64encode(file.read_bytes()).decode(),
+        }
+        for name, file in figures.items()
+    ]
+    text = environment.get_template("report.html").render(
+        results=results,
+        groups=alike,
+        simplifications=[
+            {
+                "name": model.name,
+                "images": model.images,
+                "summary": summary(model),
+                "falls": {
+                    f"{falls[0].images} correct images, {split}": fall_rows(falls)
+                    for split in get_args(Split)
+                    if (falls := model.falls_of(split))
+                },
+            }
+            for model in (simplifications.models if simplifications else ())
+        ],
+        fall_columns=FALL_COLUMNS,
+        figures=shown,
+        sheets=[
+            {
+                "name": f"{sheet.model}, {NORMS[sheet.norm]}" if sheet.norm else sheet.model,
+                "data": base64.b64encode(sheet.png).decode() if sheet.png else None,
+                "place": sheet.place,
+                "link": sheet.link,
+            }
+            for sheet in sheets
+        ],
+        examples_caption=CAPTIONS["examples"],
+        norms=NORMS,
+        symbols=SYMBOLS,
+        unmet={norm: unmet_note(results, norm) for norm in results.norms},
+        config=OmegaConf.to_yaml(OmegaConf.create(dict(config))),
+    )
+    with write_atomically(path) as file:
+        file.write(text)

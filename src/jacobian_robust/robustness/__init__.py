@@ -1,0 +1,1 @@
+"""What an evaluation measures, and whether it is to be believed."""

@@ -1,0 +1,1 @@
+"""Training: the LightningModule, its callbacks, and the way from a config to a run."""

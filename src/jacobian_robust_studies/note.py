@@ -1,0 +1,320 @@
+"""The note's Table 1 and Figure 1, made anew: ``python -m jacobian_robust_studies.note``, in a clone of the project.
+
+Trains what is missing (about half an hour a network on two CPU cores), attacks what has not been attacked, and writes
+the tables and the costs into RESULTS/note.md and the figures beside it. Run again, it makes only what is missing;
+weights that are there give the same numbers.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from jacobian_robust.checkpoints import load_checkpoint
+from jacobian_robust.errors import UserError, ends_in_one_line
+from jacobian_robust.reporting import plots
+from jacobian_robust.robustness.schema import Budget, Results
+from jacobian_robust_studies.documents import Document, run_door
+
+__all__ = ["COST", "NETWORKS", "Network", "Outcome", "cost", "reproduce", "table"]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the note.
+
+    Attributes:
+        experiment: the preset that trains it.
+        label: what a table calls it.
+        published: what the note's Table 1 says: images classified correctly, of 10,000; and of these, still at each
+            budget. ``None`` where the note gives no figures.
+        model: the ``model`` that is attacked with its weights, if it is not the one that was trained.
+    """
+
+    experiment: str
+    label: str
+    published: tuple[int, ...] | None = None
+    model: str | None = None
+
+
+NETWORKS = (
+    Network("note_vanilla", "vanilla", (9740, 4138, 428, 103)),
+    Network("note_vanilla_double_softmax", "vanilla, softmax applied twice"),
+    Network("note_vanilla_double_softmax", "the same weights, attacked without the second softmax", model="lenet"),
+    Network("note_regularized", "regularised, eq. 15", (8829, 8040, 3708, 211)),
+    Network("note_regularized_inner_softmax", "regularised, eq. 15 of the first of two softmaxes"),
+    Network("note_constant_eta", "regularised, eq. 15, η = 0.005 throughout"),
+    Network("note_isometry", "isometry, the penalty before eq. 15"),
+)
+
+FIGURE_1 = (
+    ("note_regularized", "note_vanilla", "figure1", "one softmax"),
+    ("note_regularized_inner_softmax", "note_vanilla_double_softmax", "figure1_two_softmaxes", "two softmaxes"),
+)
+"""The regularised and the vanilla network of each pair of which Figure 1 is drawn, its file and what it is of."""
+
+TEST_IMAGES = 10_000
+
+COST = Path("docs/jacobian_norms/step_cost.json")
+"""What ``benchmarks/step_cost.py`` measured, in a clone."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trained network and what the attack found.
+
+    Attributes:
+        network: which of the note's.
+        seed: of its training.
+        results: its evaluation.
+        rows: a row an epoch, as in ``metrics.csv``.
+    """
+
+    network: Network
+    seed: int
+    results: Results
+    rows: list[dict[str, float | int]]
+
+
+def reproduce(
+    networks: Sequence[Network],
+    seeds: Sequence[int],
+    *,
+    results: Path,
+    runs: Path,
+    limit: int | None = None,
+    overrides: Sequence[str] = (),
+) -> list[Outcome]:
+    """Train, attack and report what is missing; return all there is then.
+
+    Args:
+        networks: which are worked at; what is known of the others is reported too.
+        seeds: of their trainings; seeds whose weights are there already are attacked and reported too.
+        results: directory with ``checkpoints/`` and ``note/``.
+        runs: directory for new runs.
+        limit: attack the first images only; ``None`` for all.
+        overrides: further options of ``train.py``.
+
+    Raises:
+        UserError: if a command fails, or a file there cannot be read.
+    """
+    costs = cost(COST)
+    document = Document(
+        results / "note.md", "python -m jacobian_robust_studies.note", "The note's Table 1 and Figure 1"
+    )
+    weights = {(n, seed): _weights(results, n, seed) for n in networks for seed in seeds}
+    every = list(dict.fromkeys([*NETWORKS, *networks]))
+    for network in every:
+        for seed, path in _there(results, network).items():
+            if network in networks or _is_of(_evaluation(results, network, path), path, limit):
+                weights[network, seed] = path
+    outcomes = []
+    for (network, seed), path in sorted(weights.items(), key=lambda item: (every.index(item[0][0]), item[0][1])):
+        if not path.is_file():
+            _train(network, seed, path, runs / path.stem, overrides)
+        evaluation = _evaluation(results, network, path)
+        if not _is_of(evaluation, path, limit):
+            _attack(network, path, evaluation, runs / "evaluations" / evaluation.stem, limit)
+        rows = load_checkpoint(path).rows
+        outcomes.append(Outcome(network, seed, Results.model_validate_json(evaluation.read_bytes()), rows))
+    figures = _figures(outcomes, results / "note")
+    document.write(f"{table(outcomes)}\n{costs}{figures}")
+    return outcomes
+
+
+def _weights(results: Path, network: Network, seed: int) -> Path:
+    suffix = f"_seed{seed}" if seed else ""
+    return results / "checkpoints" / f"{network.experiment}{suffix}.safetensors"
+
+
+def _there(results: Path, network: Network) -> dict[int, Path]:
+    """Return the weights that there are, by their seed."""
+    seeds = [
+        int(found[1])
+        for path in (results / "checkpoints").glob(f"{network.experiment}_seed*.safetensors")
+        if (found := re.fullmatch(rf"{network.experiment}_seed(\d+)", path.stem))
+    ]
+    paths = {seed: _weights(results, network, seed) for seed in sorted({0, *seeds})}
+    return {seed: path for seed, path in paths.items() if path.is_file()}
+
+
+def _evaluation(results: Path, network: Network, weights: Path) -> Path:
+    name = f"{weights.stem}_{network.model}" if network.model else weights.stem
+    return results / "note" / f"{name}.json"
+
+
+def _train(network: Network, seed: int, path: Path, directory: Path, overrides: Sequence[str]) -> None:
+    begun = [directory, *sorted(directory.parent.glob(f"{directory.name}.[0-9]*"))]
+    exported = [run / "model.safetensors" for run in begun if (run / "model.safetensors").is_file()]
+    if not exported:
+        checkpoints = [run / "checkpoints" / "last.ckpt" for run in begun]
+        resumed = [f"ckpt_path={checkpoint}" for checkpoint in checkpoints if checkpoint.is_file()][-1:]
+        if directory.exists():  # an interrupted run: it goes on in a directory beside it
+            directory = directory.with_name(f"{directory.name}.{len(begun)}")
+        run_door(
+            *("train.py", f"experiment={network.experiment}", f"seed={seed}", "logger=csv"),
+            *(f"hydra.run.dir={directory}", *resumed, *overrides),
+        )
+        exported = [directory / "model.safetensors"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(exported[-1], path)
+
+
+def _is_of(evaluation: Path, weights: Path, limit: int | None) -> bool:
+    """Return whether an evaluation is there and is that of these weights, on as many images."""
+    try:
+        results = Results.model_validate_json(evaluation.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return False
+    (model,) = results.models
+    return model.images == (limit or TEST_IMAGES) and model.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def _attack(network: Network, weights: Path, evaluation: Path, directory: Path, limit: int | None) -> None:
+    if (directory / "robustness.json").exists():
+        shutil.rmtree(directory)  # of other weights, or on other images
+    resumed = ["resume=true"] if directory.exists() else []
+    options = [f"limit={limit}"] * bool(limit) + [f"model={network.model}"] * bool(network.model)
+    run_door(
+        *("evaluate.py", f"checkpoint={weights}", "suite=note", "logger=csv", *options),
+        *(f"hydra.run.dir={directory}", *resumed),
+    )
+    evaluation.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(directory / "robustness.json", evaluation)
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Return Table 1 as Markdown: the note's rows and ours, with the mean and the spread of several seeds."""
+    budgets = [budget.eps for budget in _budgets(outcomes[0])]
+    images = outcomes[0].results.models[0].images
+    lines = [
+        f"Images that PGD leaves correctly classified, of {images}; each budget on its own. In brackets the share of "
+        "those that are correctly classified clean, which is the note's convention. With eq. 15, ours are trained with "
+        "one probe for the norm, the note's with the exact one.",
+        "",
+        f"| | seed | clean | {' | '.join(f'ℓ∞ {eps:g}' for eps in budgets)} | sanity |",
+        "| --- | --- | --- |" + " --- |" * (len(budgets) + 1),
+    ]
+    for network in dict.fromkeys(outcome.network for outcome in outcomes):
+        if network.published:
+            clean, *stood = network.published
+            cells = [f"{count} ({count / clean:.0%})" for count in stood]
+            lines.append(f"| {network.label}, **the note** | | {clean} | {' | '.join(cells)} | |")
+        members = [outcome for outcome in outcomes if outcome.network == network]
+        for outcome in members:
+            (model,) = outcome.results.models
+            cells = [f"{budget.correct} ({budget.share_of_attacked or 0:.1%})" for budget in _budgets(outcome)]
+            lines.append(
+                f"| {network.label} | {outcome.seed} | {model.clean_correct} | {' | '.join(cells)} | "
+                f"{model.verdict or '–'} |"
+            )
+        if len(members) > 1:
+            counts = [(m.results.models[0].clean_correct, *(b.correct for b in _budgets(m))) for m in members]
+            lines.append(f"| {network.label} | mean ± s.d. | {' | '.join(map(_spread, zip(*counts, strict=True)))} | |")
+    return "\n".join(lines) + "\n"
+
+
+def cost(path: Path) -> str:
+    """Return what a training step costs beside the note's, and how well its fast norms agree with the exact one.
+
+    Args:
+        path: ``step_cost.json``, as ``benchmarks/step_cost.py`` writes it.
+
+    Raises:
+        UserError: if it is not there, or is another file.
+    """
+    try:
+        measured = json.loads(path.read_bytes())
+        ratios = [measured["steps"][way]["ratio"] for way in ("exact Frobenius", "2 probes", "1 probe")]
+        errors = {
+            way: (measured["errors"][way]["bias_of_square"], measured["errors"][way]["standard_error"])
+            for way in ("2 probes", "1 probe")
+        }
+        machine = f"{measured['machine']}, torch {measured['torch']}"
+    except FileNotFoundError as error:
+        raise UserError(f"run this in a clone of the project: {path} is not in the working directory") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not what benchmarks/step_cost.py writes: {error!r}") from error
+    agree = "agree" if all(abs(bias) <= 3 * error for bias, error in errors.values()) else "do not agree"
+    off = ", ".join(f"{100 * bias:+.2f}% ± {100 * error:.2f}% with {way}" for way, (bias, error) in errors.items())
+    return "\n".join(
+        [
+            f"A training step's cost, in plain steps, side by side in one run ({machine}; "
+            "[step_cost.json](../jacobian_norms/step_cost.json)):",
+            "",
+            "| exact norm, **the note** | exact norm | 2 probes | 1 probe |",
+            "| --- | --- | --- | --- |",
+            f"| almost 12 | {' | '.join(f'{ratio:.1f}' for ratio in ratios)} |",
+            "",
+            f"Exact and fast norms {agree} in value: the mean of the square is off by {off} (± the standard error). "
+            "What training with them leads to differs: [jacobian_norms.md](../jacobian_norms.md), “The same result?”.",
+            "",
+        ]
+    )
+
+
+def _budgets(outcome: Outcome) -> list[Budget]:
+    return outcome.results.models[0].threats[0].budgets
+
+
+def _spread(values: Sequence[int]) -> str:
+    mean = sum(values) / len(values)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    return f"{mean:.0f} ± {deviation:.0f}"
+
+
+def _figures(outcomes: Sequence[Outcome], directory: Path) -> str:
+    """Draw what the outcomes allow, and return the Markdown that shows it."""
+    rows: dict[str, list[dict[str, float | int]]] = {}
+    for outcome in outcomes:
+        rows.setdefault(outcome.network.experiment, outcome.rows)
+    figures, shown = {}, ""
+    for regularized, vanilla, name, softmaxes in FIGURE_1:
+        if {regularized, vanilla} <= rows.keys():
+            figures[name] = plots.training_curves(
+                rows[regularized], twin=rows[vanilla], penalised=True, validation_name="test"
+            )
+            what = f"Figure 1, {softmaxes}: loss, cross-entropy and penalty over the epochs, first seed"
+            shown += f"\n![{what}](note/{name}.png)\n"
+    labels = {outcome.network.experiment: outcome.network.label for outcome in reversed(outcomes)}
+    figures["progress"] = plots.progress({labels[name]: found for name, found in rows.items()})
+    plots.save(figures, directory)
+    return shown + "\n![Cross-entropy and error of all networks over the epochs, first seed](note/progress.png)\n"
+
+
+def main() -> None:
+    """Reproduce as the command line says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m jacobian_robust_studies.note",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = list(dict.fromkeys(network.experiment for network in NETWORKS))
+    parser.add_argument("--experiments", nargs="+", choices=names, default=names, help="all by default")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of the trainings; 0 by default")
+    parser.add_argument("--results", type=Path, default=Path("docs/results"), help="%(default)s")
+    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where to train; %(default)s")
+    parser.add_argument("--limit", type=int, help="attack the first images only")
+    parser.add_argument("overrides", nargs="*", help="further options of train.py")
+    arguments = parser.parse_args()
+    with ends_in_one_line(again="run the same command again to go on"):
+        outcomes = reproduce(
+            [network for network in NETWORKS if network.experiment in arguments.experiments],
+            arguments.seeds,
+            results=arguments.results,
+            runs=arguments.runs,
+            limit=arguments.limit,
+            overrides=arguments.overrides,
+        )
+    print(f"\n{table(outcomes)}\nresults: {arguments.results}/note.md, note/*.json, note/*.png")
+
+
+if __name__ == "__main__":
+    main()

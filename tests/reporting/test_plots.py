@@ -1,0 +1,153 @@
+"""The number of images stands in every figure that shows shares of them."""
+
+import re
+
+import pytest
+import torch
+from matplotlib.text import Text
+
+from jacobian_robust.reporting import plots
+from jacobian_robust.reporting.console import print_results
+from jacobian_robust.reporting.html import write_report
+from jacobian_robust.robustness.budgets import Examples
+from jacobian_robust.robustness.schema import (
+    AttackOutcome,
+    Budget,
+    Calibration,
+    ClassAccuracy,
+    NoisePoint,
+    Results,
+    Threat,
+    groups,
+)
+from jacobian_robust_studies.defences import table
+
+from ..robustness.test_schema import model
+from ..studies.test_defences import SMALL
+
+
+@pytest.fixture
+def results():
+    measured = {
+        "calibration": Calibration(ece=0.1, nll=0.2, brier=0.1, bins=[(0.6, 0.5, 40), (0.9, 0.95, 60)]),
+        "noise": [NoisePoint(sigma=0, accuracy=0.9), NoisePoint(sigma=0.3, accuracy=0.5)],
+        "classes": [ClassAccuracy(label=0, images=100, clean_correct=90, robust_correct={"linf": [50]})],
+    }
+    seeds = [model("a/seed0", 0, 0.9, 0.5), model("a/seed1", 1, 0.8, 0.7)]
+    return Results(
+        split="validation",
+        independent=False,
+        seed=0,
+        device="cpu",
+        versions={},
+        attacks={},
+        models=[seed.model_copy(update=measured) for seed in seeds],
+    )
+
+
+def written(figure):
+    return " ".join(text.get_text() for text in figure.findobj(Text))
+
+
+def test_figures_of_shares_say_of_how_many_images(results):
+    figures = plots.comparison(results, groups(results.models))
+    options = [{"eta.max": 0.1}, {"eta.max": 0.2}]
+    figures["trade_off"] = plots.trade_off(results, options, "eta.max")
+    assert figures.keys() >= {"accuracy_linf", "seeds_linf", "calibration", "noise", "trade_off"}
+    for name, figure in figures.items():
+        if not name.startswith("classes"):  # there the number stands beside each class
+            assert re.search("100 (clean )?validation images", written(figure)), name
+
+
+def test_a_calibration_without_numbers_is_a_dash_in_figure_and_report(results, tmp_path):
+    undefined = Calibration(ece=None, nll=None, brier=None, bins=[(0.6, 0.5, 40)])
+    models = [results.models[0].model_copy(update={"calibration": undefined})]
+    results = results.model_copy(update={"models": models})
+    assert "ECE –" in written(plots.reliability_diagram(models, split="test"))
+    write_report(tmp_path / "report.html", results, [], {}, {})
+    assert "<td>–</td><td>–</td><td>–</td>" in (tmp_path / "report.html").read_text()
+    assert table(SMALL, {"fgsm": (results, 0)}).splitlines()[-1] == "| fgsm | yes | 1 | 90.0 | 50.0 | 50.0 | – |"
+
+
+@pytest.mark.parametrize(("norm", "label"), [("linf", "ε = 0.3"), ("l2", "ε = 0.3"), ("gaussian", "σ = 0.3")])
+def test_broken_images_stand_beside_their_budget_as_its_norm_calls_it(norm, label):
+    image, one = torch.zeros(1, 1, 4, 4), torch.ones(1)
+    broken = Examples(image, image + 0.3, torch.tensor([1]), torch.tensor([2]), one, one)
+    assert label in written(plots.adversarial_examples({0.3: broken}, norm=norm, title="a"))
+
+
+def met(eps, *names):
+    """A budget that attacks met."""
+    outcomes = [AttackOutcome(attack=name, met=50, broken=0, discarded=0) for name in names]
+    robust = {"attacked": 90, "correct": 50, "images": 100, "share_of_attacked": 0.5, "robust_accuracy": 0.5}
+    return Budget(eps=eps, attacks=outcomes, **robust)
+
+
+def starred(text):
+    return re.findall(r"[εσ] = ([\d.]+)\*", text)
+
+
+def test_a_budget_that_not_every_attack_met_is_marked_wherever_a_worst_case_stands(results, tmp_path, capsys):
+    every = {"linf": ("fgsm", "pgd_linf", "autoattack"), "l2": ("pgd_l2",)}
+    attacks = {name: {"norm": norm} for norm, names in every.items() for name in names}
+    linf = [met(0.1, *every["linf"]), met(0.2, "pgd_linf", "autoattack"), met(0.4, "pgd_linf"), met(0.5, "pgd_linf")]
+    threats = [Threat(norm="linf", budgets=linf), Threat(norm="l2", budgets=[met(1.0, "pgd_l2")])]
+    by_class = {"linf": 4 * [50], "l2": [50]}
+    update = {
+        "threats": threats,
+        "classes": [results.models[0].classes[0].model_copy(update={"robust_correct": by_class})],
+    }
+    models = [model.model_copy(update=update) for model in results.models]
+    results = results.model_copy(update={"attacks": attacks, "models": models})
+    note = "ε = 0.2 without fgsm; ε = 0.4, 0.5 without fgsm, autoattack"
+    alike = groups(models)
+    write_report(tmp_path / "report.html", results, alike, {}, {})
+    text = (tmp_path / "report.html").read_text()
+    assert starred(text) == 2 * ["0.2", "0.4", "0.5"], "in the table, and in that of the mean over the seeds"
+    assert text.count(f"* {note}<") == 1
+    print_results(results, alike)
+    printed = capsys.readouterr().out
+    assert starred(printed) == ["0.2", "0.4", "0.5"]
+    assert f"* {note}" in printed
+    figures = plots.comparison(results, alike)
+    for name in ("accuracy", "seeds"):
+        assert note in written(figures[f"{name}_linf"])
+        assert "without" not in written(figures[f"{name}_l2"])
+
+
+@pytest.mark.parametrize("independent", [False, True])
+def test_it_is_told_that_larger_budgets_break_images_in_smaller_balls(results, tmp_path, independent):
+    """The attacks' counts leave more images than the tables then."""
+    write_report(tmp_path / "report.html", results.model_copy(update={"independent": independent}), [], {}, {})
+    part = (tmp_path / "report.html").read_text().split("<h2>Attack by attack</h2>")[1].split("<table>")[0]
+    assert ("an example found at a larger budget" in part) is not independent
+    described = Results.model_json_schema()["$defs"]["Budget"]["properties"]["correct"]["description"]
+    assert "larger one by an example that lies in this ball" in described
+
+
+def test_the_prediction_scatter_counts_its_points():
+    predicted = torch.tensor([1.0, 2.0, 3.0, torch.inf])
+    found = torch.tensor([0.5, 3.0, torch.inf, 1.0])  # one was not broken, one has no gradient
+    assert "a, 2 images" in written(plots.predicted_against_found({"a": (predicted, found)}))
+
+
+def test_many_models_neither_shrink_the_scatters_nor_cover_the_lines(results):
+    points = {str(i): (torch.ones(3), torch.ones(3)) for i in range(4)}
+    figure = plots.predicted_against_found(points)
+    assert figure.get_size_inches().tolist() == [3 * 5.6, 2 * 5]
+    assert [axes.get_title() for axes in figure.axes if axes.axison] == [f"{i}, 3 images" for i in range(4)]
+    for models, inside in ((6, True), (7, False)):
+        several = [results.models[0].model_copy(update={"name": str(i)}) for i in range(models)]
+        figure = plots.accuracy_curves(several, norm="linf", split="test")
+        assert (figure.axes[0].get_legend() is not None) == inside
+        (legend,) = figure.legends or [figure.axes[0].get_legend()]
+        assert len(legend.get_texts()) == models
+
+
+@pytest.mark.parametrize("twin", [True, False])
+@pytest.mark.parametrize("penalised", [True, False])
+def test_every_panel_of_a_training_says_what_it_measures(twin, penalised):
+    names = ["loss", "cross_entropy", "accuracy", "jacobian_norm"] + ["penalty"] * penalised
+    rows = [{"epoch": 1, **{f"{stage}_{name}": 0.5 for stage in ("train", "validation") for name in names}}]
+    figure = plots.training_curves(rows, twin=rows if twin else None, penalised=penalised, validation_name="test")
+    assert all(axes.get_xlabel() and axes.get_ylabel() and axes.lines for axes in figure.axes)

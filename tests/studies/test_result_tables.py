@@ -1,0 +1,92 @@
+"""The tables that were written by hand say what the results' files say."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from statistics import fmean, stdev
+
+DOCS = Path(__file__).parents[2] / "docs"
+SIMPLIFICATIONS = DOCS / "results" / "simplifications"
+
+
+def rows(document, head):
+    """Return the cells of the rows below each table head that begins so."""
+    found = []
+    for table in re.findall(rf"^\| {re.escape(head)}.*\n\| ---.*\n((?:\|.*\n)+)", document.read_text(), re.MULTILINE):
+        found += [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.splitlines()]
+    return found
+
+
+def falls(file, model, **of):
+    """Return the counts of falls of one of a file's models, those of these fields."""
+    measured = json.loads((SIMPLIFICATIONS / file / "simplifications.json").read_text())["models"][model]["falls"]
+    return [found for found in measured if all(found[key] == value for key, value in of.items())]
+
+
+NETWORKS = (("note_vanilla", 0, 1.5), ("note_regularized", 0, 1.5), ("toy", 0, 0.1), ("toy", 1, 0.1))
+
+
+def test_what_accounts_for_the_falls():
+    written = rows(DOCS / "results" / "simplifications.md", "| ε | correct")
+    expected = []
+    for file, model, _ in NETWORKS:
+        of_note = falls(file, model, split="evaluated", bound="center", norm="frobenius")
+        for i, found in enumerate(of_note):
+            violated = found["images"] - found["satisfied"]
+            fell = found["fell"] - found["satisfied_fell"]
+            counts = (found["fell"], found["satisfied"], found["satisfied_fell"], found["by_center"])
+            counts += (found["by_curvature"], fell, violated - fell)
+            expected.append([f"{found['eps']:g}", "" if i else str(found["images"]), *map(str, counts)])
+    assert [row[1:] for row in written] == expected
+
+
+def test_the_variants_of_the_condition():
+    written = iter(rows(DOCS / "results" / "simplifications.md", "| variant"))
+    for file, model, eps in NETWORKS:
+        for bound in ("center", "boundary"):
+            for norm in ("frobenius", "spectral"):
+                cells = next(written)[2:]
+                for split in ("evaluated", "training"):
+                    (found,) = falls(file, model, eps=eps, split=split, bound=bound, norm=norm)
+                    of, fell = found["images"], found["satisfied_fell"]
+                    assert cells[:3] == [f"{found['satisfied']} of {of}", str(fell), str(found["fell"] - fell)]
+                    cells = cells[3:]
+    assert not list(written)
+
+
+def test_what_the_geometry_predicts():
+    written = rows(DOCS / "results" / "README.md", "| images | rank correlation")
+    expected = []
+    for model in json.loads((DOCS / "results" / "geometry" / "robustness.json").read_text())["models"]:
+        found = model["first_order"]
+        medians = (f"{found['median_predicted']:.3g}", f"{found['median_found']:.2f}")
+        correlation = f"{found['rank_correlation']:.2f}"
+        expected.append([model["name"], str(found["images"]), correlation, *medians, str(found["unsafe"])])
+    assert written == expected
+
+
+def test_what_is_trained_with_either_norm():
+    written = rows(DOCS / "results" / "simplifications.md", "% | accuracy | clean")
+    norms = SIMPLIFICATIONS / "norms"
+    evaluated = [model for path in norms.glob("*.json") for model in json.loads(path.read_text())["models"]]
+    for row, name in zip(written, ("none", "frobenius", "spectral"), strict=True):
+        models = [model for model in evaluated if model["name"].startswith(name)]
+        metrics = [list(csv.DictReader(path.open())) for path in norms.glob(f"metrics_{name}_*.csv")]
+        assert len(models) == len(metrics) == 3
+        columns = [[float(epochs[-1]["validation_accuracy"]) for epochs in metrics]]
+        columns.append([model["clean_accuracy"] for model in models])
+        for threat, budgets in enumerate((3, 4)):
+            for i in range(budgets):
+                found = [model["threats"][threat]["budgets"][i]["correct"] / model["images"] for model in models]
+                columns.append(found)
+        assert row[1:] == [f"{fmean(column):.1%} ± {stdev(column):.1%}".replace("%", "") for column in columns]
+
+
+def test_what_the_penalty_buys_on_the_toy_model():
+    written = rows(DOCS / "toy.md", "| clean")
+    expected = []
+    for found in json.loads((DOCS / "toy" / "toy.json").read_text())["classifiers"]:
+        for way, clean in (("search", f"{found['clean_accuracy']:.1%}"), ("pgd", "")):
+            expected.append([clean, *(f"{budget[way]:.1%}" for budget in found["budgets"])])
+    assert [row[1:] for row in written] == expected
