@@ -22,7 +22,6 @@ from rich.table import Table
 from torch import nn
 
 from jacobian_robust.data import MNISTDataModule
-from jacobian_robust.jacobian.double_backward import FastDoubleBackward
 from jacobian_robust.models import LeNet
 from jacobian_robust.penalties import Frobenius
 from jacobian_robust.training.callbacks import EpochRecord, GeometricEta, JacobianMonitor, TrainingProgress
@@ -63,8 +62,7 @@ class AlternatingClassifier(RobustClassifier):
                 loss = nn.functional.cross_entropy(logits, labels)
             else:
                 inputs = images.detach().requires_grad_()
-                with FastDoubleBackward():
-                    logits = model(inputs)
+                logits = model(inputs)
                 alpha = penalty(logits, inputs, labels).mean()
                 loss = (1 - ETA) * nn.functional.cross_entropy(logits, labels) + ETA * alpha
             optimizer.zero_grad()

@@ -160,7 +160,7 @@ class ResNet18(nn.Module):
         self.layers.maxpool = nn.Identity()
         for module in self.layers.modules():
             if isinstance(module, nn.ReLU):
-                module.inplace = False  # FastDoubleBackward knows the other one
+                module.inplace = False  # an operation in place leaves no room for a second derivative
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Return the logits of images with pixels in [0, 1], which the network itself moves to [-1, 1]."""

@@ -1,4 +1,20 @@
 """Norms of the input–output Jacobian in the Fisher metric of the prediction."""
 
-from jacobian_robust.jacobian.norms import *  # noqa: F403
-from jacobian_robust.jacobian.norms import __all__ as __all__
+from jacobian_robust.jacobian.factors import FisherFactor, random_signs, tangent_directions
+from jacobian_robust.jacobian.norms import frobenius_norm, gram_matrix, jacobian_norms
+from jacobian_robust.jacobian.spectral import spectral_norm, stretch, worst_direction
+
+__all__ = [
+    # norms
+    "frobenius_norm",
+    "gram_matrix",
+    "jacobian_norms",
+    "spectral_norm",
+    # directions
+    "stretch",
+    "worst_direction",
+    # the Fisher factor
+    "FisherFactor",
+    "random_signs",
+    "tangent_directions",
+]

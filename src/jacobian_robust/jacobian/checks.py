@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacobian_robust.jacobian import frobenius_norm
+from jacobian_robust.jacobian.factors import FisherFactor, random_signs, tangent_directions
+from jacobian_robust.jacobian.norms import frobenius_norm
+from jacobian_robust.jacobian.products import vjp
 
 __all__ = ["check_model"]
 
@@ -72,9 +74,16 @@ def _check_second_derivative(model: nn.Module, inputs: Tensor) -> None:
     parameters = [parameter for parameter in twin.parameters() if parameter.requires_grad]
     x = inputs.double().requires_grad_()
 
+    directions: list[Tensor] = []
+
     def norm(*, create_graph: bool) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return frobenius_norm(twin(x), x, probes=3, generator=generator, create_graph=create_graph).sum()
+        logits = twin(x)
+        if not directions:  # the same at each step of the finite differences
+            signs = random_signs(len(logits), logits.shape[-1], torch.Generator().manual_seed(0), device=x.device)
+            directions.extend(tangent_directions(logits, min(2, logits.shape[-1] - 1), signs))
+        factor = FisherFactor(logits)
+        rows = [vjp(logits, x, factor @ direction, create_graph=create_graph) for direction in directions]
+        return torch.linalg.vector_norm(torch.stack(rows), dim=(0, -1)).sum()
 
     try:
         value = norm(create_graph=True)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from jacobian_robust.adversaries import Adversary, Place
 from jacobian_robust.errors import DIVERGED, UserError
-from jacobian_robust.jacobian.double_backward import FastDoubleBackward
 from jacobian_robust.penalties import Amortization, Penalty, needs_input_graph, takes_model
 from jacobian_robust.penalties.lagrangian import Lagrangian
 from jacobian_robust.training.capture import CapturedSteps, NotCaptured
@@ -234,13 +233,13 @@ class RobustClassifier(pl.LightningModule):
                 watched = points[place][:penalised]
                 if not watched.requires_grad:
                     watched = watched.detach().requires_grad_()
-                watched_logits = self._twice_differentiable(watched)
+                watched_logits = self(watched)
                 known[place] = watched_logits
                 if len(watched) < len(inputs):
                     # Two passes cost what one does, and no derivative is taken with respect to the rest.
                     known[place] = torch.cat([watched_logits, self(points[place][len(watched) :])])
                 if takes_model(self.penalty):
-                    more["model"] = self._twice_differentiable
+                    more["model"] = self
             else:
                 watched, watched_logits = points[place][:penalised], logits_at(place)[:penalised]
                 if takes_model(self.penalty):
@@ -252,11 +251,6 @@ class RobustClassifier(pl.LightningModule):
                 ).mean()
             loss = (1 - share) * fit + share * weight * penalty
         return LossTerms(loss, cross_entropy, penalty, logits_at(fit_at))
-
-    def _twice_differentiable(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
-        """Return the logits, with layers whose second derivatives are cheap."""
-        with FastDoubleBackward():
-            return self(inputs)
 
     def _part_of_loss(
         self,
