@@ -23,7 +23,7 @@ from jacobian_robust import data, models, penalties
 from jacobian_robust.config import describe
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.penalties import Bound, Penalty, condition_of
+from jacobian_robust.penalties import Bound, Penalty, note_condition
 
 __all__ = ["SUFFIXES", "Checkpoint", "export", "find_checkpoints", "load_checkpoint"]
 
@@ -173,7 +173,9 @@ class Checkpoint:
         """
         if self.condition_eps is not None and self.condition_bound is not None:
             return self.condition_eps, self.condition_bound
-        return condition_of(self.penalty(), classes)
+        penalty = self.penalty()
+        condition = penalty.condition(classes) if penalty is not None else None
+        return condition or note_condition(classes)
 
 
 def _make(checkpoint: Checkpoint, group: str, module: ModuleType, base: type) -> Any:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from jacobian_robust.penalties import VAT, InputGradient, Margin
-from jacobian_robust.penalties.lagrangian import Lagrangian
+from jacobian_robust.penalties import VAT, InputGradient, Lagrangian, Margin, Penalty
 
 OPTIONS = {"tolerance": 0.3, "rate": 0.5, "damping": 2.0}
 
@@ -35,7 +34,7 @@ def test_it_is_its_formula_and_the_multipliers_climb_by_the_violation():
         torch.testing.assert_close(value, expected)
         ours, theirs = (torch.autograd.grad(loss, model[0].weight, retain_graph=True)[0] for loss in (value, expected))
         torch.testing.assert_close(ours, theirs)
-        lagrangian.learn()
+        lagrangian.step()
         multipliers = climbed
         torch.testing.assert_close(lagrangian.multipliers, multipliers)
     assert (multipliers[:3] > 0).any()
@@ -47,17 +46,17 @@ def test_a_constraint_that_holds_costs_nothing_and_has_no_multiplier():
     lagrangian = Lagrangian(penalty=InputGradient(), **OPTIONS | {"tolerance": 1e3})
     for _ in range(2):
         assert lagrangian(model(x), x, labels).abs().max() == 0
-        lagrangian.learn()
+        lagrangian.step()
     assert lagrangian.multipliers.abs().max() == 0
 
 
-class Square:
+class Square(Penalty):
     """``w²`` of every sample."""
 
     def __init__(self, w):
         self.w = w
 
-    def __call__(self, logits, inputs, labels=None, *, generator=None, create_graph=True):
+    def __call__(self, logits, inputs, labels=None, *, model=None, generator=None, create_graph=True):
         return self.w.square().expand(len(logits))
 
 
@@ -70,7 +69,7 @@ def test_it_finds_the_constrained_optimum_and_its_multiplier(damping):
     for _ in range(3000):
         loss = (w - 2).square() / 2 + lagrangian(x, x, labels).mean()
         (slope,) = torch.autograd.grad(loss, w)
-        lagrangian.learn()
+        lagrangian.step()
         with torch.no_grad():
             w -= 0.05 * slope
     assert w.item() == pytest.approx(1, abs=1e-4)
@@ -82,13 +81,13 @@ def test_validation_teaches_nothing_and_the_state_goes_on():
     first = Lagrangian(penalty=Margin(eps=1.0), **OPTIONS)
     first(model(x), x, labels)
     first(model(x), x, labels.flip(0), create_graph=False)
-    first.learn()
+    first.step()
     second = Lagrangian(penalty=Margin(eps=1.0), **OPTIONS)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     torch.testing.assert_close(second(model(x), x, labels), first(model(x), x, labels))
     other = Lagrangian(penalty=Margin(eps=1.0), **OPTIONS)
     other(model(x), x, labels)
-    other.learn()
+    other.step()
     torch.testing.assert_close(first.multipliers, other.multipliers)
 
 
@@ -96,16 +95,16 @@ def test_batches_of_a_step_that_is_not_taken_teach_nothing_and_those_of_one_that
     model, x, labels = a_batch()
     lagrangian = Lagrangian(penalty=Margin(eps=1.0), **OPTIONS | {"tolerance": 0.0})
     lagrangian(model(x), x, labels)
-    lagrangian.forget()
-    lagrangian.learn()
+    lagrangian.discard()
+    lagrangian.step()
     assert lagrangian.multipliers.abs().max() == 0
     lagrangian(model(x), x, labels)
-    lagrangian.learn()
+    lagrangian.step()
     once = lagrangian.multipliers
     lagrangian.load_state_dict({"multipliers": torch.zeros_like(once)})
     for _ in range(2):
         lagrangian(model(x), x, labels)
-    lagrangian.learn()
+    lagrangian.step()
     torch.testing.assert_close(lagrangian.multipliers, 2 * once)
     assert once.max() > 0
 
@@ -113,5 +112,34 @@ def test_batches_of_a_step_that_is_not_taken_teach_nothing_and_those_of_one_that
 def test_a_penalty_that_asks_for_the_model_is_given_it():
     model, x, labels = a_batch()
     lagrangian = Lagrangian(penalty=VAT(eps=1.0), **OPTIONS)
-    assert not lagrangian.input_graph
+    assert not lagrangian.needs_graph
     assert lagrangian(model(x), x, labels, model=model).shape == labels.shape
+
+
+@pytest.mark.parametrize("cut", [1, 4, 6])
+def test_the_multipliers_of_several_processes_are_those_of_one(cut):
+    model, x, labels = a_batch()
+    whole, first, second = (Lagrangian(penalty=Margin(eps=1.0), **OPTIONS) for _ in range(3))
+    for _ in range(2):  # two batches in a step
+        whole(model(x), x, labels)
+        for part, at in ((first, slice(cut)), (second, slice(cut, None))):
+            inputs = x[at].detach().requires_grad_()
+            part(model(inputs), inputs, labels[at])
+    sent = []
+    second.step(lambda tensor: sent.append(tensor) or tensor)  # what the other process has to add
+    whole.step()
+    first.step(lambda tensor: tensor + sent[0])
+    torch.testing.assert_close(first.multipliers, whole.multipliers)
+    assert whole.multipliers.max() > 0
+
+
+def test_a_copy_with_another_radius_goes_on_with_the_same_multipliers():
+    model, x, labels = a_batch()
+    whole = Lagrangian(penalty=Margin(eps=1.0), **OPTIONS)
+    half = whole.with_radius(0.5)
+    half(model(x), x, labels)
+    half.step()
+    assert half.penalty == Margin(eps=0.5)
+    assert whole.penalty == Margin(eps=1.0)
+    assert torch.equal(whole.multipliers, half.multipliers)
+    assert half.multiplier == pytest.approx(half.multipliers.mean().item()) != 0

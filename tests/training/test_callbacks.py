@@ -12,7 +12,7 @@ from torch import nn
 from jacobian_robust.attacks import PGD
 from jacobian_robust.errors import UserError
 from jacobian_robust.jacobian import frobenius_norm
-from jacobian_robust.penalties import Frobenius, LinearMargin, LogitJacobian, Margin, with_radius
+from jacobian_robust.penalties import Frobenius, LinearMargin, LogitJacobian, Margin
 from jacobian_robust.penalties.lagrangian import Lagrangian
 from jacobian_robust.robustness.budgets import sweep
 from jacobian_robust.training.callbacks import (
@@ -74,8 +74,8 @@ def test_a_radius_rises_from_its_start_to_the_whole_and_linearly_or_by_ratios(st
 
 @pytest.mark.parametrize("penalty", [Frobenius(delta_over_eps=1e-3), Frobenius(eps=2.0)])
 def test_a_share_of_a_radius_is_that_in_either_notation(penalty):
-    assert with_radius(penalty, 0.25).radius(10) == pytest.approx(penalty.radius(10) / 4)
-    assert with_radius(penalty, 1.0) == penalty
+    assert penalty.with_radius(0.25).radius(10) == pytest.approx(penalty.radius(10) / 4)
+    assert penalty.with_radius(1.0) == penalty
 
 
 def test_the_radius_of_a_constrained_penalty_rises_and_the_multipliers_stay():
@@ -87,15 +87,16 @@ def test_the_radius_of_a_constrained_penalty_rises_and_the_multipliers_stay():
     for step, eps in ((0, 1.0), (5, 2.5), (10, 4.0), (15, 4.0)):
         trainer.global_step = step
         schedule.on_train_batch_start(trainer, module, None, step)
-        assert module.penalty is constraint
-        assert constraint.penalty == Margin(eps=eps)
+        assert module.penalty.penalty == Margin(eps=eps)
+    constraint.load_state_dict({"multipliers": torch.tensor([0.0, 3.0])})
+    assert module.penalty.multiplier == 1.5
 
 
 def test_a_share_of_a_radius_leaves_the_rest_of_a_penalty_as_it_is():
-    assert with_radius(Margin(eps=4.0, kappa=3.0, probes=2), 0.5) == Margin(eps=2.0, kappa=3.0, probes=2)
-    assert with_radius(LinearMargin(eps=0.2, norm="l2"), 0.5) == LinearMargin(eps=0.1, norm="l2")
+    assert Margin(eps=4.0, kappa=3.0, probes=2).with_radius(0.5) == Margin(eps=2.0, kappa=3.0, probes=2)
+    assert LinearMargin(eps=0.2, norm="l2").with_radius(0.5) == LinearMargin(eps=0.1, norm="l2")
     with pytest.raises(UserError, match="LogitJacobian has no radius"):
-        with_radius(LogitJacobian(), 0.5)
+        LogitJacobian().with_radius(0.5)
 
 
 def test_monitor_measures_the_exact_mean_norm_and_the_condition():

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 
 from jacobian_robust.data import ImageDataset
-from jacobian_robust.penalties import Amortization, Frobenius, LogitJacobian, Margin
+from jacobian_robust.penalties import Amortization, Frobenius, Margin
 from jacobian_robust.training.loading import EpochSampler, ResumableLoader
 from jacobian_robust.training.module import RobustClassifier
 from jacobian_robust.training.shares import BatchShares, Share, SharedBatch, SharedGenerator, drawn
@@ -76,7 +76,6 @@ PENALTIES = {
     "exact": Frobenius(delta_over_eps=1e-3, chart="sphere"),
     "1 probe": Frobenius(delta_over_eps=1e-3, chart="sphere", probes=1),
     "margin, 1 probe": Margin(eps=2.0, probes=1),
-    "1 projection": LogitJacobian(projections=1),
 }
 
 

@@ -1,8 +1,42 @@
 """Penalties that bound the Jacobian, or what a classifier does nearby."""
 
-from jacobian_robust.penalties.base import *  # noqa: F403
-from jacobian_robust.penalties.base import Bound as Bound
-from jacobian_robust.penalties.base import __all__ as _base
+from jacobian_robust.penalties.amortization import Amortization
+from jacobian_robust.penalties.base import Bound, Condition, Magnitude, Model, Penalty, Reduce
+from jacobian_robust.penalties.baselines import VAT, Curvature, InputGradient, LogitJacobian
 from jacobian_robust.penalties.lagrangian import Lagrangian
+from jacobian_robust.penalties.margins import LinearMargin, Margin
+from jacobian_robust.penalties.note import (
+    ExponentialPenalty,
+    Frobenius,
+    Isometry,
+    RadiusPenalty,
+    Spectral,
+    capped_exp,
+    note_condition,
+    satisfies_condition,
+)
 
-__all__ = [*_base, "Lagrangian"]
+__all__ = [
+    "VAT",
+    "Amortization",
+    "Bound",
+    "Condition",
+    "Curvature",
+    "ExponentialPenalty",
+    "Frobenius",
+    "InputGradient",
+    "Isometry",
+    "Lagrangian",
+    "LinearMargin",
+    "LogitJacobian",
+    "Magnitude",
+    "Margin",
+    "Model",
+    "Penalty",
+    "RadiusPenalty",
+    "Reduce",
+    "Spectral",
+    "capped_exp",
+    "note_condition",
+    "satisfies_condition",
+]

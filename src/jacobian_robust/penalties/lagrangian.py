@@ -1,6 +1,6 @@
 """A penalty as a constraint: multipliers that learn its weight, in place of a fixed one."""
 
-from collections.abc import Callable
+import copy
 from typing import Any
 
 import torch
@@ -10,13 +10,26 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from jacobian_robust.options import STRICT
-from jacobian_robust.penalties.base import Penalty, needs_input_graph, takes_model
+from jacobian_robust.penalties.base import Condition, Model, Penalty, Reduce
 
 __all__ = ["Lagrangian"]
 
 
+class _State:
+    """What a Lagrangian and its copies with another radius have in common.
+
+    Attributes:
+        multipliers: of the classes; ``None`` before the first batch.
+        batches: of each batch since the last step, the classes' sums of the penalty and their numbers of images.
+    """
+
+    def __init__(self) -> None:
+        self.multipliers: Tensor | None = None
+        self.batches: list[Tensor] = []
+
+
 @dataclass(eq=False, config=STRICT | {"arbitrary_types_allowed": True}, kw_only=True)
-class Lagrangian:
+class Lagrangian(Penalty):
     """Asks that the mean of a penalty over each class be at most ``τ``, by the augmented Lagrangian.
 
     A class with the violation ``g = mean(α) - τ`` costs ``(max(0, λ + ρg)² - λ²)/(2ρ)`` (Rockafellar, 1973; Bertsekas,
@@ -25,6 +38,9 @@ class Lagrangian:
     training as in Chamon & Ribeiro, "Probably approximately correct constrained learning", 2020). The mean over the
     batch of what is returned is the sum over the classes by these shares. A constraint that holds loses its weight, and
     one that is violated gains it without end: with ``eta=constant eta.value=0.5`` the loss is half the Lagrangian.
+
+    With several processes the multipliers climb by the violation of the whole batch (:meth:`step`) and are the same in
+    all of them. The quadratic term of each process's loss takes the violation of its own part of the batch.
 
     Args:
         penalty: ``α``.
@@ -39,13 +55,7 @@ class Lagrangian:
     damping: PositiveFloat
 
     def __post_init__(self) -> None:
-        self._multipliers: Tensor | None = None
-        self._seen: list[tuple[Tensor, Tensor]] = []
-
-    @property
-    def input_graph(self) -> bool:
-        """Whether the penalty differentiates the logits with respect to the inputs."""
-        return needs_input_graph(self.penalty)
+        self._state = _State()
 
     def __call__(
         self,
@@ -53,44 +63,83 @@ class Lagrangian:
         inputs: Float[Tensor, "batch *shape"],
         labels: Int[Tensor, "batch"],
         *,
-        model: Callable[[Tensor], Tensor] | None = None,
+        model: Model | None = None,
         generator: torch.Generator | None = None,
         create_graph: bool = True,
     ) -> Float[Tensor, "batch"]:
         """Return for each sample what its class costs, differentiable with respect to the model's parameters."""
-        more: dict[str, Any] = {"model": model} if takes_model(self.penalty) else {}
+        more = {"model": model} if self.needs_model else {}
         alpha = self.penalty(logits, inputs, labels, generator=generator, create_graph=create_graph, **more)
-        classes = logits.shape[-1]
-        if self._multipliers is None:
-            self._multipliers = torch.zeros(classes)
-        multipliers = self._multipliers = self._multipliers.to(alpha)
+        classes, state = logits.shape[-1], self._state
+        multipliers = alpha.new_zeros(classes) if state.multipliers is None else state.multipliers.to(alpha)
+        state.multipliers = multipliers
         counts = alpha.new_zeros(classes).index_add(0, labels, torch.ones_like(alpha))
-        violations = alpha.new_zeros(classes).index_add(0, labels, alpha) / counts.clamp_min(1) - self.tolerance
+        sums = alpha.new_zeros(classes).index_add(0, labels, alpha)
+        violations = sums / counts.clamp_min(1) - self.tolerance
         if create_graph:
-            self._seen.append((violations.detach(), counts / len(labels)))
+            state.batches.append(torch.stack([sums.detach(), counts]))
         wanted = (multipliers + self.damping * violations).clamp_min(0)
         return ((wanted.square() - multipliers.square()) / (2 * self.damping))[labels]
 
-    def learn(self) -> None:
-        """Let the multipliers climb by the violations of the batches that were penalised since they last did."""
-        for violations, shares in self._seen:
-            assert self._multipliers is not None
-            self._multipliers = (self._multipliers + self.rate * shares * violations).clamp_min(0)
-        self.forget()
+    @property
+    def needs_graph(self) -> bool:
+        """Whether the constrained penalty differentiates the logits with respect to the inputs."""
+        return self.penalty.needs_graph
 
-    def forget(self) -> None:
-        """Leave the multipliers as they are: the step of these batches is not taken."""
-        self._seen.clear()
+    @property
+    def needs_model(self) -> bool:
+        """Whether the constrained penalty evaluates the model at other points than the inputs."""
+        return self.penalty.needs_model
+
+    @property
+    def takes_probabilities(self) -> bool:
+        """Whether the constrained penalty is given probabilities instead of logits."""
+        return self.penalty.takes_probabilities
+
+    def with_radius(self, share: float) -> "Lagrangian":
+        """Return the constraint on the penalty with ``share`` times its radius; both have the same multipliers."""
+        changed = copy.copy(self)
+        changed.penalty = self.penalty.with_radius(share)
+        return changed
+
+    def condition(self, classes: int) -> Condition | None:
+        """Return the condition of the constrained penalty."""
+        return self.penalty.condition(classes)
+
+    @property
+    def stateful(self) -> bool:
+        """Return ``True``: the multipliers change."""
+        return True
+
+    def step(self, reduce: Reduce = lambda tensor: tensor) -> None:
+        """Let the multipliers climb by the violations of the batches that were penalised since the last step."""
+        state = self._state
+        if not state.batches:  # in all processes: they penalise the same steps
+            return
+        assert state.multipliers is not None
+        for sums, counts in reduce(torch.stack(state.batches)):
+            violations, shares = sums / counts.clamp_min(1) - self.tolerance, counts / counts.sum()
+            state.multipliers = (state.multipliers + self.rate * shares * violations).clamp_min(0)
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget the batches since the last step."""
+        self._state.batches.clear()
 
     @property
     def multipliers(self) -> Float[Tensor, "classes"] | None:
         """The classes' ``λ``; ``None`` before the first batch."""
-        return self._multipliers
+        return self._state.multipliers
+
+    @property
+    def multiplier(self) -> float | None:
+        """The mean of the multipliers; ``None`` before the first batch."""
+        return None if self.multipliers is None else self.multipliers.mean().item()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the multipliers."""
-        return {"multipliers": self._multipliers}
+        return {"multipliers": self.multipliers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
-        self._multipliers = state_dict["multipliers"]
+        """Restore the multipliers."""
+        self._state.multipliers = state_dict["multipliers"]

@@ -21,7 +21,7 @@ from jacobian_robust.errors import UserError
 from jacobian_robust.files import write_atomically
 from jacobian_robust.jacobian import jacobian_norms
 from jacobian_robust.options import STRICT
-from jacobian_robust.penalties import Bound, Penalty, innermost, satisfies_condition, with_radius
+from jacobian_robust.penalties import Bound, Penalty, satisfies_condition
 from jacobian_robust.robustness.budgets import sweep
 from jacobian_robust.training.averaging import MovingAverage
 from jacobian_robust.training.module import RobustClassifier
@@ -153,7 +153,7 @@ class EpsSchedule(pl.Callback, abc.ABC):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the penalty as it is configured."""
         assert isinstance(pl_module, RobustClassifier)
-        self._whole = innermost(pl_module.penalty)
+        self._whole = pl_module.penalty
         self._rise = self.fraction * trainer.estimated_stepping_batches
 
     def on_train_batch_start(
@@ -165,10 +165,7 @@ class EpsSchedule(pl.Callback, abc.ABC):
         share = self.share(min(trainer.global_step / self._rise, 1.0))
         if share != self.latest:
             self.latest = share
-            # A constraint keeps its multipliers: what it is made of changes.
-            constrained = innermost(pl_module.penalty) is not pl_module.penalty
-            holder: Any = pl_module.penalty if constrained else pl_module
-            holder.penalty = with_radius(self._whole, share)
+            pl_module.penalty = self._whole.with_radius(share)
 
 
 @dataclass(eq=False, config=STRICT, kw_only=True)
@@ -354,9 +351,8 @@ class EpochRecord(pl.Callback):
         row: dict[str, float | int] = {"epoch": trainer.current_epoch + 1, "eta": pl_module.eta, "lr": self._lr}
         if self.schedule is not None:
             row["eps_share"] = self.schedule.latest
-        multipliers = getattr(pl_module.penalty, "multipliers", None)
-        if multipliers is not None:
-            row["multiplier"] = multipliers.mean().item()
+        if pl_module.penalty is not None and (multiplier := pl_module.penalty.multiplier) is not None:
+            row["multiplier"] = multiplier
         stages: tuple[Literal["train", "validation"], ...] = ("train", "validation")
         for stage in stages:
             measured = pl_module.pop_means(stage)

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from jacobian_robust.adversaries import Adversary, Place
 from jacobian_robust.errors import DIVERGED, UserError
-from jacobian_robust.penalties import Amortization, Penalty, needs_input_graph, takes_model
-from jacobian_robust.penalties.lagrangian import Lagrangian
+from jacobian_robust.penalties import Amortization, Penalty
 from jacobian_robust.training.capture import CapturedSteps, NotCaptured
 from jacobian_robust.training.shares import (
     Share,
@@ -229,7 +228,7 @@ class RobustClassifier(pl.LightningModule):
         place: Place = "clean" if adversary is None else adversary.penalty_at
         more: dict[str, Any] = {}
         with torch.enable_grad():
-            if needs_input_graph(self.penalty):
+            if self.penalty.needs_graph:
                 watched = points[place][:penalised]
                 if not watched.requires_grad:
                     watched = watched.detach().requires_grad_()
@@ -238,11 +237,11 @@ class RobustClassifier(pl.LightningModule):
                 if len(watched) < len(inputs):
                     # Two passes cost what one does, and no derivative is taken with respect to the rest.
                     known[place] = torch.cat([watched_logits, self(points[place][len(watched) :])])
-                if takes_model(self.penalty):
+                if self.penalty.needs_model:
                     more["model"] = self
             else:
                 watched, watched_logits = points[place][:penalised], logits_at(place)[:penalised]
-                if takes_model(self.penalty):
+                if self.penalty.needs_model:
                     more["model"] = self
             fit, cross_entropy = fitted()
             with _full_precision(inputs.device):
@@ -343,7 +342,7 @@ class RobustClassifier(pl.LightningModule):
             "there is no GPU": self.device.type != "cuda",
             "several processes meet in a step": self.trainer.world_size > 1,
             "the adversary differentiates, too": self.adversary is not None,
-            "the penalty changes from step to step": isinstance(self.penalty, Lagrangian),
+            "the penalty changes from step to step": self.penalty is not None and self.penalty.stateful,
             "the model changes more than its weights": any(True for _ in self.model.buffers()),
             "precision is mixed": self.trainer.precision not in ("32-true", "64-true"),
         }
@@ -391,8 +390,8 @@ class RobustClassifier(pl.LightningModule):
         # the gradient is their mean already: all of them find the same.
         if self.penalty is None or torch.stack(torch._foreach_norm(gradients)).isfinite().all():
             self._skipped_in_a_row = 0
-            if isinstance(self.penalty, Lagrangian):
-                self.penalty.learn()
+            if self.penalty is not None:
+                self.penalty.step()
         else:
             optimizer.zero_grad(set_to_none=True)
             self._skip("gradient")
@@ -405,8 +404,8 @@ class RobustClassifier(pl.LightningModule):
         """
         if this_process() == 0:
             Console().print(f"step {self.global_step + 1} is skipped: its {what} is not finite", soft_wrap=True)
-        if isinstance(self.penalty, Lagrangian):
-            self.penalty.forget()
+        if self.penalty is not None:
+            self.penalty.discard()
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row < SKIPPED_IN_A_ROW:
@@ -472,7 +471,7 @@ class RobustClassifier(pl.LightningModule):
             "skipped_steps": self.skipped_steps,
             "wandb": self.wandb,
             "adversary": self.adversary.state_dict() if self.adversary is not None else {},
-            "penalty": self.penalty.state_dict() if isinstance(self.penalty, Lagrangian) else {},
+            "penalty": self.penalty.state_dict() if self.penalty is not None else {},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -490,5 +489,5 @@ class RobustClassifier(pl.LightningModule):
         self.skipped_steps = stored.get("skipped_steps", 0)
         if self.adversary is not None and stored.get("adversary"):
             self.adversary.load_state_dict(stored["adversary"])
-        if isinstance(self.penalty, Lagrangian) and stored.get("penalty"):
+        if self.penalty is not None and stored.get("penalty"):
             self.penalty.load_state_dict(stored["penalty"])

@@ -48,8 +48,7 @@ from jacobian_robust.evaluation.evaluate import (
 from jacobian_robust.files import RESULTS, claimed, from_here, write_atomically
 from jacobian_robust.jacobian.checks import check_model
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
-from jacobian_robust.penalties import Amortization, Penalty, condition_of, innermost, needs_input_graph, with_radius
-from jacobian_robust.penalties.lagrangian import Lagrangian
+from jacobian_robust.penalties import Amortization, Penalty, note_condition
 from jacobian_robust.provenance import versions
 from jacobian_robust.reporting.plots import training_curves
 from jacobian_robust.reporting.wandb import WandbOptions, full_id, log_training, read_logger, wandb_run
@@ -363,9 +362,9 @@ def _assemble(
     model: nn.Module = build(cfg, "model", nn.Module)
     _check_fit(model, datamodule, cfg.model)
     penalty: Penalty | None = build(cfg, "regularizer", Penalty, optional=True)
-    if penalty is not None and needs_input_graph(penalty):
+    if penalty is not None and penalty.needs_graph:
         _check_differentiable(model, datamodule, cfg.model)
-    if getattr(innermost(penalty), "outputs", "logits") == "probabilities":
+    if penalty is not None and penalty.takes_probabilities:
         _check_probabilities(model, datamodule)
     adversary: Adversary | None = build(cfg, "adversary", Adversary, optional=True)
     if adversary is not None and adversary.idle(penalised=penalty is not None):
@@ -378,7 +377,7 @@ def _assemble(
     if rise is not None:
         if penalty is None:
             raise UserError("eps_schedule: there is no penalty whose radius could rise; give eps_schedule=none")
-        with_radius(innermost(penalty), rise.start)
+        penalty.with_radius(rise.start)
     optimizer: Callable[..., torch.optim.Optimizer] = build(cfg, "optimizer", torch.optim.Optimizer, partial=True)
     try:
         optimizer(model.parameters())
@@ -404,7 +403,9 @@ def _assemble(
         cuda_graph=options.cuda_graph,
         config=config,
     )
-    eps, bound = condition_of(build(measured_as, "regularizer", optional=True), datamodule.classes)
+    measured: Penalty | None = build(measured_as, "regularizer", Penalty, optional=True)
+    condition = measured.condition(datamodule.classes) if measured is not None else None
+    eps, bound = condition or note_condition(datamodule.classes)
     monitors: list[Monitor] = [JacobianMonitor(options.monitor_images, eps=eps, bound=bound)]
     if options.monitor_attack_images:
         monitors.append(AttackMonitor(options.monitor_attack_images, _first_attack(cfg)))
@@ -441,7 +442,7 @@ def _assemble(
         raise UserError(f"averaging: not in half precision; give trainer.precision={trainer.precision[:-4]}mixed")
     if adversary is not None and isinstance(trainer.strategy, DDPStrategy):
         raise UserError("adversary: its draws are for one device; give trainer=default, or adversary=none")
-    if isinstance(penalty, Lagrangian) and isinstance(trainer.strategy, DDPStrategy):
+    if penalty is not None and penalty.stateful and isinstance(trainer.strategy, DDPStrategy):
         raise UserError("regularizer: a Lagrangian's multipliers are for one device; give trainer=default")
     return _Run(cfg, name, directory, module, datamodule, trainer, record, pruning, resumed, done)
 
