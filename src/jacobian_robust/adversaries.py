@@ -1,8 +1,9 @@
 """Adversaries that displace the training images: baselines alone, and together with any penalty.
 
 The loss is ``(1 - η)·CE(x') + η·mean(α)``, where ``x'`` are the displaced images and the penalty ``α`` is taken at the
-clean ones or at them. Pixels, budgets ``eps`` and step sizes are in units of [0, 1]. What an adversary draws comes from
-torch's global stream, which a resumed run restores.
+clean ones or at them. Pixels, budgets ``eps`` and step sizes are in units of [0, 1]. An adversary draws from torch's
+global stream, which a resumed run restores; several processes seed it differently, and each displaces its own images. A
+new adversary is a subclass of :class:`Adversary` with a ``perturb``, and one YAML file in ``conf/adversary``.
 """
 
 import abc
@@ -133,13 +134,13 @@ class PGD(Adversary):
             eps=(self.eps,),
             norm=self.norm,
             steps=self.steps,
-            step_size=self.step_size or self._step_size(),
+            step_size=self._step_size(),
             early_stop=False,
         )
         return attack.perturb(model, images, labels, self.eps)
 
     def _step_size(self) -> float:
-        return 2.5 * self.eps / self.steps
+        return self.step_size or 2.5 * self.eps / self.steps
 
 
 @dataclass(eq=False, config=STRICT, kw_only=True)
@@ -154,7 +155,7 @@ class FGSM(PGD):
     steps: Literal[1] = 1
 
     def _step_size(self) -> float:
-        return 1.25 * self.eps
+        return self.step_size or 1.25 * self.eps
 
 
 @dataclass(eq=False, config=STRICT, kw_only=True)
@@ -176,9 +177,7 @@ class TRADES(PGD):
         self, model: nn.Module, images: Float[Tensor, "batch *shape"], labels: Int[Tensor, "batch"]
     ) -> Float[Tensor, "batch *shape"]:
         """Return the last iterates."""
-        attack = attacks.DivergencePGD(
-            name="trades", eps=(self.eps,), steps=self.steps, step_size=self.step_size or self._step_size()
-        )
+        attack = attacks.DivergencePGD(name="trades", eps=(self.eps,), steps=self.steps, step_size=self._step_size())
         return attack.perturb(model, images, labels, self.eps)
 
     def fit(self, logits_at: LogitsAt, labels: Int[Tensor, "batch"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:

@@ -69,6 +69,7 @@ from jacobian_robust.training.memory import keep_freed_memory, rare_garbage_coll
 from jacobian_robust.training.module import RobustClassifier
 from jacobian_robust.training.processes import ProcessDied, Stop, run_together
 from jacobian_robust.training.schedules import Schedule
+from jacobian_robust.training.unused import check_used, given_on_the_command_line
 
 if TYPE_CHECKING:
     from jacobian_robust.training.search import Pruning
@@ -208,6 +209,7 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
     keep_freed_memory()
     check(cfg, {*_Options.model_fields, *EVALUATION_OPTIONS}, GROUPS)
     cfg = settled(cfg, MAY_BE_NONE)
+    check_used(cfg, given_on_the_command_line())
     options = read_options(_Options, cfg)
     logger = read_logger(cfg)
     asked = read_evaluation(cfg) if options.evaluate or cfg.get("attack") else None  # what is not used is checked too
