@@ -1,6 +1,10 @@
 """The callbacks for other people's LightningModules."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -15,6 +19,7 @@ from jacobian_robust.errors import UserError
 from jacobian_robust.lightning import JacobianPenalty, RobustnessMonitor
 from jacobian_robust.penalties import VAT, Frobenius, Lagrangian, Margin
 
+ROOT = Path(__file__).parents[1]
 QUIET = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 CPU = {"accelerator": "cpu", "max_epochs": 1, **QUIET}
 
@@ -214,3 +219,28 @@ def test_the_monitor_leaves_the_training_as_it_was_and_can_be_waited_for(tmp_pat
         assert module.training or not monitors
         weights.append(module.model.state_dict())
     torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_two_processes_have_the_gradient_and_the_multipliers_of_one(accumulated, tmp_path):
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command += [str(ROOT / "tests" / "several_processes.py"), str(tmp_path), str(accumulated)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    data = the_data(16)[:]
+    expected = gradients(Classifier(), first["weights"], Margin(eps=1.0), 0.7, data)
+    for ours, others, one in zip(first["gradients"], second["gradients"], expected, strict=True):
+        torch.testing.assert_close(ours, one, rtol=1e-5, atol=1e-6)
+        assert torch.equal(ours, others)
+    assert torch.equal(first["multipliers"], second["multipliers"])
+    assert first["robust_accuracy"] == second["robust_accuracy"]
+    if accumulated == 1:  # one batch, and one step of the ascent
+        model = Classifier()
+        model.model.load_state_dict(first["weights"])
+        constraint, inputs = Lagrangian(penalty=Margin(eps=1.0), rate=0.5, damping=1.0), data[0].requires_grad_()
+        constraint(model(inputs), inputs, data[1])
+        constraint.step()
+        torch.testing.assert_close(first["multipliers"], constraint.multipliers)

@@ -46,12 +46,13 @@ class JacobianPenalty(pl.Callback):
     the processes then. The loss that Lightning logs and returns is the module's own.
 
     The pass runs in the module's present mode, in full precision under mixed precision; running statistics of batch
-    normalisation are not updated by it. The value is logged as ``jacobian_penalty``.
+    normalisation are not updated by it.
 
     Args:
         penalty: ``α``.
         weight: its weight in the loss, at least 0.
         seed: of the penalty's random numbers, which differ from process to process; below 2³¹.
+        name: under which the mean of the penalty is logged; of several penalties each has its own.
         split: returns the images and the labels of a batch; by default its first two parts.
 
     Example:
@@ -59,12 +60,21 @@ class JacobianPenalty(pl.Callback):
         >>> pl.Trainer(max_epochs=1, callbacks=[penalty]).fit(module, loader)
     """
 
-    def __init__(self, penalty: Penalty, *, weight: float, seed: int = 0, split: Split = first_two) -> None:
+    def __init__(
+        self,
+        penalty: Penalty,
+        *,
+        weight: float,
+        seed: int = 0,
+        name: str = "jacobian_penalty",
+        split: Split = first_two,
+    ) -> None:
         if not 0 <= weight < float("inf"):
             raise UserError(f"weight: give a finite number of at least 0 (got {weight})")
         self.penalty = penalty
         self.weight = weight
         self.seed = seed
+        self.name = name
         self.split = split
         self._generator = torch.Generator()
         self._batch: tuple[Tensor, Tensor] | None = None
@@ -110,7 +120,7 @@ class JacobianPenalty(pl.Callback):
         added = self.weight * value / trainer.accumulate_grad_batches
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         loss.add_((added if scaler is None else scaler.scale(added)).to(loss.dtype))
-        pl_module.log("jacobian_penalty", value.detach(), batch_size=len(labels))
+        pl_module.log(self.name, value.detach(), batch_size=len(labels))
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -123,6 +133,11 @@ class JacobianPenalty(pl.Callback):
     ) -> None:
         """Let go of the batch."""
         self._batch = None
+
+    @property
+    def state_key(self) -> str:
+        """The key of the state in a checkpoint."""
+        return self._generate_state_key(name=self.name)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the penalty."""
