@@ -25,6 +25,7 @@ from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.models import LeNet
 from jacobian_robust.penalties import Frobenius
 from jacobian_robust.training.callbacks import EpochRecord, GeometricEta, JacobianMonitor, TrainingProgress
+from jacobian_robust.training.datamodule import LightningImages
 from jacobian_robust.training.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.training.module import RobustClassifier
 from jacobian_robust.training.train import trainer_arguments
@@ -86,7 +87,7 @@ def measure(penalty: Frobenius | None, datamodule: MNISTDataModule, steps: int, 
             **trainer_arguments([GeometricEta(min=ETA, max=ETA), record, TrainingProgress()], Path(directory)),
         )
         with rare_garbage_collection():
-            trainer.fit(module, datamodule=datamodule)
+            trainer.fit(module, datamodule=LightningImages(datamodule))
     start = time.perf_counter()
     for _ in itertools.islice(datamodule.train_dataloader(), steps):
         pass

@@ -1,3 +1,4 @@
+import itertools
 import pickle
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ from jacobian_robust.data import (
     ToyDataModule,
 )
 from jacobian_robust.errors import UserError
+from jacobian_robust.training.datamodule import LightningImages
 
 RAW = Path(__file__).parents[1] / "data" / "MNIST" / "raw"
 
@@ -70,14 +72,39 @@ def test_order_is_a_function_of_seed_and_epoch(mnist):
     assert labels(0, 3) != labels(1, 3)
 
 
-def test_in_training_the_images_lie_where_the_steps_are_taken(mnist):
+def test_in_training_the_images_lie_where_the_steps_are_taken():
     """On a device without memory or arithmetic: only its name shows where a tensor is."""
-    datamodule = MNISTDataModule()
+    datamodule = LightningImages(MNISTDataModule())
     datamodule.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
     datamodule.setup("fit")
     images, labels = datamodule.split("train").__getitems__([3, 1])
     assert images.device.type == labels.device.type == "meta"
     assert images.shape == (2, 1, 28, 28)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_batches_of_several_processes_make_up_those_of_one(world_size):
+    def batches(rank, of):
+        datamodule = MNISTDataModule(batch_size=12)
+        datamodule._splits["train"] = ImageDataset(torch.rand(31, 1, 1, 1), torch.arange(31))
+        return [labels.tolist() for _, labels in datamodule.train_dataloader(rank, of)]
+
+    alone, parts = batches(0, 1), [batches(rank, world_size) for rank in range(world_size)]
+    assert [len(part) for part in parts] == [len(alone)] * world_size
+    for whole, *shared in zip(alone, *parts, strict=True):
+        assert len({len(part) for part in shared}) == 1
+        assert set(whole) <= {label for part in shared for label in part}
+    assert all(
+        sorted(itertools.chain(*shared)) == sorted(whole)
+        for whole, *shared in list(zip(alone, *parts, strict=True))[:-1]
+    )
+
+
+def test_a_batch_that_processes_cannot_share_evenly_is_refused():
+    datamodule = ToyDataModule(batch_size=15)
+    datamodule.setup()
+    with pytest.raises(UserError, match=r"data\.batch_size=15 cannot be split evenly over 2"):
+        datamodule.train_dataloader(0, 2)
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(100, [33]), (16, [16, 16, 1]), (33, [33])])

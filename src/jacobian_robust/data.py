@@ -9,20 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import pytorch_lightning as pl
 import torch
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field, validate_call
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 from torchvision.datasets.utils import extract_archive
 
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import PROJECT
+from jacobian_robust.loading import BatchLoader, EpochSampler, ResumableLoader
 from jacobian_robust.options import STRICT, Count, NonEmpty, Seed, Size
-from jacobian_robust.training.loading import BatchLoader, EpochSampler, ResumableLoader
-from jacobian_robust.training.shares import Indices, SharedBatch, parted
 
 __all__ = [
     "CIFAR10DataModule",
@@ -37,7 +35,7 @@ Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, "batch"]
 Images = UInt8[Tensor, "images channels height width"] | Float[Tensor, "images channels height width"]
 
 
-class ImageDataset(Dataset[Batch | SharedBatch]):
+class ImageDataset(Dataset[Batch]):
     """Images and labels held in memory and indexed a whole batch at a time.
 
     Args:
@@ -52,14 +50,13 @@ class ImageDataset(Dataset[Batch | SharedBatch]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> Batch | SharedBatch:
+    def __getitem__(self, index: int) -> Batch:
         return self.__getitems__([index])
 
-    def __getitems__(self, indices: list[int]) -> Batch | SharedBatch:
+    def __getitems__(self, indices: list[int]) -> Batch:
         """Return a batch: float32 pixels in [0, 1] and labels. The DataLoader calls this once a batch."""
         index = torch.tensor(indices, device=self.images.device)
-        images, labels = _pixels(self.images[index]), self.labels[index]
-        return SharedBatch(images, labels, indices.share) if isinstance(indices, Indices) else (images, labels)
+        return _pixels(self.images[index]), self.labels[index]
 
     def to(self, device: torch.device) -> "ImageDataset":
         """Return the same images in a device's memory."""
@@ -90,7 +87,7 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-class ImageDataModule(pl.LightningDataModule, abc.ABC):
+class ImageDataModule(abc.ABC):
     """Labelled images, split into what is trained on, what is held out of it and what is tested on.
 
     Args:
@@ -118,7 +115,6 @@ class ImageDataModule(pl.LightningDataModule, abc.ABC):
     def __init__(
         self, *, batch_size: int, validation_size: int, split_seed: int, validate_on_test: bool, shuffle_seed: int
     ) -> None:
-        super().__init__()
         if validate_on_test and validation_size:
             raise UserError("data.validate_on_test needs data.validation_size=0: there are validation images to use")
         self.batch_size = batch_size
@@ -155,10 +151,13 @@ class ImageDataModule(pl.LightningDataModule, abc.ABC):
         needs_test = stage in ("test", None) or self.validate_on_test
         if needs_test and "test" not in self._splits:
             self._splits["test"] = self._read(train=False)
-        if self.trainer is not None:
-            # Indexed where they are used: they are 55 MB, and a small network's step is shorter than a copy's launch.
-            device = self.trainer.strategy.root_device
-            self._splits = {name: split.to(device) for name, split in self._splits.items()}
+
+    def prepare_data(self) -> None:  # noqa: B027 (data that are drawn need no files)
+        """Make sure that the files are there."""
+
+    def to(self, device: torch.device) -> None:
+        """Move what has been read to a device's memory: MNIST is 55 MB, and copying each batch would cost more."""
+        self._splits = {name: split.to(device) for name, split in self._splits.items()}
 
     def require(self, split: Literal["train", "validation", "test"]) -> None:
         """Make sure that a split has images.
@@ -173,31 +172,30 @@ class ImageDataModule(pl.LightningDataModule, abc.ABC):
         """Return a split in memory; :meth:`setup` has been called."""
         return self._splits[name]
 
-    def transfer_batch_to_device(
-        self, batch: Batch | SharedBatch, device: torch.device, dataloader_idx: int
-    ) -> Batch | SharedBatch:
-        """Return the batch on a device; Lightning's own search through any nesting of containers is not needed."""
-        (inputs, labels), share = parted(batch)
-        inputs, labels = inputs.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        return (inputs, labels) if share is None else SharedBatch(inputs, labels, share)
+    def train_dataloader(self, rank: int = 0, world_size: int = 1) -> DataLoader[Batch]:
+        """Return the shuffled batches of one process; the order depends on the seed and the epoch alone.
 
-    def train_dataloader(self) -> DataLoader[Batch | SharedBatch]:
-        """Return shuffled batches; the order is a function of the seed and the epoch, so a resumed run keeps it."""
+        Batch ``k`` of all processes together is batch ``k`` of a single one.
+
+        Raises:
+            UserError: if the processes cannot share a batch evenly: the mean of their losses would not be its loss.
+        """
+        if self.batch_size % world_size:
+            raise UserError(
+                f"data.batch_size={self.batch_size} cannot be split evenly over {world_size} processes; give a multiple"
+            )
         split = self.split("train")
-        sampler = EpochSampler(len(split), self.shuffle_seed)
-        return ResumableLoader(split, sampler, self.batch_size, collate_fn=_as_is, **self._process())
+        sampler = EpochSampler(len(split), self.shuffle_seed, rank, world_size)
+        return ResumableLoader(split, sampler, self.batch_size // world_size, collate_fn=_as_is)
 
-    def val_dataloader(self) -> DataLoader[Batch | SharedBatch] | list[DataLoader[Batch | SharedBatch]]:
+    def val_dataloader(self, rank: int = 0, world_size: int = 1) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Return batches of the held-out images, of the test set if asked for, or nothing."""
         split = self.split(self.validation_name)
         if not len(split):
             return []
         # A batch of 128 keeps the activations in the processor's cache; large ones were twice as slow on a CPU.
-        return BatchLoader(split, SequentialSampler(split), 128, collate_fn=_as_is, **self._process())
-
-    def _process(self) -> dict[str, int]:
-        """Return which of how many training processes this is."""
-        return {} if self.trainer is None else {"process": self.trainer.global_rank, "of": self.trainer.world_size}
+        sampler = EpochSampler(len(split), None, rank, world_size)
+        return BatchLoader(split, sampler, max(1, 128 // world_size), collate_fn=_as_is)
 
 
 class MNISTDataModule(ImageDataModule):

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from jacobian_robust.randomness import drawn
+
 __all__ = ["FisherFactor", "random_signs", "tangent_directions"]
 
 
@@ -97,5 +99,5 @@ def random_signs(
         device: to which they are brought; where they are drawn by default.
     """
     place = generator.device if generator is not None else None
-    bits = torch.randint(0, 2, (samples, columns), generator=generator, device=place)
+    bits = drawn(lambda: torch.randint(0, 2, (samples, columns), generator=generator, device=place), generator)
     return bits.to(device).mul_(2).sub_(1).float()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from jacobian_robust.options import STRICT, Count
 from jacobian_robust.penalties.base import Model, Penalty, vector_jacobian_product
+from jacobian_robust.randomness import drawn
 
 __all__ = ["VAT", "Curvature", "InputGradient", "LogitJacobian"]
 
@@ -184,7 +185,8 @@ class Curvature(_AtOtherPoints):
 
 def _normal(*shape: int, generator: torch.Generator | None) -> Tensor:
     """Return normal numbers drawn on the generator's device, the CPU by default."""
-    return torch.randn(shape, generator=generator, device=generator.device if generator is not None else "cpu")
+    place = generator.device if generator is not None else "cpu"
+    return drawn(lambda: torch.randn(shape, generator=generator, device=place), generator)
 
 
 def _log_softmax(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:

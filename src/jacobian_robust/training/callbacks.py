@@ -24,8 +24,8 @@ from jacobian_robust.options import STRICT
 from jacobian_robust.penalties import Bound, Penalty, satisfies_condition
 from jacobian_robust.robustness.budgets import sweep
 from jacobian_robust.training.averaging import MovingAverage
+from jacobian_robust.training.distributed import gathered
 from jacobian_robust.training.module import RobustClassifier
-from jacobian_robust.training.shares import gathered
 
 __all__ = [
     "METRICS",

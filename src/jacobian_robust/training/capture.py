@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from jacobian_robust.training.shares import DrawnBefore, SharedGenerator
+from jacobian_robust.randomness import DrawnBefore, SharedGenerator
 
 __all__ = ["CapturedSteps", "CudaGraph", "Graph", "NotCaptured"]
 

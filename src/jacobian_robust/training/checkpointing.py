@@ -6,7 +6,6 @@ import random
 import signal
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from pytorch_lightning.callbacks import Checkpoint
 from rich.console import Console
 
 from jacobian_robust.errors import Terminated, UserError
+from jacobian_robust.loading import ResumableLoader
 from jacobian_robust.options import STRICT, Count
-from jacobian_robust.training.loading import ResumableLoader
-from jacobian_robust.training.shares import any_process, gathered
+from jacobian_robust.training.distributed import any_process, gathered
 
 __all__ = ["Intervals", "RunCheckpoint", "newest_checkpoint"]
 
@@ -70,17 +69,16 @@ class RunCheckpoint(Checkpoint):
     Args:
         directory: the run's ``checkpoints`` directory.
         intervals: how often.
-        stop: whether one of several processes is asked to end; SIGTERM is then not theirs to answer.
 
     Raises:
         UserError: if a checkpoint cannot be written; those that were are left as they are.
         Terminated: after the checkpoint that SIGTERM asked for.
     """
 
-    def __init__(self, directory: Path, intervals: Intervals, stop: Callable[[], bool] | None = None) -> None:
+    def __init__(self, directory: Path, intervals: Intervals) -> None:
         self.directory = directory
         self.intervals = intervals
-        self.stop = stop
+        self._asked = False
         self._written_at = 0.0
         self._step = 0
         self._streams: dict[str, Any] | None = None
@@ -107,9 +105,9 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, and go on with the random streams of a resumed run."""
         self._written_at, self._step = time.monotonic(), trainer.global_step
-        if self.stop is not None:
+        if trainer.world_size > 1:
             # Lightning answers it by a broadcast from within the handler, which is lost among those of a step.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, self._ask)
         if self._streams is None:
             return
         saved = [self._streams, *self._streams.get("other_processes", [])]
@@ -122,6 +120,9 @@ class RunCheckpoint(Checkpoint):
         version, words, gauss = streams["python"]
         random.setstate((version, tuple(words), gauss))
         np.random.set_state(streams["numpy"])  # noqa: NPY002
+
+    def _ask(self, *_: object) -> None:
+        self._asked = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         """Write a checkpoint if one is due, and end a run that was asked to."""
@@ -142,7 +143,7 @@ class RunCheckpoint(Checkpoint):
 
     def _agreed(self, trainer: pl.Trainer, due: bool = False) -> tuple[bool, ...]:
         """Return whether a checkpoint is due, and whether the run is asked to end, for all processes alike."""
-        asked = trainer.received_sigterm if self.stop is None else self.stop()
+        asked = trainer.received_sigterm or self._asked
         return any_process(due, asked, device=trainer.strategy.root_device)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -159,7 +160,8 @@ class RunCheckpoint(Checkpoint):
         last, previous = self.directory / LAST, self.directory / PREVIOUS
         scratch = self.directory / f".{LAST}.part"
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            if trainer.is_global_zero:
+                self.directory.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(scratch)
             if trainer.is_global_zero:
                 with scratch.open("rb") as file:

@@ -1,7 +1,6 @@
 """The LightningModule: a classifier trained with cross-entropy and a penalty on its Jacobian."""
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,16 +14,9 @@ from torch import Tensor, nn
 from jacobian_robust.adversaries import Adversary, Place
 from jacobian_robust.errors import DIVERGED, UserError
 from jacobian_robust.penalties import Amortization, Penalty
+from jacobian_robust.randomness import SharedGenerator
 from jacobian_robust.training.capture import CapturedSteps, NotCaptured
-from jacobian_robust.training.shares import (
-    Share,
-    SharedBatch,
-    SharedGenerator,
-    any_process,
-    gathered,
-    parted,
-    this_process,
-)
+from jacobian_robust.training.distributed import any_process, gathered, summed, this_process
 
 __all__ = ["LossTerms", "RobustClassifier"]
 
@@ -164,15 +156,9 @@ class RobustClassifier(pl.LightningModule):
         self._optimizer = optimizer
         self._config = config or {}
         self.wandb: str | None = None
+        self._seed = seed
         self._generator = _generator(seed)
         self._means: dict[Stage, _RunningMeans] = {"train": _RunningMeans(), "validation": _RunningMeans()}
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; the name of the running hook, which Lightning sets 40 times a step, at a dict's price."""
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
 
     def forward(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
         """Return the logits, in float32 if the model computes in half precision: losses and norms need the digits."""
@@ -251,45 +237,6 @@ class RobustClassifier(pl.LightningModule):
             loss = (1 - share) * fit + share * weight * penalty
         return LossTerms(loss, cross_entropy, penalty, logits_at(fit_at))
 
-    def _part_of_loss(
-        self,
-        batch: Batch,
-        share: Share,
-        *,
-        generator: SharedGenerator,
-        create_graph: bool = True,
-        weight: int = 1,
-        penalised: int | None = None,
-    ) -> LossTerms:
-        """Return the terms of a part of a batch; their means over all parts, by samples, are those of the batch.
-
-        Args:
-            batch: inputs and labels of the part.
-            share: which part it is.
-            generator: source of the penalty's random probes.
-            create_graph: make the penalty differentiable.
-            weight: by what ``η·mean(α)`` of the batch is multiplied.
-            penalised: of how many of the batch's inputs, the first ones, the penalty is computed; all by default.
-        """
-        of_penalised = share._replace(samples=penalised or share.samples)
-        # Without a sample of its own a process draws all the same, so that the streams stay alike.
-        here, counted = of_penalised.counted, share.counted or 1
-        scale = here * share.samples / (of_penalised.samples * counted)
-        generator.share = of_penalised
-        terms = self.loss_terms(
-            batch,
-            generator=generator,
-            create_graph=create_graph,
-            weight=weight * (scale if here else 1),
-            penalised=len(of_penalised.indices),
-        )
-        if terms.penalty is None:
-            return terms
-        if not here:
-            nothing = torch.zeros_like(terms.penalty)
-            return terms._replace(loss=(1 - self.eta) * terms.cross_entropy, penalty=nothing)
-        return terms._replace(penalty=scale * terms.penalty)
-
     def means(self, stage: Stage) -> dict[str, float]:
         """Return the means of the loss terms over the epoch so far, in this process; empty at its start."""
         return self._means[stage].value()
@@ -300,34 +247,29 @@ class RobustClassifier(pl.LightningModule):
         self._means[stage] = _RunningMeans()
         return means
 
-    def training_step(self, batch: Batch | SharedBatch, batch_idx: int) -> Float[Tensor, ""] | None:
+    def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""] | None:
         """Return the loss of a batch; nothing, which skips the step, if it is not finite.
 
-        Of a part of a batch, what the mean over the processes makes the whole batch's loss. Where gradients are
-        accumulated, a step's is the mean over its batches, also of the last, shorter one in an epoch, and one batch
-        without a finite loss spoils it.
+        The processes have equally many images of a batch, so that the mean of their losses is the batch's. Where
+        gradients are accumulated, a step's is the mean over its batches, also of the last, shorter one in an epoch, and
+        one batch without a finite loss spoils it.
         """
-        whole, share = parted(batch)
-        if self.adversary is not None:  # which is there in a training on one device alone
-            whole = self.adversary.next_batch(whole)
+        if self.adversary is not None:
+            batch = self.adversary.next_batch(batch)
         weight = self.amortization.weight(self.global_step)
         # The batch is in random order: its first images are a random part of it.
-        penalised = self.amortization.samples(len(whole[1]) if share is None else share.samples)
-        if share is None:
-            terms = self._captured_terms(whole, weight, penalised) or self.loss_terms(
-                whole, generator=self._generator, weight=weight, penalised=penalised, attacked=True
-            )
-        else:
-            terms = self._part_of_loss(whole, share, generator=self._generator, weight=weight, penalised=penalised)
+        penalised = self.amortization.samples(len(batch[1]))
+        terms = self._captured_terms(batch, weight, penalised) or self.loss_terms(
+            batch, generator=self._generator, weight=weight, penalised=penalised, attacked=True
+        )
         if not self._spoilt:
-            self._batch = whole
+            self._batch = batch
         if any(any_process(not terms.loss.isfinite(), device=terms.loss.device)):
             self._spoilt = True
             # Several processes have to meet in the backward pass; what comes of it is thrown away.
-            return None if share is None else terms.loss
-        if share is None or share.counted:
-            self._means["train"].add(terms, whole[1])
-        loss = terms.loss if share is None else terms.loss * (share.counted * share.of / share.samples)
+            return None if self.trainer.world_size == 1 else terms.loss
+        self._means["train"].add(terms, batch[1])
+        loss = terms.loss
         if (batches := self.trainer.accumulate_grad_batches) > 1:
             # Lightning divides by their number, however few are left.
             left = int(self.trainer.num_training_batches) - batch_idx // batches * batches
@@ -335,7 +277,10 @@ class RobustClassifier(pl.LightningModule):
         return loss
 
     def on_fit_start(self) -> None:
-        """Prepare to take the steps from CUDA graphs, if that is asked for and can be done."""
+        """Give each process probes of its own, and take the steps from CUDA graphs if that can be done."""
+        if rank := self.trainer.global_rank:
+            # A resumed run's differ from those of its first part: it is the same in distribution, not bit for bit.
+            self._generator.manual_seed(self._seed + rank + 1_000_003 * self.trainer.global_step)
         if not self._cuda_graph:
             return
         obstacles = {
@@ -391,7 +336,7 @@ class RobustClassifier(pl.LightningModule):
         if self.penalty is None or torch.stack(torch._foreach_norm(gradients)).isfinite().all():
             self._skipped_in_a_row = 0
             if self.penalty is not None:
-                self.penalty.step()
+                self.penalty.step(summed)
         else:
             optimizer.zero_grad(set_to_none=True)
             self._skip("gradient")
@@ -431,32 +376,13 @@ class RobustClassifier(pl.LightningModule):
         if self.adversary is not None:
             self.adversary.learn()
 
-    # Lightning asks for the signature at each step, and here it finds the answer ready.
-    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip as the Trainer says; where it says nothing, spare each step Lightning's search for what to do."""
-        if gradient_clip_val is not None:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def validation_step(self, batch: Batch | SharedBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure the loss of a batch, with probes of its own: validation leaves training as it would have been.
 
         The images are the clean ones, whatever the adversary, so that runs can be compared.
         """
-        whole, share = parted(batch)
-        generator = _generator(batch_idx)
-        if share is None:
-            terms = self.loss_terms(whole, generator=generator, create_graph=False)
-        else:
-            terms = self._part_of_loss(whole, share, generator=generator, create_graph=False)
-        if share is None or share.counted:
-            self._means["validation"].add(terms, whole[1])
+        terms = self.loss_terms(batch, generator=_generator(batch_idx + this_process()), create_graph=False)
+        self._means["validation"].add(terms, batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of the model's parameters."""
@@ -470,9 +396,12 @@ class RobustClassifier(pl.LightningModule):
             "means": gathered(self._means["train"].state_dict()),
             "skipped_steps": self.skipped_steps,
             "wandb": self.wandb,
-            "adversary": self.adversary.state_dict() if self.adversary is not None else {},
+            "adversary": self._adversary_states(),
             "penalty": self.penalty.state_dict() if self.penalty is not None else {},
         }
+
+    def _adversary_states(self) -> list[dict[str, Any]]:
+        return [] if self.adversary is None else gathered(self.adversary.state_dict())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the generator of the probes, and the epoch's means."""
@@ -487,7 +416,9 @@ class RobustClassifier(pl.LightningModule):
             for state in means[self.trainer.global_rank :: self.trainer.world_size]:
                 self._means["train"].load_state_dict(state)
         self.skipped_steps = stored.get("skipped_steps", 0)
-        if self.adversary is not None and stored.get("adversary"):
-            self.adversary.load_state_dict(stored["adversary"])
+        states = stored.get("adversary") or []
+        states = states if isinstance(states, list) else [states]  # older ones hold one process's
+        if self.adversary is not None and self.trainer.global_rank < len(states):
+            self.adversary.load_state_dict(states[self.trainer.global_rank])
         if self.penalty is not None and stored.get("penalty"):
             self.penalty.load_state_dict(stored["penalty"])

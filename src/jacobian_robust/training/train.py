@@ -5,8 +5,6 @@ import copy
 import json
 import logging
 import math
-import os
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -20,12 +18,11 @@ import torch
 import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from lightning_fabric.utilities.rank_zero import _get_rank
+from omegaconf import DictConfig, open_dict
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 from pytorch_lightning.loggers import WandbLogger
-from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.console import Console
 from rich.table import Table
@@ -65,9 +62,9 @@ from jacobian_robust.training.callbacks import (
     TrainingProgress,
 )
 from jacobian_robust.training.checkpointing import Intervals, RunCheckpoint, newest_checkpoint
+from jacobian_robust.training.datamodule import LightningImages
 from jacobian_robust.training.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.training.module import RobustClassifier
-from jacobian_robust.training.processes import ProcessDied, Stop, run_together
 from jacobian_robust.training.schedules import Schedule
 from jacobian_robust.training.unused import check_used, given_on_the_command_line
 
@@ -173,28 +170,6 @@ class _Run:
     def last_checkpoint(self) -> Path:
         return self.directory / "checkpoints" / "last.ckpt"
 
-    @property
-    def processes(self) -> int:
-        """How many processes train, each on a device; 0 for this one alone."""
-        return self.trainer.world_size if isinstance(self.trainer.strategy, DDPStrategy) else 0
-
-
-@dataclass(frozen=True)
-class _Process:
-    """One of several processes that train together.
-
-    Attributes:
-        number: from 0; the first one writes.
-        of: how many there are.
-        port: on which they find one another.
-        stop: whether they are asked to end.
-    """
-
-    number: int
-    of: int
-    port: int
-    stop: Stop
-
 
 def train(cfg: DictConfig) -> dict[str, float | int]:
     """Train as ``conf/train.yaml`` describes, and return the last epoch's metrics.
@@ -240,6 +215,8 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
     if evaluation is not None:
         require_possible(evaluation, runs[0].datamodule, len(runs))
     with contextlib.ExitStack() as claims:
+        if _rank():  # the first process has claimed the directories, and is the only one to write there
+            return _train(runs, cfg, options, evaluation, logger, directory)
         # The outer directory first: it says whether the inner ones are this run's to go on with.
         claims.enter_context(claimed(directory, plain(cfg, without=UNRECORDED), resume=options.resume))
         for run in runs if options.twin else ():
@@ -262,12 +239,18 @@ def _train(
         if run.done:
             Console().print(f"[bold]{run.name}[/bold]: trained already → {run.directory}")
             ended = _recalled(run)
-        elif run.processes:
-            ended = _fit_together(run, logger, options, twin, cfg)
-        else:
+        elif _rank() == 0:
             ended = _fit(run, logger, options, twin, _group(options))
+        else:
+            # Layers that draw, as dropout does, draw something else for each part of a batch.
+            (seed,) = np.random.SeedSequence([options.seed, _rank()]).generate_state(1).tolist()
+            pl.seed_everything(seed, workers=True, verbose=False)
+            _fit_alone(run, options)
+            ended = dict(run.record.rows[-1])
         metrics = {f"twin_{key}": value for key, value in metrics.items()} | ended
-    if evaluation is not None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if evaluation is not None and _rank() == 0:
         metrics |= _evaluate(runs, cfg, options, evaluation, logger, directory / "evaluation")
     return metrics
 
@@ -349,9 +332,8 @@ def _assemble(
     directory: Path,
     *,
     measured_as: DictConfig,
-    process: _Process | None = None,
 ) -> _Run:
-    """Make all parts of a run, or of what one of several processes does for it.
+    """Make all parts of a run.
 
     ``measured_as`` is the config whose penalty says what eq. 14 is measured with.
     """
@@ -418,7 +400,7 @@ def _assemble(
     pruning = None if options.search.trial is None else _pruning(cfg, options, record)
     if pruning is not None:
         callbacks.append(pruning)
-    callbacks.append(RunCheckpoint(directory / "checkpoints", options.checkpoints, process.stop if process else None))
+    callbacks.append(RunCheckpoint(directory / "checkpoints", options.checkpoints))
     if penalty is not None:
         callbacks.insert(0, eta)
     callbacks[:0] = [callback for callback in (schedule, rise, average) if callback is not None]
@@ -429,23 +411,15 @@ def _assemble(
     try:
         with _quiet():
             arguments = trainer_arguments(callbacks, directory)
-            if "profiler" in cfg.trainer:
-                del arguments["profiler"]
-            if process:
-                arguments["plugins"] = [LightningEnvironment()]  # whatever cluster's job this is a part of
             trainer: pl.Trainer = build(cfg, "trainer", pl.Trainer, partial=True)(**arguments)
     except UserError:
         raise
     except Exception as error:  # Lightning has no common exception for a bad argument
         raise UserError(describe(error, "trainer")) from error
-    _check_devices(trainer, cfg, process)
+    _check_devices(trainer, cfg)
     if average is not None and trainer.precision in ("16-true", "bf16-true"):
         # The average moves by less than their last digit.
         raise UserError(f"averaging: not in half precision; give trainer.precision={trainer.precision[:-4]}mixed")
-    if adversary is not None and isinstance(trainer.strategy, DDPStrategy):
-        raise UserError("adversary: its draws are for one device; give trainer=default, or adversary=none")
-    if penalty is not None and penalty.stateful and isinstance(trainer.strategy, DDPStrategy):
-        raise UserError("regularizer: a Lagrangian's multipliers are for one device; give trainer=default")
     return _Run(cfg, name, directory, module, datamodule, trainer, record, pruning, resumed, done)
 
 
@@ -478,32 +452,30 @@ def _pruning(cfg: DictConfig, options: _Options, record: EpochRecord) -> "Prunin
     return Pruning(search.storage, search.study, options.search.trial, pruner, record, objective)
 
 
-def _check_devices(trainer: pl.Trainer, cfg: DictConfig, process: _Process | None) -> None:
-    """Raise a UserError unless training runs on one device, or on several of this machine by Lightning's ``ddp``."""
-    if trainer.num_nodes > 1:
-        raise UserError(f"trainer.num_nodes={trainer.num_nodes}: training runs on one machine, on all of its devices")
+def _rank() -> int:
+    """Return the rank of this process, from the environment of whoever started it; 0 for one alone."""
+    return _get_rank() or 0
+
+
+def _check_devices(trainer: pl.Trainer, cfg: DictConfig) -> None:
+    """Raise a UserError unless training runs on one device, or on several by Lightning's ``ddp``."""
     strategy = trainer.strategy
     by_script = isinstance(strategy, DDPStrategy) and strategy._start_method == "popen"
     if not by_script and not isinstance(strategy, SingleDeviceStrategy):
         raise UserError(f"trainer.strategy={cfg.trainer.get('strategy')}: for several devices there is trainer=ddp")
-    if by_script and "plugins" in cfg.trainer:
-        raise UserError("trainer.plugins is set by the framework with several devices and cannot be chosen")
-    if by_script and process is None and "LOCAL_RANK" in os.environ:
-        raise UserError("train.py starts a process for each device itself: call it with python, not with torchrun")
-
-
-class _NoProfiler(PassThroughProfiler):
-    """No profiler at no cost: Lightning enters it 40 times a step."""
-
-    def profile(self, action_name: str) -> Any:
-        return _NOTHING
-
-
-_NOTHING = contextlib.nullcontext()
+    if trainer.world_size == 1 or not HydraConfig.initialized():
+        return
+    environment = getattr(strategy, "cluster_environment", None)
+    started_elsewhere = environment is not None and environment.creates_processes_externally
+    named = any(option.startswith("hydra.run.dir=") for option in HydraConfig.get().overrides.hydra)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        raise UserError("trainer=ddp: not in a sweep, which each process would start; train on one device each")
+    if started_elsewhere and not named:
+        raise UserError("several processes need the same run directory: give hydra.run.dir")
 
 
 def trainer_arguments(callbacks: list[pl.Callback], directory: Path) -> dict[str, Any]:
-    """Return what the framework, not the user, says to Lightning's Trainer; a user may name another ``profiler``."""
+    """Return what the framework, not the user, says to Lightning's Trainer."""
     return {
         "callbacks": callbacks,
         "logger": False,
@@ -512,7 +484,6 @@ def trainer_arguments(callbacks: list[pl.Callback], directory: Path) -> dict[str
         "inference_mode": False,  # the norm of the Jacobian needs gradients in validation too
         "use_distributed_sampler": False,  # the datamodule makes its own
         "default_root_dir": str(directory),
-        "profiler": _NoProfiler(),
     }
 
 
@@ -611,74 +582,21 @@ def _quiet() -> Iterator[None]:
 Rows = list[dict[str, float | int]]
 
 
-def _fit_together(
-    run: _Run, logger: WandbOptions | None, options: _Options, twin: Rows | None, measured_as: DictConfig
-) -> dict[str, float | int]:
-    """Train in a process for each device, which this one waits for."""
-    stop = Stop()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # What is left to resolve, as the run directory, other processes could not.
-    cfg, measured_as = (OmegaConf.create(plain(config)) for config in (run.cfg, measured_as))
-    arguments = [
-        (
-            _Process(number, run.processes, port, stop),
-            *(cfg, measured_as, options, run.name, run.directory, run.checkpoint, logger, twin, _group(options)),
-        )
-        for number in range(run.processes)
-    ]
-    try:
-        run_together(_fit_as_one_of_several, arguments, stop)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_go_on(run, options)) from None
-    except Terminated:
-        raise Terminated(_how_to_go_on(run, options)) from None
-    except ProcessDied as error:
-        raise UserError(f"training {error}; {_how_to_go_on(run, options)}") from None
-    return _recalled(run)
-
-
-def _fit_as_one_of_several(
-    process: _Process,
-    cfg: DictConfig,
-    measured_as: DictConfig,
-    options: _Options,
-    name: str,
-    directory: Path,
-    checkpoint: Path | None,
-    logger: WandbOptions | None,
-    twin: Rows | None,
-    group: str,
-) -> None:
-    """Train on one of several devices; the first process also does whatever is to be done once."""
-    keep_freed_memory()
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": process.port, "NODE_RANK": 0, "LOCAL_RANK": process.number}
-    os.environ.update({name: str(value) for name, value in place.items()})
-    # Where to go on from is decided already.
-    anew = options.model_copy(update={"resume": False, "ckpt_path": None})
-    run = _assemble(cfg, anew, name, directory, measured_as=measured_as, process=process)
-    run.checkpoint = checkpoint
-    try:
-        if process.number == 0:
-            _fit(run, logger, options, twin, group)
-        else:
-            # Layers that draw, as dropout does, draw something else for each part of a batch.
-            (seed,) = np.random.SeedSequence([options.seed, process.number]).generate_state(1).tolist()
-            pl.seed_everything(seed, workers=True, verbose=False)
-            _fit_alone(run, options)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
 def _fit_alone(run: _Run, options: _Options) -> None:
     """Train, and do nothing else."""
     try:
         with _quiet(), rare_garbage_collection():
-            run.trainer.fit(run.module, datamodule=run.datamodule, ckpt_path=run.checkpoint, weights_only=True)
+            run.trainer.fit(
+                run.module, datamodule=LightningImages(run.datamodule), ckpt_path=run.checkpoint, weights_only=True
+            )
     except MisconfigurationException as error:
         raise UserError(describe(error, "trainer")) from error
+    except RuntimeError as error:
+        if "finished reduction in the prior iteration" not in str(error):
+            raise
+        raise UserError(
+            "model: some of its weights play no part in the loss; give trainer.strategy=ddp_find_unused_parameters_true"
+        ) from error
     except SystemExit:  # Lightning's answer to an interruption
         raise KeyboardInterrupt(_how_to_go_on(run, options)) from None
     except Terminated:

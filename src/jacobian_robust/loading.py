@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from jacobian_robust.training.shares import BatchShares
-
 __all__ = ["BatchLoader", "EpochSampler", "ResumableLoader"]
 
 
@@ -16,12 +14,17 @@ class EpochSampler(Sampler[int]):
 
     Args:
         length: number of samples.
-        seed: of the order.
+        seed: of the order; ``None`` keeps the samples in their own.
+        rank: of this process; it takes every ``world_size``-th index.
+        world_size: how many processes share the order. Each gets the same number of indices: as in torch's
+            ``DistributedSampler``, the first ones are repeated where they do not divide evenly.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
+    def __init__(self, length: int, seed: int | None, rank: int = 0, world_size: int = 1) -> None:
         self.length = length
         self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
         self.epoch = 0
         self.first = 0
 
@@ -30,43 +33,34 @@ class EpochSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return -(-self.length // self.world_size)
 
     def __iter__(self) -> Iterator[int]:
         """Yield the indices, in the first pass from ``first`` on."""
         first, self.first = self.first, 0
-        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + self.epoch))
-        yield from order[first:].tolist()
+        if self.seed is None:
+            order = torch.arange(self.length)
+        else:
+            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        total = len(self) * self.world_size
+        order = order.repeat(-(-total // max(self.length, 1)))[:total]
+        yield from order[self.rank :: self.world_size][first:].tolist()
 
 
 class BatchLoader(DataLoader[Any]):
-    """A DataLoader of batches, or of one process's part of each.
+    """A DataLoader of whole batches.
 
     Args:
         dataset: the samples.
-        sampler: their order.
-        batch_size: samples a batch, the parts of all processes together.
-        process: the number of the process.
-        of: how many there are.
+        sampler: their order in this process.
+        batch_size: samples in a batch of this process.
         options: of the DataLoader.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        sampler: Sampler[int],
-        batch_size: int,
-        *,
-        process: int = 0,
-        of: int = 1,
-        **options: Any,
-    ) -> None:
-        if of > 1:
-            options["batch_sampler"] = BatchShares(sampler, batch_size, process, of)
-        else:
-            options |= {"sampler": sampler, "batch_size": batch_size}
+    def __init__(self, dataset: Dataset[Any], sampler: EpochSampler, batch_size: int, **options: Any) -> None:
         # A generator of its own: the loader draws a number for each pass, which would shift the global stream.
-        super().__init__(dataset, generator=torch.Generator().manual_seed(0), **options)
+        generator = torch.Generator().manual_seed(0)
+        super().__init__(dataset, batch_size, sampler=sampler, generator=generator, **options)
 
 
 class ResumableLoader(BatchLoader):
@@ -75,14 +69,13 @@ class ResumableLoader(BatchLoader):
     Args:
         dataset: the samples.
         sampler: their order.
-        batch_size: samples a batch, the parts of all processes together.
+        batch_size: samples in a batch of this process.
         options: of the loader.
     """
 
     def __init__(self, dataset: Dataset[Any], sampler: EpochSampler, batch_size: int, **options: Any) -> None:
         super().__init__(dataset, sampler, batch_size, **options)
         self._order = sampler
-        self._whole = batch_size
         self._batches = self._resumed_behind = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -100,7 +93,8 @@ class ResumableLoader(BatchLoader):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator does
         """Yield batches."""
         self._batches, self._resumed_behind = self._resumed_behind, 0
-        self._order.first = self._batches * self._whole
+        assert self.batch_size is not None
+        self._order.first = self._batches * self.batch_size
         for batch in super().__iter__():
             self._batches += 1
             yield batch
