@@ -94,10 +94,8 @@ def test_the_batches_of_several_processes_make_up_those_of_one(world_size):
     for whole, *shared in zip(alone, *parts, strict=True):
         assert len({len(part) for part in shared}) == 1
         assert set(whole) <= {label for part in shared for label in part}
-    assert all(
-        sorted(itertools.chain(*shared)) == sorted(whole)
-        for whole, *shared in list(zip(alone, *parts, strict=True))[:-1]
-    )
+    *full, _ = zip(alone, *parts, strict=True)  # the last batch is filled up with images that come twice
+    assert all(sorted(itertools.chain(*shared)) == sorted(whole) for whole, *shared in full)
 
 
 def test_a_batch_that_processes_cannot_share_evenly_is_refused():

@@ -2,6 +2,7 @@
 
 import abc
 import contextlib
+import functools
 import hashlib
 import math
 import tempfile
@@ -283,20 +284,32 @@ class MNISTDataModule(ImageDataModule):
     def _read(self, *, train: bool) -> ImageDataset:
         """Return a split, extracted into a temporary folder: the shipped one is never written to, by no process."""
         raw = self.root / self.dataset_class.__name__ / "raw"
-        archives = [raw / name for name, _ in self.dataset_class.resources]
-        with tempfile.TemporaryDirectory() as scratch:
-            root = self.root
-            if all(archive.is_file() for archive in archives):
-                root = Path(scratch)
-                extracted = root / self.dataset_class.__name__ / "raw"
-                extracted.mkdir(parents=True)
-                for archive in archives:
-                    extract_archive(str(archive), str(extracted))
-            try:
-                dataset = self.dataset_class(str(root), train=train)
-            except (RuntimeError, ValueError, AssertionError, OSError) as error:
-                raise UserError(f"{raw} cannot be read ({error}); remove the extracted files there") from error
-        return ImageDataset(dataset.data.unsqueeze(1), dataset.targets)
+        files = sorted(raw.iterdir()) if raw.is_dir() else []
+        stamps = tuple((str(file), file.stat().st_mtime_ns) for file in files)
+        images, labels = _decoded(self.dataset_class, self.root, train, stamps)  # type: ignore[arg-type]
+        return ImageDataset(images.clone(), labels.clone())
+
+
+@functools.lru_cache(maxsize=4)
+def _decoded(
+    dataset_class: type[datasets.MNIST], root: Path, train: bool, stamps: tuple[tuple[str, int], ...]
+) -> tuple[Tensor, Tensor]:
+    """Return the images and labels of a split, read once in a process; ``stamps`` are its files with their times."""
+    raw = root / dataset_class.__name__ / "raw"
+    archives = [raw / name for name, _ in dataset_class.resources]
+    with tempfile.TemporaryDirectory() as scratch:
+        place = root
+        if all(archive.is_file() for archive in archives):
+            place = Path(scratch)
+            extracted = place / dataset_class.__name__ / "raw"
+            extracted.mkdir(parents=True)
+            for archive in archives:
+                extract_archive(str(archive), str(extracted))
+        try:
+            dataset = dataset_class(str(place), train=train)
+        except (RuntimeError, ValueError, AssertionError, OSError) as error:
+            raise UserError(f"{raw} cannot be read ({error}); remove the extracted files there") from error
+    return dataset.data.unsqueeze(1), dataset.targets
 
 
 class FashionMNISTDataModule(MNISTDataModule):

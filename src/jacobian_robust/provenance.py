@@ -1,9 +1,11 @@
 """What has to stand beside a number for it to be repeated."""
 
 import platform
+import subprocess
 from importlib.metadata import version
+from pathlib import Path
 
-__all__ = ["versions"]
+__all__ = ["git_state", "versions"]
 
 _PACKAGES = ("jacobian-robust", "torch", "torchvision", "pytorch-lightning", "torchattacks", "pyautoattack")
 
@@ -11,3 +13,18 @@ _PACKAGES = ("jacobian-robust", "torch", "torchvision", "pytorch-lightning", "to
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a figure depends on."""
     return {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES}
+
+
+def git_state() -> dict[str, str | bool | None]:
+    """Return the git ``commit`` of this package's clone and whether it is ``dirty``; ``None`` outside a clone."""
+    project = Path(__file__).resolve().parents[2]
+    try:
+        if not (project / ".git").exists():
+            return {"commit": None, "dirty": None}
+        commit, changes = (
+            subprocess.run(["git", "-C", str(project), *command], capture_output=True, text=True, check=True).stdout
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": commit.strip(), "dirty": bool(changes.strip())}

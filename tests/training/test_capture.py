@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from jacobian_robust.penalties import Amortization, Frobenius, Margin
+from jacobian_robust.penalties import Amortization, Frobenius, LogitJacobian, Margin
 from jacobian_robust.training.capture import EAGER_FIRST, CapturedSteps, NotCaptured
 from jacobian_robust.training.module import RobustClassifier
 from jacobian_robust.training.schedules import OneCycle
@@ -83,9 +83,10 @@ def trained(penalty, graph=None, *, epochs=2, **options):
         {"penalty": Frobenius(delta_over_eps=1e-3, chart="sphere", probes=1)},
         {"penalty": Frobenius(delta_over_eps=1e-3, probes=2), "amortization": Amortization(every=2, fraction=0.5)},
         {"penalty": Margin(eps=0.5)},
+        {"penalty": LogitJacobian(projections=2)},
         {"penalty": None},
     ],
-    ids=["probe", "amortised", "margin", "plain"],
+    ids=["probe", "amortised", "margin", "projections", "plain"],
 )
 def test_replayed_steps_are_the_eager_ones(options):
     eager = trained(**options)

@@ -120,7 +120,7 @@ class RobustClassifier(pl.LightningModule):
         amortization: how seldom the penalty is computed in training.
         seed: seed of the penalty's random probes.
         cuda_graph: take the steps on a GPU from CUDA graphs (:mod:`jacobian_robust.training.capture`), where
-            that can be done.
+            that can be done; ``"auto"`` says nothing where there is no GPU.
         config: plain containers, stored in every checkpoint so that it can be evaluated alone.
 
     Attributes:
@@ -138,7 +138,7 @@ class RobustClassifier(pl.LightningModule):
         adversary: Adversary | None = None,
         amortization: Amortization = Amortization(),  # noqa: B008 (it is frozen)
         seed: int = 0,
-        cuda_graph: bool = False,
+        cuda_graph: bool | Literal["auto"] = False,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -281,7 +281,7 @@ class RobustClassifier(pl.LightningModule):
         if rank := self.trainer.global_rank:
             # A resumed run's differ from those of its first part: it is the same in distribution, not bit for bit.
             self._generator.manual_seed(self._seed + rank + 1_000_003 * self.trainer.global_step)
-        if not self._cuda_graph:
+        if not self._cuda_graph or (self._cuda_graph == "auto" and self.device.type != "cuda"):
             return
         obstacles = {
             "there is no GPU": self.device.type != "cuda",
@@ -294,6 +294,7 @@ class RobustClassifier(pl.LightningModule):
         if obstacle := next((text for text, stands in obstacles.items() if stands), None):
             self._stay_eager(obstacle)
         else:
+            Console().print("cuda_graph: the steps are taken from CUDA graphs")
             self.captured = CapturedSteps([p for p in self.parameters() if p.requires_grad], self._generator)
 
     def _stay_eager(self, reason: str) -> None:

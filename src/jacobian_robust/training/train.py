@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -46,7 +46,7 @@ from jacobian_robust.files import RESULTS, claimed, from_here, write_atomically
 from jacobian_robust.jacobian.checks import check_model
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.penalties import Amortization, Penalty, note_condition
-from jacobian_robust.provenance import versions
+from jacobian_robust.provenance import git_state, versions
 from jacobian_robust.reporting.plots import training_curves
 from jacobian_robust.reporting.wandb import WandbOptions, full_id, log_training, read_logger, wandb_run
 from jacobian_robust.training.averaging import MovingAverage
@@ -147,7 +147,7 @@ class _Options(BaseModel):
     search: _Search
     output_dir: NonEmpty
     amortization: Amortization
-    cuda_graph: Flag
+    cuda_graph: Flag | Literal["auto"]
     name: str | None = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$")
 
 
@@ -650,6 +650,7 @@ def _fit(
             "checkpoint": "checkpoints/last.ckpt",
             "wandb": run.module.wandb,
             "versions": versions(),
+            **git_state(),
         }
         with write_atomically(run.directory / "summary.json") as file:
             json.dump(summary, file, indent=2)
