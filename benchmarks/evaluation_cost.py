@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from jacobian_robust.attacks import PGD, AutoAttack
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
-from jacobian_robust.config import describe
-from jacobian_robust.errors import ends_in_one_line
+from jacobian_robust.errors import describe, ends_in_one_line
 from jacobian_robust.robustness.budgets import is_allowed, predictions, sweep
 from jacobian_robust.training.memory import keep_freed_memory
 

@@ -1,8 +1,11 @@
+import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.utils import parametrize
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 from jacobian_robust.checkpoints import Checkpoint, export, load_checkpoint
 from jacobian_robust.jacobian import frobenius_norm
@@ -104,6 +107,15 @@ def test_orthonormal_weights_are_exported_and_read_back_as_what_they_are(tmp_pat
     # Computed once, not at each of an attack's steps.
     assert not any(parametrize.is_parametrized(module) for module in read.modules())
     assert any(parametrize.is_parametrized(module) for module in model.modules())
+
+
+def test_a_spectral_norm_is_loaded_as_it_was_trained():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), parametrizations.spectral_norm(nn.Linear(64, 5)))
+    trained = copy.deepcopy(model).eval()
+    read = Checkpoint(Path("model.pt"), None, state_dict=trained.state_dict()).model(model)
+    x = images().float()
+    assert torch.equal(read(x), trained(x))
 
 
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 28)])

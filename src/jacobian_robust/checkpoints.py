@@ -17,12 +17,10 @@ import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from jacobian_robust import data, models, penalties
-from jacobian_robust.config import describe
 from jacobian_robust.data import ImageDataModule
-from jacobian_robust.errors import UserError
+from jacobian_robust.errors import UserError, describe
 from jacobian_robust.penalties import Bound, Penalty, note_condition
 
 __all__ = ["SUFFIXES", "Checkpoint", "export", "find_checkpoints", "load_checkpoint"]
@@ -129,9 +127,7 @@ class Checkpoint:
         except RuntimeError as error:
             other = f"of another architecture than the model, {type(model).__name__}"
             raise UserError(f"checkpoint {self.path} is {other}: {describe(error)}") from error
-        for layer in model.modules():  # orthonormal weights that stay as they are need not be computed at each pass
-            if parametrize.is_parametrized(layer, "weight"):
-                parametrize.remove_parametrizations(layer, "weight")
+        models.compute_orthonormal_weights_once(model)
         return model.eval()
 
     def datamodule(self) -> ImageDataModule:

@@ -24,11 +24,11 @@ from pydantic import (
     ValidationError,
 )
 
-from jacobian_robust.errors import UserError
+from jacobian_robust.errors import UserError, describe
 
 Options = TypeVar("Options", bound=BaseModel)
 
-__all__ = ["build", "build_each", "check", "describe", "flat", "plain", "read_options", "secret", "settled"]
+__all__ = ["build", "build_each", "check", "flat", "plain", "read_options", "secret", "settled"]
 
 
 def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -275,31 +275,3 @@ def read_options(model: type[Options], values: Mapping[str, Any]) -> Options:
         )
     except ValidationError as error:
         raise UserError(describe(error)) from error
-
-
-def describe(error: BaseException, group: str = "") -> str:
-    """Return one line about an error, with the full names of the options at fault.
-
-    Args:
-        error: what was raised.
-        group: the config group it was raised in.
-    """
-    if isinstance(error, ValidationError):
-        described: dict[str, str] = {}  # where several types were possible, the first one's complaint
-        for details in error.errors():
-            name = ".".join(str(part) for part in (group, *details["loc"]) if not _POSSIBLE_TYPE.fullmatch(str(part)))
-            described.setdefault(name, _describe_option(details, name))
-        return "; ".join(described.values())
-    text = " ".join(str(error).split()) or type(error).__name__
-    return f"{group}: {text}" if group else text
-
-
-_POSSIBLE_TYPE = re.compile(r"|constrained-\w+|(float|int|str|bool)|\w+\[.*\]")
-"""What pydantic adds to the place of an option that may be of several types."""
-
-
-def _describe_option(details: Mapping[str, Any], name: str) -> str:
-    message = details["msg"].removeprefix("Value error, ")
-    # What an unknown option holds is not shown: it could be a key.
-    got = f" (got {details['input']!r})" if details["loc"] and "unexpected" not in details["type"] + message else ""
-    return f"{name}: {message[:1].lower()}{message[1:]}{got}" if name else message

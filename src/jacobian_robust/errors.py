@@ -3,12 +3,12 @@
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
 
-__all__ = ["DIVERGED", "MISTAKES", "Terminated", "UserError", "ends_in_one_line", "one_line"]
+__all__ = ["DIVERGED", "Terminated", "UserError", "describe", "ends_in_one_line", "one_line"]
 
 
 class UserError(ValueError):
@@ -22,8 +22,15 @@ class Terminated(BaseException):
 DIVERGED = "training diverged"
 """How the message of a training begins that was ended by a loss or a gradient that is not finite."""
 
-MISTAKES = (UserError, HydraException, OmegaConfBaseException, OSError)
-"""What is told in one line."""
+
+def __getattr__(name: str) -> Any:
+    """Return ``MISTAKES``, the exceptions that are told in one line: of the library's users, few need Hydra."""
+    if name != "MISTAKES":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return UserError, HydraException, OmegaConfBaseException, OSError
 
 
 def one_line(error: BaseException) -> str:
@@ -53,3 +60,31 @@ def ends_in_one_line(*, again: str = "") -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"interrupted: {again}".removesuffix(": "), file=sys.stderr)
         sys.exit(130)
+
+
+def describe(error: BaseException, group: str = "") -> str:
+    """Return one line about an error, with the full names of the options at fault.
+
+    Args:
+        error: what was raised.
+        group: the config group it was raised in.
+    """
+    if isinstance(error, ValidationError):
+        described: dict[str, str] = {}  # where several types were possible, the first one's complaint
+        for details in error.errors():
+            name = ".".join(str(part) for part in (group, *details["loc"]) if not _POSSIBLE_TYPE.fullmatch(str(part)))
+            described.setdefault(name, _describe_option(details, name))
+        return "; ".join(described.values())
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{group}: {text}" if group else text
+
+
+_POSSIBLE_TYPE = re.compile(r"|constrained-\w+|(float|int|str|bool)|\w+\[.*\]")
+"""What pydantic adds to the place of an option that may be of several types."""
+
+
+def _describe_option(details: Mapping[str, Any], name: str) -> str:
+    message = details["msg"].removeprefix("Value error, ")
+    # What an unknown option holds is not shown: it could be a key.
+    got = f" (got {details['input']!r})" if details["loc"] and "unexpected" not in details["type"] + message else ""
+    return f"{name}: {message[:1].lower()}{message[1:]}{got}" if name else message

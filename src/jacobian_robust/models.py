@@ -44,6 +44,18 @@ class _Orthonormal(nn.Module):
         return (q.mT if wide else q).reshape(weight.shape) / weight[0, 0].numel() ** 0.5
 
 
+def compute_orthonormal_weights_once(model: nn.Module) -> None:
+    """Store the weights that :class:`_Orthonormal` computes: the same bits, without a QR at each pass.
+
+    Other parametrizations are left alone: torch's spectral norm, for one, would compute another weight here.
+    """
+    for layer in model.modules():
+        if parametrize.is_parametrized(layer, "weight"):
+            (*made_by,) = layer.parametrizations["weight"]  # type: ignore[index]
+            if all(isinstance(module, _Orthonormal) for module in made_by):
+                parametrize.remove_parametrizations(layer, "weight")
+
+
 class LeNet(nn.Module):
     """The note's LeNet: conv3×3(32)-ReLU-conv3×3(64)-ReLU-maxpool2-fc128-ReLU-fc10 (section 4.2).
 

@@ -26,8 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from jacobian_robust.attacks import Norm
 from jacobian_robust.cli.sweeps import Job, read_jobs
-from jacobian_robust.config import describe
-from jacobian_robust.errors import DIVERGED, UserError, ends_in_one_line
+from jacobian_robust.errors import DIVERGED, UserError, describe, ends_in_one_line
 from jacobian_robust.files import write_atomically
 from jacobian_robust.reporting import plots
 from jacobian_robust.robustness.schema import Results

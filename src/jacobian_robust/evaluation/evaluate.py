@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 from jacobian_robust.attacks import Attack, GaussianNoise, Norm, Square, Transfer, UniformNoise
 from jacobian_robust.checkpoints import Checkpoint, find_checkpoints, load_checkpoint
-from jacobian_robust.config import build, build_each, check, describe, plain, read_options
+from jacobian_robust.config import build, build_each, check, plain, read_options
 from jacobian_robust.data import FashionMNISTDataModule, ImageDataModule, MNISTDataModule
-from jacobian_robust.errors import UserError
+from jacobian_robust.errors import UserError, describe
 from jacobian_robust.files import claimed, distinct_names, from_here, in_project, write_atomically
 from jacobian_robust.models import PixelInput, SinglePrecision
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size

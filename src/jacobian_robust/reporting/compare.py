@@ -22,8 +22,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from torch import tensor
 
-from jacobian_robust.config import describe, flat
-from jacobian_robust.errors import UserError, ends_in_one_line
+from jacobian_robust.config import flat
+from jacobian_robust.errors import UserError, describe, ends_in_one_line
 from jacobian_robust.files import claimed, distinct_names, write_atomically
 from jacobian_robust.reporting import plots
 from jacobian_robust.reporting.console import print_results

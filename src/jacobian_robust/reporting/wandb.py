@@ -12,8 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ValidationError
 
 from jacobian_robust.attacks import Norm
-from jacobian_robust.config import describe
-from jacobian_robust.errors import UserError
+from jacobian_robust.errors import UserError, describe
 from jacobian_robust.options import STRICT, Listed, NonEmpty
 from jacobian_robust.reporting.plots import NORMS, Points, Rows, on_log_axes, suffix_of, unmet_note
 from jacobian_robust.robustness.schema import Condition, Group, Model, Results

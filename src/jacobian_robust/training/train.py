@@ -31,9 +31,9 @@ from torch import nn
 from jacobian_robust.adversaries import Adversary
 from jacobian_robust.attacks import Attack, Transfer
 from jacobian_robust.checkpoints import export, find_checkpoints, load_checkpoint
-from jacobian_robust.config import build, build_each, check, describe, flat, plain, read_options, settled
+from jacobian_robust.config import build, build_each, check, flat, plain, read_options, settled
 from jacobian_robust.data import ImageDataModule
-from jacobian_robust.errors import Terminated, UserError
+from jacobian_robust.errors import Terminated, UserError, describe
 from jacobian_robust.evaluation.evaluate import (
     EVALUATION_OPTIONS,
     Evaluation,
