@@ -10,8 +10,6 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_type_hints
 
-from hydra.errors import HydraException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
@@ -160,6 +158,10 @@ def build_each(cfg: DictConfig, group: str, kind: type = object) -> list[Any]:
 
 
 def _make(described: DictConfig, group: str, kind: type, *, partial: bool = False, **arguments: Any) -> Any:
+    # Not at the top: describe() serves the library, which works without Hydra.
+    from hydra.errors import HydraException
+    from hydra.utils import instantiate
+
     _check_target(described, group, kind)
     arguments |= {"_partial_": True} if partial else {}
     try:

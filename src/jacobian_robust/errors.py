@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-__all__ = ["DIVERGED", "Terminated", "UserError", "describe", "ends_in_one_line", "one_line"]
+__all__ = ["DIVERGED", "Terminated", "UserError", "describe", "ends_in_one_line"]
 
 
 class UserError(ValueError):
@@ -21,29 +21,6 @@ class Terminated(BaseException):
 
 DIVERGED = "training diverged"
 """How the message of a training begins that was ended by a loss or a gradient that is not finite."""
-
-
-def __getattr__(name: str) -> Any:
-    """Return ``MISTAKES``, the exceptions that are told in one line: of the library's users, few need Hydra."""
-    if name != "MISTAKES":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    return UserError, HydraException, OmegaConfBaseException, OSError
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception's message in one line, in the words of this project's options."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if unknown := re.match(r"Could not override '([\w.]+)'", str(error)):
-        name = unknown[1]
-        under = ", as attack.pgd_linf.steps" if name.startswith("attack.") else ""
-        lines = [f"{name}: there is no such option{under}; --cfg job shows all there are, --help the groups"]
-    # Hydra's second-best hint and OmegaConf's internals are noise to somebody who misspelt an option.
-    kept = [line for line in lines if not line.startswith(("full_key:", "object_type=", "To append to your config"))]
-    # What a file or a directory is called must not move the terminal's cursor.
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in "; ".join(kept) or type(error).__name__)
 
 
 @contextlib.contextmanager

@@ -14,11 +14,29 @@ from omegaconf import OmegaConf
 
 from jacobian_robust.errors import UserError
 
-__all__ = ["PROJECT", "claimed", "distinct_names", "file_name", "from_here", "in_project", "locked", "write_atomically"]
+__all__ = [
+    "PROJECT",
+    "claimed",
+    "config_directory",
+    "distinct_names",
+    "file_name",
+    "from_here",
+    "in_project",
+    "locked",
+    "write_atomically",
+]
 
 
-PROJECT = Path(__file__).resolve().parents[2]
-"""The clone that this package was installed from."""
+_CLONE = Path(__file__).resolve().parents[2]
+_IN_CLONE = (_CLONE / "conf" / "train.yaml").is_file()
+
+PROJECT = _CLONE if _IN_CLONE else Path()
+"""The clone that this package runs from; of an installed wheel, the working directory."""
+
+
+def config_directory() -> Path:
+    """Return the directory of the Hydra configs: the clone's ``conf``, or the installed package's."""
+    return PROJECT / "conf" if _IN_CLONE else Path(__file__).resolve().parent / "conf"
 
 
 def in_project(path: str | Path) -> Path:

@@ -10,7 +10,7 @@ import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from jacobian_robust.errors import one_line
+from jacobian_robust.cli.mistakes import one_line
 
 from .conftest import ROOT, composed
 from .test_fuzz import CHECKPOINT, leaves, stopped

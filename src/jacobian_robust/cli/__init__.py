@@ -1,5 +1,1 @@
-"""The commands."""
-
-from jacobian_robust.cli.main import door, run
-
-__all__ = ["door", "run"]
+"""The commands: ``jacobian-robust`` and its subcommands, their one-line errors, sweeps."""

@@ -1,119 +1,96 @@
-"""What the two doors, ``train.py`` and ``evaluate.py``, share: a mistake ends in one line and a non-zero status."""
+"""The console command: ``jacobian-robust --help``."""
 
-import contextlib
-import functools
 import importlib
 import os
-import re
+import runpy
 import sys
-import traceback
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig
+import jacobian_robust
 
-from jacobian_robust.cli.sweeps import close_sweep, run_job
-from jacobian_robust.config import secret
-from jacobian_robust.errors import MISTAKES, Terminated, UserError, one_line
+__all__ = ["main"]
 
-__all__ = ["door", "run"]
+_PROGRAMS = ("train", "evaluate")
+_STUDIES = ("note", "toy", "defences", "simplifications")
+_COMMANDS = (*_PROGRAMS, "compare", "study")
 
-_composed: list[DictConfig] = []
-"""The configs of this process that Hydra could make sense of."""
+_HELP = """\
+usage: jacobian-robust COMMAND …
 
-_SECRET = re.compile(r"(?i)api_?key|password|secret|(?<!_)token")
-"""What secrets are called."""
+commands
+  train            train a classifier; the same as python train.py
+  evaluate         attack trained classifiers; the same as python evaluate.py
+  compare          one report of several evaluations
+  study note       reproduce the note
+  study toy        draw the toy model
+  study defences   compare defences
+  study simplifications   measure the note's simplifications on a checkpoint; an evaluate with diagnostics
 
-_VERBOSE = bool(os.environ.get("HYDRA_FULL_ERROR"))
+COMMAND --help shows a command's options. train and evaluate find their configs from any directory;
+--config-dir DIRECTORY adds your own, as DIRECTORY/model/mine.yaml for model=mine.
 
-
-def door(main: Callable[[], Any]) -> Callable[[], None]:
-    """Wrap a ``hydra.main`` function so that a mistake in its options is told in one line.
-
-    ``HYDRA_FULL_ERROR=1`` shows the traceback. The exit status is 1, 130 after an interruption (SIGINT), or 143 after
-    a termination (SIGTERM).
-    """
-
-    @functools.wraps(main)
-    def entered() -> None:
-        # Hydra then raises instead of printing several lines of its own.
-        os.environ["HYDRA_FULL_ERROR"] = "1"
-        _composed.clear()
-        _refuse_secrets(sys.argv[1:])
-        _refuse_flags(sys.argv[1:])
-        try:
-            with close_sweep():
-                main()
-        except KeyboardInterrupt as interruption:
-            print(f"interrupted: {interruption}".removesuffix(": "), file=sys.stderr)
-            sys.exit(130)
-        except Terminated as termination:
-            print(f"terminated: {termination}", file=sys.stderr)
-            sys.exit(143)
-        except MISTAKES as error:
-            _fail(error)
-        except ValueError as error:
-            if _composed:  # then it is no mistake in the command line
-                raise
-            _fail(UserError(f"{error}: {' '.join(sys.argv[1:])}"))
-
-    return entered
+tab completion: eval "$(jacobian-robust -sc install=bash)"
+"""
 
 
-def run(task: str, cfg: DictConfig) -> float | None:
-    """Run what a door leads to, with a user's mistake told in one line and a bug by its traceback.
-
-    Args:
-        task: dotted name of a function of the config. It is imported here: --help and a misspelt option need no torch.
-        cfg: the composed config.
-
-    Returns:
-        In a sweep, the objective of the job; see :func:`jacobian_robust.cli.sweeps.run_job`.
-    """
-    _composed.append(cfg)
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return run_job(task, cfg)
-    module, _, function = task.rpartition(".")
-    try:
-        getattr(importlib.import_module(module), function)(cfg)
-    except MISTAKES as error:
-        # Hydra made it before anything was checked. What holds something stays.
-        if (place := Path(HydraConfig.get().runtime.output_dir)) != Path.cwd():
-            with contextlib.suppress(OSError):
-                place.rmdir()
-        _fail(error)
-    return None
+def main() -> None:
+    """Run the subcommand that the command line names."""
+    match sys.argv[1:]:
+        case [] | ["-h" | "--help", *_] | ["study", "-h" | "--help", *_]:
+            print(_HELP, end="")
+        case ["--version"]:
+            print(jacobian_robust.__version__)
+        case ["-sc" | "--shell-completion", action]:
+            _complete(action)
+        case ["train" | "evaluate" as name, *options]:
+            _run_program(name, options)
+        case ["compare", *options]:
+            _run_module("jacobian_robust.reporting.compare", options)
+        case ["study", "simplifications", *options]:
+            _run_program("evaluate", ["diagnostics=simplifications", *options])
+        case ["study", name, *options] if name in _STUDIES:
+            _run_module(f"jacobian_robust_studies.{name}", options)
+        case ["study", *rest]:
+            _refuse(f"study {rest[0] if rest else ''}".rstrip(), _STUDIES)
+        case [name, *_]:
+            _refuse(name, _COMMANDS)
 
 
-def _refuse_secrets(arguments: list[str]) -> None:
-    """End if a key or password is among the options: a sweep would name directories by it, W&B log it."""
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        looked_up = " ".join(re.findall(r"oc\.env:([^,}]*)", value))
-        why = secret(argument)
-        if why is None and any(_SECRET.search(text) for text in (name, looked_up)):
-            why = "is no place for a secret, which would be written to files: leave it in the environment"
-        if why is not None:
-            _fail(UserError(f"{'an option' if secret(name) else name.lstrip('+~')} {why}"))
+def _refuse(name: str, known: tuple[str, ...]) -> NoReturn:
+    sys.exit(f"error: {name!r} is no command: give one of {', '.join(known)}; --help explains them")
 
 
-def _refuse_flags(arguments: list[str]) -> None:
-    """End in one line where Hydra's parser would show the whole of its usage."""
-    parser = get_args_parser()
-
-    def refuse(message: str) -> NoReturn:
-        _fail(UserError(f"{message}; flags, as -m, come before the options, and --help shows both"))
-
-    parser.error = refuse  # type: ignore[method-assign]
-    parser.parse_args(arguments)
+def _run_program(name: str, options: list[str]) -> None:
+    module = importlib.import_module(f"jacobian_robust.cli.{name}")
+    # The file runs the program by itself: Lightning starts further processes by this line.
+    sys.argv = [str(module.__file__), *_flags_first(options)]
+    module.main()
 
 
-def _fail(error: Exception) -> NoReturn:
-    if _VERBOSE:
-        traceback.print_exception(error)
-    print(f"error: {one_line(error)}", file=sys.stderr)
-    sys.exit(1)
+def _flags_first(options: list[str]) -> list[str]:
+    """Move ``diagnostics=simplifications`` of a study behind the flags, which Hydra wants first."""
+    if options[:1] != ["diagnostics=simplifications"]:
+        return options
+    return [*options[1:], options[0]]
+
+
+def _run_module(name: str, options: list[str]) -> None:
+    sys.argv = [sys.argv[0], *options]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def _complete(action: str) -> None:
+    """Install tab completion, or print what completes the line that the shell tells in ``COMP_LINE``."""
+    if not action.startswith("query="):
+        importlib.import_module("jacobian_robust.cli.train").main()
+        return
+    line = os.environ.get("COMP_LINE", "")
+    command, _, rest = line.partition(" ")
+    name, space, options = rest.lstrip().partition(" ")
+    if not space:
+        print(" ".join(_COMMANDS))
+    elif name in _PROGRAMS:
+        os.environ["COMP_LINE"] = f"{command} {options}"
+        _run_program(name, ["-sc", action])
+    elif name == "study" and " " not in options.lstrip():
+        print(" ".join(_STUDIES))

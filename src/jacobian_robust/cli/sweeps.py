@@ -28,7 +28,8 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from jacobian_robust.errors import MISTAKES, Terminated, UserError, one_line
+from jacobian_robust.cli.mistakes import MISTAKES, one_line
+from jacobian_robust.errors import Terminated, UserError
 from jacobian_robust.files import file_name, from_here, locked, write_atomically
 
 __all__ = ["Job", "SweepStart", "close_sweep", "read_jobs", "run_job"]
@@ -252,7 +253,12 @@ def _close(directory: Path) -> dict[str, Job]:
     """Write all jobs of a sweep's directory into its ``jobs.csv``, print and return those of the sweep just run."""
     every = read_jobs(directory)
     begun = (directory / _BEGUN).stat().st_mtime_ns
+    (directory / _BEGUN).unlink()
     jobs = {name: job for name, job in every.items() if (directory / name / _CLAIM).stat().st_mtime_ns >= begun}
+    if not every:  # it was refused before its first job
+        (directory / "multirun.yaml").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            directory.rmdir()
     if not jobs:
         return {}
     with write_atomically(directory / "jobs.csv") as file:

@@ -1,0 +1,120 @@
+"""What the Hydra programs share: a mistake ends in one line and a non-zero status."""
+
+import contextlib
+import functools
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from jacobian_robust.cli.mistakes import MISTAKES, one_line
+from jacobian_robust.cli.sweeps import close_sweep, run_job
+from jacobian_robust.config import secret
+from jacobian_robust.errors import Terminated, UserError
+
+__all__ = ["entry_point", "run"]
+
+_composed: list[DictConfig] = []
+"""The configs of this process that Hydra could make sense of."""
+
+_SECRET = re.compile(r"(?i)api_?key|password|secret|(?<!_)token")
+"""What secrets are called."""
+
+_VERBOSE = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+
+
+def entry_point(main: Callable[[], Any]) -> Callable[[], None]:
+    """Wrap a ``hydra.main`` function so that a mistake in its options is told in one line.
+
+    ``HYDRA_FULL_ERROR=1`` shows the traceback. The exit status is 1, 130 after an interruption (SIGINT), or 143 after
+    a termination (SIGTERM).
+    """
+
+    @functools.wraps(main)
+    def entered() -> None:
+        # Hydra then raises instead of printing several lines of its own.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        _composed.clear()
+        _refuse_secrets(sys.argv[1:])
+        _refuse_flags(sys.argv[1:])
+        try:
+            with close_sweep():
+                main()
+        except KeyboardInterrupt as interruption:
+            print(f"interrupted: {interruption}".removesuffix(": "), file=sys.stderr)
+            sys.exit(130)
+        except Terminated as termination:
+            print(f"terminated: {termination}", file=sys.stderr)
+            sys.exit(143)
+        except MISTAKES as error:
+            _fail(error)
+        except ValueError as error:
+            if _composed:  # then it is no mistake in the command line
+                raise
+            _fail(UserError(f"{error}: {' '.join(sys.argv[1:])}"))
+
+    return entered
+
+
+def run(task: str, cfg: DictConfig) -> float | None:
+    """Run the function behind an entry point, with a user's mistake told in one line and a bug by its traceback.
+
+    Args:
+        task: dotted name of a function of the config. It is imported here: --help and a misspelt option need no torch.
+        cfg: the composed config.
+
+    Returns:
+        In a sweep, the objective of the job; see :func:`jacobian_robust.cli.sweeps.run_job`.
+    """
+    _composed.append(cfg)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return run_job(task, cfg)
+    module, _, function = task.rpartition(".")
+    try:
+        getattr(importlib.import_module(module), function)(cfg)
+    except MISTAKES as error:
+        # Hydra made it before anything was checked. What holds something stays.
+        if (place := Path(HydraConfig.get().runtime.output_dir)) != Path.cwd():
+            with contextlib.suppress(OSError):
+                place.rmdir()
+        _fail(error)
+    return None
+
+
+def _refuse_secrets(arguments: list[str]) -> None:
+    """End if a key or password is among the options: a sweep would name directories by it, W&B log it."""
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        looked_up = " ".join(re.findall(r"oc\.env:([^,}]*)", value))
+        why = secret(argument)
+        if why is None and any(_SECRET.search(text) for text in (name, looked_up)):
+            why = "is no place for a secret, which would be written to files: leave it in the environment"
+        if why is not None:
+            _fail(UserError(f"{'an option' if secret(name) else name.lstrip('+~')} {why}"))
+
+
+def _refuse_flags(arguments: list[str]) -> None:
+    """End in one line where Hydra's parser would show the whole of its usage."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        _fail(UserError(f"{message}; flags, as -m, come before the options, and --help shows both"))
+
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(arguments)
+
+
+def _fail(error: Exception) -> NoReturn:
+    if _VERBOSE:
+        traceback.print_exception(error)
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    sys.exit(1)

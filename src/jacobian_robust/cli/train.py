@@ -1,0 +1,20 @@
+"""Train a classifier with a penalty on its input–output Jacobian: ``jacobian-robust train --help``."""
+
+import hydra
+from omegaconf import DictConfig
+
+from jacobian_robust.cli.programs import entry_point, run
+from jacobian_robust.files import config_directory
+
+__all__ = ["main"]
+
+
+@entry_point
+@hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="train")
+def main(cfg: DictConfig) -> float | None:
+    """Train as configured."""
+    return run("jacobian_robust.training.train.train", cfg)
+
+
+if __name__ == "__main__":  # as Lightning starts further processes of ``jacobian-robust train``
+    main()
