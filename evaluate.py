@@ -2,8 +2,6 @@
 
 # An @hydra.main function. Hydra's tab completion looks for that word in this file.
 from jacobian_robust.cli.evaluate import main
-    main,
-)  # an @hydra.main function; Hydra's tab completion looks for that word here
 
 if __name__ == "__main__":
     main()

@@ -27,22 +27,23 @@ __all__ = [
 ]
 
 
-_CLONE = Path(__file__).resolve().parents[2]
-_IN_CLONE = (_CLONE / "conf" / "train.yaml").is_file()
+_PACKAGE = Path(__file__).resolve().parent
+_CLONE = _PACKAGE.parents[1] if (_PACKAGE.parents[1] / "conf" / "train.yaml").is_file() else None
+_SHIPPED = _CLONE or _PACKAGE
 
-PROJECT = _CLONE if _IN_CLONE else Path()
+PROJECT = _CLONE or Path()
 """The clone that this package runs from; of an installed wheel, the working directory."""
 
 
 def config_directory() -> Path:
     """Return the directory of the Hydra configs: the clone's ``conf``, or the installed package's."""
-    return PROJECT / "conf" if _IN_CLONE else Path(__file__).resolve().parent / "conf"
+    return _SHIPPED / "conf"
 
 
 def in_project(path: str | Path) -> Path:
     """Return a path that exists in the working directory as it is, and any other relative one as the project's."""
     path = Path(path)
-    return path if path.exists() else PROJECT / path
+    return path if path.exists() else _SHIPPED / path
 
 
 def from_here(path: str | Path) -> Path:
