@@ -12,7 +12,7 @@ eq. 9 uses. The note asks for zero curvature there, which is less.
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import product
 from typing import Literal, get_args
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from jacobian_robust.geometry import fisher_rao_distance
 from jacobian_robust.jacobian import stretch, worst_direction
 from jacobian_robust.penalties import Bound
-from jacobian_robust.robustness.prediction import JacobianNorm, Nearest, Radii
+from jacobian_robust.robustness.prediction import JacobianNorm, Radii, Sample
 from jacobian_robust.robustness.schema import Strict
 
 __all__ = [
@@ -282,31 +282,6 @@ class Simplifications(Strict):
     """The ℓ2 attacks whose perturbations count, on the evaluated images; FAB for every image goes without saying."""
     models: list[ModelSimplifications]
     """The evaluated classifiers."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Images of one split and what is known of them.
-
-    Attributes:
-        images: pixels in [0, 1].
-        correct: which of them are classified correctly.
-        radii: the distances and the norms there.
-        nearest: the nearest adversarial examples of the correct ones.
-        smallest: the ℓ2 length of the smallest perturbation known to break each, by any attack; infinite for none.
-    """
-
-    images: Float[Tensor, "images *shape"]
-    correct: Bool[Tensor, "images"]
-    radii: Radii
-    nearest: Nearest
-    smallest: Float[Tensor, "images"]
-
-    def first(self, number: int) -> "Sample":
-        """Return the same of the first images alone."""
-        radii = Radii(*(getattr(self.radii, field.name)[:number] for field in fields(Radii)))
-        nearest = Nearest(self.nearest.length[:number], self.nearest.examples[:number])
-        return Sample(self.images[:number], self.correct[:number], radii, nearest, self.smallest[:number])
 
 
 @dataclass(frozen=True)

@@ -145,8 +145,8 @@ EVALUATE = [
     (["checkpoint=GOOD", "limit=-3"], "limit", "greater than 0"),
     (["checkpoint=GOOD", "diagnostics=everything"], "diagnostics", "'simplifications' or None"),
     (
-        ["checkpoint=GOOD", "diagnostics=simplifications", "diagnostics_images=0"],
-        "diagnostics_images",
+        ["checkpoint=GOOD", "diagnostics=simplifications", "diagnostics.images=0"],
+        "diagnostics.images",
         "greater than 0",
     ),
     (["checkpoint=GOOD", "model=lenet", "model.classes=7"], "another architecture", "size mismatch"),

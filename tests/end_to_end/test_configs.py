@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from jacobian_robust.adversaries import Adversary
 from jacobian_robust.config import build, plain, settled
 from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation.evaluate import read_evaluation
+from jacobian_robust.evaluation.options import read_evaluation
 from jacobian_robust.penalties import Penalty
 from jacobian_robust.reporting.wandb import read_logger
 from jacobian_robust.training.callbacks import EpsSchedule, EtaSchedule

@@ -312,7 +312,7 @@ def test_checkpoints_are_found_in_files_runs_and_trees(trained):
 @pytest.mark.drawn
 def test_the_notes_simplifications_are_measured_on_demand(trained, tmp_path, capsys):
     options = ["attack=pgd_l2", "attack.pgd_l2.steps=4", "attack.pgd_l2.eps=[0.5,1.5]", "limit=10", *QUICK[1:]]
-    options += ["diagnostics=simplifications", "diagnostics_images=8", "logger=csv"]
+    options += ["diagnostics=simplifications", "diagnostics.images=8", "logger=csv"]
     places = ",".join(f"{trained.directory}/{name}" for name in ("vanilla", "frobenius"))
     report = evaluate(composed("evaluate", *options, f"checkpoint=[{places}]", f"output_dir={tmp_path}/r"))
     found = Simplifications.model_validate_json((tmp_path / "r" / "simplifications.json").read_text())
@@ -343,7 +343,7 @@ def test_the_notes_simplifications_are_measured_on_demand(trained, tmp_path, cap
 def test_of_a_foreign_model_the_simplifications_are_measured_without_its_training(trained, tmp_path):
     weights = load_checkpoint(trained.directory / "vanilla" / "checkpoints" / "last.ckpt").state_dict
     torch.save(weights, tmp_path / "weights.pt")
-    options = ["diagnostics=simplifications", "diagnostics_images=4", "logger=csv", "model=lenet", "data=mnist"]
+    options = ["diagnostics=simplifications", "diagnostics.images=4", "logger=csv", "model=lenet", "data=mnist"]
     run(tmp_path, f"checkpoint={tmp_path}/weights.pt", "limit=4", *options)
     (model,) = Simplifications.model_validate_json((tmp_path / "results" / "simplifications.json").read_text()).models
     assert model.training_images is model.condition_eps is None

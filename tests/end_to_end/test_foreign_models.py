@@ -7,7 +7,8 @@ from torch import nn
 
 from jacobian_robust.checkpoints import Checkpoint, export, load_checkpoint
 from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation.evaluate import _source, evaluate
+from jacobian_robust.evaluation.evaluate import evaluate
+from jacobian_robust.evaluation.transfer import source_model
 from jacobian_robust.models import MLP, LeNet, PixelInput
 
 from .conftest import composed
@@ -208,7 +209,7 @@ def test_a_source_of_a_class_elsewhere_is_the_named_model(target, tmp_path):
     named = MLP(inputs=4, width=3)
     checkpoint = Checkpoint(tmp_path, "", {"model": {"_target_": target, "inputs": 4, "width": 3}}, named.state_dict())
     other = LeNet() if checkpoint.brings_model else named
-    assert type(_source(checkpoint, other, {"mean": 0.5})) is MLP  # pixels in [0, 1], as every training's
+    assert type(source_model(checkpoint, other, {"mean": 0.5})) is MLP  # pixels in [0, 1], as every training's
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate as evaluation
+from jacobian_robust.evaluation import journal as journal_of
 from jacobian_robust.evaluation.evaluate import evaluate
 from jacobian_robust.reporting.compare import compare
 from jacobian_robust.reporting.wandb import WandbOptions
@@ -193,7 +194,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(after, trained, tmp_
         )
 
     whole = run(tmp_path / "whole")
-    monkeypatch.setattr(evaluation._FileJournal, "SECONDS", 0.0)
+    monkeypatch.setattr(journal_of.FileJournal, "SECONDS", 0.0)
     met = []
     bar = evaluation._Bars.__call__
 
@@ -280,12 +281,12 @@ def counted(run, directory, monkeypatch):
 
 
 def test_progress_of_other_weights_is_not_taken(trained, tmp_path, monkeypatch):
-    journal = evaluation._FileJournal(tmp_path / "progress" / "0_linf.pt", {"sha256": "a"})
-    monkeypatch.setattr(evaluation._FileJournal, "SECONDS", 0.0)
+    journal = journal_of.FileJournal(tmp_path / "progress" / "0_linf.pt", {"sha256": "a"})
+    monkeypatch.setattr(journal_of.FileJournal, "SECONDS", 0.0)
     journal.save(lambda: {"stage": 1})
     assert journal.load() == {"stage": 1}
     with pytest.raises(UserError, match="another evaluation"):
-        evaluation._FileJournal(tmp_path / "progress" / "0_linf.pt", {"sha256": "b"}).load()
+        journal_of.FileJournal(tmp_path / "progress" / "0_linf.pt", {"sha256": "b"}).load()
 
 
 def test_progress_on_another_device_is_not_taken(trained, monkeypatch):
@@ -304,7 +305,7 @@ def test_progress_with_another_source_is_not_taken(tmp_path, monkeypatch):
     options = [*QUICK, "limit=10", "logger=csv", f"output_dir={tmp_path}/r", "resume=true"]
     options += [f"checkpoint={checkpoints}/note_vanilla.safetensors", "attack=transfer"]
     options += [f"attack.transfer.source={source}", "attack.transfer.batch_size=5", "attack.transfer.steps=2"]
-    monkeypatch.setattr(evaluation._FileJournal, "SECONDS", 0.0)
+    monkeypatch.setattr(journal_of.FileJournal, "SECONDS", 0.0)
     bar = evaluation._Bars.__call__
 
     def interrupted(self, *arguments):

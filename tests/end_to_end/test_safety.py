@@ -18,7 +18,7 @@ from torch import Tensor
 from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation import evaluate as evaluation
+from jacobian_robust.evaluation import journal as journal_of
 from jacobian_robust.evaluation.evaluate import evaluate
 from jacobian_robust.models import LeNet
 from jacobian_robust.reporting.compare import compare
@@ -135,7 +135,7 @@ def test_a_malicious_checkpoint_in_a_run_directory_is_not_gone_on_with(name, tmp
 
 @pytest.mark.parametrize("kind", ["pickle", "torch.save", "old torch.save", "truncated", "another state"])
 def test_a_malicious_or_damaged_progress_of_an_evaluation_is_refused(kind, tmp_path):
-    journal = evaluation._FileJournal(tmp_path / "progress" / "0_linf.pt", {})
+    journal = journal_of.FileJournal(tmp_path / "progress" / "0_linf.pt", {})
     if kind == "truncated":
         journal.path.write_bytes(b"PK\x03\x04")
     elif kind == "another state":

@@ -121,7 +121,7 @@ def test_the_twins_record_is_told_with_the_radius_it_was_made_with(pair, tmp_pat
         for file in ("checkpoints/last.ckpt", "model.safetensors"):
             assert load_checkpoint(pair / name / file).condition(3) == (0.1, "center")
     options = ["attack=pgd_l2", "attack.pgd_l2.steps=2", "attack.pgd_l2.eps=[0.05]", "limit=6", "sanity_images=0"]
-    options += ["geometry_images=0", "reliability=false", "diagnostics=simplifications", "diagnostics_images=6"]
+    options += ["geometry_images=0", "reliability=false", "diagnostics=simplifications", "diagnostics.images=6"]
     evaluate(composed("evaluate", *options, f"checkpoint={pair}/vanilla", "logger=csv", f"output_dir={tmp_path}/r"))
     (model,) = Simplifications.model_validate_json((tmp_path / "r" / "simplifications.json").read_text()).models
     assert (model.condition_eps, model.condition_bound) == (0.1, "center")

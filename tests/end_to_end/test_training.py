@@ -351,7 +351,7 @@ def test_an_evaluation_interrupted_after_the_training_says_how_to_have_it(tmp_pa
     options += ["evaluate=true", "limit=20", "sanity_images=0", "geometry_images=0", "reliability=false"]
     command = [*SHORT, *options, f"output_dir={tmp_path}/run"]
     with monkeypatch.context() as patched:
-        patched.setattr("jacobian_robust.evaluation.evaluate._Bars.__call__", interrupted)
+        patched.setattr("jacobian_robust.evaluation.journal.Bars.__call__", interrupted)
         with pytest.raises(KeyboardInterrupt, match=r"the training is done; .*hydra.run.dir=.*run and resume=true"):
             train(composed("train", *command))
     weights = tmp_path / "run" / "model.safetensors"

@@ -1,5 +1,8 @@
 """Several processes attack as one does, bit for bit."""
 
+import os
+import signal
+
 import pytest
 import torch
 from torch import nn
@@ -75,3 +78,24 @@ def test_a_model_is_attacked_in_full_precision_here_and_in_other_processes():
             together = sweep(model, images, labels, ATTACKS[:1], attackers=attackers)
         assert together.budgets == sweep(model, images, labels, ATTACKS[:1]).budgets
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+class Fatal(nn.Linear):
+    """Kills the process that asks it, unless that is the one that made it."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+        self.maker = os.getpid()
+
+    def forward(self, images):
+        if os.getpid() != self.maker:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(images.flatten(1))
+
+
+def test_a_process_that_dies_is_told_in_one_line():
+    torch.manual_seed(0)
+    model, images = Fatal().eval(), torch.rand(20, 1, 2, 2)
+    labels = model(images).argmax(-1)
+    with several(2, [model]) as attackers, pytest.raises(UserError, match="one of 2 processes died"):
+        sweep(model, images, labels, ATTACKS[:1], attackers=attackers)

@@ -1,4 +1,4 @@
-"""What an evaluation prints at its end: verdicts, tables of accuracies, the note's six simplifications."""
+"""What an evaluation prints at its end: verdicts, tables of accuracies."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,15 @@ from rich.text import Text
 from jacobian_robust.attacks import Norm
 from jacobian_robust.reporting.plots import NORMS, SYMBOLS, unmet_note
 from jacobian_robust.robustness.schema import Group, Results
-from jacobian_robust_studies.simplifications import FALL_COLUMNS, Simplifications, fall_rows, summary
 
-__all__ = ["print_results", "print_simplifications"]
+__all__ = ["print_results"]
 
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
 
-def print_results(results: Results, alike: Sequence[Group]) -> None:
+def print_results(results: Results, alike: Sequence[Group], console: Console | None = None) -> None:
     """Print the verdicts and, below them, the tables."""
-    console = Console()
+    console = console or Console()
     for line in _verdicts(results):
         console.print(line, soft_wrap=True)
     for norm in results.norms:
@@ -89,26 +88,3 @@ def _table(results: Results, norm: Norm) -> Table:
             cells.append(f"{timed[i]:.0f} (×{timed[i] / timed[0]:.2f})" if i else f"{timed[0]:.0f}")
         table.add_row(model.name, f"{model.clean_accuracy:.1%}", *cells)
     return table
-
-
-def print_simplifications(simplified: Simplifications) -> None:
-    """Print the six simplifications and, below them, what accounts for each fall."""
-    console = Console()
-    for model in simplified.models:
-        title = f"{model.name}: the note's six simplifications on {model.images} {simplified.split} images"
-        measured = Table("simplification", "measured", title=title, title_justify="left")
-        for row in summary(model):
-            measured.add_row(*row)
-        console.print(measured)
-        table = Table(
-            title=f"{model.name}: what the condition ‖J‖ ≤ d/ε promised, and what fell, of the correct images",
-            caption="Fell by 1: δ instead of d_B; by 2: the metric is not flat; "
-            "the others were promised nothing (5, 6).",
-            title_justify="left",
-            caption_justify="left",
-        )
-        for column in FALL_COLUMNS:
-            table.add_column(column, justify="right")
-        for cells in fall_rows(model.falls_of("evaluated")):
-            table.add_row(*cells)
-        console.print(table)

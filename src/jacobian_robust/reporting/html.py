@@ -4,7 +4,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from omegaconf import OmegaConf
@@ -14,9 +14,8 @@ from jacobian_robust.files import write_atomically
 from jacobian_robust.reporting.plots import NORMS, SYMBOLS, unmet_note
 from jacobian_robust.reporting.wandb import run_url
 from jacobian_robust.robustness.schema import Group, Results
-from jacobian_robust_studies.simplifications import FALL_COLUMNS, Simplifications, Split, fall_rows, summary
 
-__all__ = ["Sheet", "write_report"]
+__all__ = ["Section", "Sheet", "write_report"]
 
 CAPTIONS = {
     "accuracy": "Share of all images that stand under the attacks of each budget.",
@@ -27,11 +26,23 @@ CAPTIONS = {
     "calibration": "Accuracy against confidence on the clean images; the diagonal is a model to be taken at its word.",
     "noise": "Accuracy under Gaussian noise, one draw an image.",
     "classes": "Accuracy by true class, clean and at each budget.",
-    "simplifications": "The note's six simplifications; simplifications.json describes every figure.",
     "examples": "Images broken within the budget, first those that no smaller one broke: clean, attacked and the "
     "difference (scaled), with the predicted class and its probability. PGD ends at the first iterate that breaks an "
     "image, so that low probabilities are usual.",
 }
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of diagnostics.
+
+    Attributes:
+        html: with its heading; all that is not its own is escaped in it.
+        captions: of its figures, by how their names begin.
+    """
+
+    html: str
+    captions: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ def write_report(
     alike: Sequence[Group],
     figures: Mapping[str, Path],
     config: Mapping[str, Any],
-    simplifications: Simplifications | None = None,
+    section: Section | None = None,
     sheets: Sequence[Sheet] = (),
 ) -> None:
     """Write the report of an evaluation.
@@ -70,7 +81,7 @@ def write_report(
         alike: models that differ in their training seed alone.
         figures: PNG files by name, in the order in which they are shown.
         config: what was asked for, as plain containers.
-        simplifications: the note's six, if they were measured.
+        section: of the diagnostics, if any were measured.
         sheets: of earlier evaluations, shown after the figures.
     """
     environment = Environment(
@@ -84,10 +95,11 @@ def write_report(
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}%"
     environment.filters["significant"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["decimals"] = lambda value, of: "–" if value is None else f"{value:.{of}f}"
+    captions = CAPTIONS | dict(section.captions if section else {})
     shown = [
         {
             "name": name,
-            "caption": next(text for kind, text in CAPTIONS.items() if name.startswith(kind)),
+            "caption": next(text for kind, text in captions.items() if name.startswith(kind)),
             "data": base64.b64encode(file.read_bytes()).decode(),
         }
         for name, file in figures.items()
@@ -95,20 +107,7 @@ def write_report(
     text = environment.get_template("report.html").render(
         results=results,
         groups=alike,
-        simplifications=[
-            {
-                "name": model.name,
-                "images": model.images,
-                "summary": summary(model),
-                "falls": {
-                    f"{falls[0].images} correct images, {split}": fall_rows(falls)
-                    for split in get_args(Split)
-                    if (falls := model.falls_of(split))
-                },
-            }
-            for model in (simplifications.models if simplifications else ())
-        ],
-        fall_columns=FALL_COLUMNS,
+        section=section.html if section else "",
         figures=shown,
         sheets=[
             {

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import torch
@@ -18,7 +18,7 @@ from jacobian_robust.robustness.budgets import attack_standing
 from jacobian_robust.robustness.schema import Condition, FirstOrder
 from jacobian_robust.robustness.workers import Attackers, one_by_one
 
-__all__ = ["JacobianNorm", "Nearest", "Radii", "compare", "radii", "smallest_perturbations"]
+__all__ = ["JacobianNorm", "Nearest", "Radii", "Sample", "compare", "radii", "smallest_perturbations"]
 
 JacobianNorm = Literal["frobenius", "spectral"]
 
@@ -67,6 +67,31 @@ class Nearest:
 
     length: Float[Tensor, "images"]
     examples: Float[Tensor, "images *shape"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images of one split and what is known of them.
+
+    Attributes:
+        images: pixels in [0, 1].
+        correct: which of them are classified correctly.
+        radii: the distances and the norms there.
+        nearest: the nearest adversarial examples of the correct ones.
+        smallest: the ℓ2 length of the smallest perturbation known to break each, by any attack; infinite for none.
+    """
+
+    images: Float[Tensor, "images *shape"]
+    correct: Bool[Tensor, "images"]
+    radii: Radii
+    nearest: Nearest
+    smallest: Float[Tensor, "images"]
+
+    def first(self, number: int) -> "Sample":
+        """Return the same of the first images alone."""
+        radii = Radii(*(getattr(self.radii, field.name)[:number] for field in fields(Radii)))
+        nearest = Nearest(self.nearest.length[:number], self.nearest.examples[:number])
+        return Sample(self.images[:number], self.correct[:number], radii, nearest, self.smallest[:number])
 
 
 def radii(

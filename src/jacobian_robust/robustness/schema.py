@@ -33,7 +33,7 @@ __all__ = [
     "table_rows",
 ]
 
-FORMAT: Literal[3] = 3
+FORMAT: Literal[4] = 4
 """Raised whenever a field changes its meaning, its type or its place; not for a null where no number can be."""
 
 
@@ -248,8 +248,8 @@ class Model(Strict):
 class Results(Strict):
     """An evaluation of one or more classifiers."""
 
-    format: Literal[3] = FORMAT
-    """Version of this schema."""
+    format: Literal[3, 4] = FORMAT
+    """Version of this schema; files of version 3 lack ``commit`` and ``dirty``."""
     split: Literal["test", "validation"]
     """Which images were evaluated."""
     independent: bool
@@ -260,6 +260,10 @@ class Results(Strict):
     """``cpu`` or ``cuda``; of evaluations put together, all that they were made on: ``cpu, cuda``."""
     versions: dict[str, str]
     """Of the packages that a figure can depend on; of evaluations put together, all of them: ``2.14.1 / 2.15.0``."""
+    commit: str | None = None
+    """The git commit of the code; null outside a clone."""
+    dirty: bool | None = None
+    """Whether files differed from that commit; null outside a clone."""
     attacks: dict[str, dict[str, Any]]
     """The parameters of each attack, by name, in the order in which they met the images."""
     models: list[Model] = Field(min_length=1)

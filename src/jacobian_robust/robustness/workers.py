@@ -1,10 +1,18 @@
-"""Who attacks: this process, batch after batch, or several others at once, with the same results."""
+"""Attack batches in this process, one after the other, or in several processes, with the same results."""
 
 import contextlib
 import hashlib
 import io
 import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +21,6 @@ from torch import Tensor, nn
 
 from jacobian_robust.attacks import Attack
 from jacobian_robust.errors import UserError
-from jacobian_robust.training.memory import keep_freed_memory
-from jacobian_robust.training.processes import Workers
 
 __all__ = ["Attackers", "Job", "full_precision", "one_by_one", "several"]
 
@@ -28,7 +34,7 @@ class Job(NamedTuple):
         images: pixels in [0, 1].
         labels: the true classes.
         eps: radius of the ball.
-        stream: a text that gives the random stream, so that it does not matter who attacks, or when.
+        stream: a text that gives the random stream, so that it does not matter which process attacks, or when.
     """
 
     model: nn.Module
@@ -61,41 +67,71 @@ def _seeded(stream: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def several(processes: int, models: Sequence[nn.Module]) -> Iterator[Attackers]:
-    """Yield attackers that share the batches among processes, each on a GPU of its own where there are several.
+    """Yield attackers that run in several processes, each on a GPU of its own where there are several.
 
-    What follows another model than the given ones is attacked here. A single process is this one.
+    Attacks that follow another model than the given ones run in this process, as all do for ``processes=1``.
 
     Args:
         processes: how many.
         models: those whose answers attacks may follow.
 
     Raises:
-        UserError: if a model cannot be given to another process.
-        ProcessDied: from the attackers, if a process was killed.
+        UserError: if a model cannot be given to another process; from the attackers, if a process died.
     """
     if processes == 1:
         yield one_by_one
         return
-    # The processors that this process would use alone.
-    threads = max(1, torch.get_num_threads() // processes)
-    with Workers(processes, _attacker, threads, [_packed(model, processes) for model in models]) as workers:
-        numbers = {id(model): number for number, model in enumerate(models)}
+    packed = [_packed(model, processes) for model in models]
+    numbers = {id(model): number for number, model in enumerate(models)}
+    spawn = multiprocessing.get_context("spawn")
+    threads = max(1, torch.get_num_threads() // processes)  # the processors that this process would use alone
+    in_worker, here = spawn.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        processes, spawn, initializer=_start_worker, initargs=(in_worker, spawn.Value("i", 0), threads, packed)
+    )
 
-        def given(job: Job) -> tuple[Any, ...]:
-            # As arrays: tensors would travel through shared memory, which outlives those that are killed.
-            return numbers[id(job.model)], job.attack, _array(job.images), _array(job.labels), job.eps, job.stream
+    def attack(jobs: Iterable[Job]) -> Iterator[Tensor]:
+        jobs = iter(jobs)
+        for first in jobs:
+            together = itertools.chain([first], jobs)
+            if id(first.model) in numbers:
+                yield from _in_order(pool, processes, numbers, together)
+            else:
+                yield from one_by_one(together)
 
-        def attack(jobs: Iterable[Job]) -> Iterator[Tensor]:
-            jobs = iter(jobs)
-            for first in jobs:
-                together = itertools.chain([first], jobs)
-                if id(first.model) in numbers:
-                    for adversarial in workers.map(map(given, together)):
-                        yield torch.from_numpy(adversarial).to(first.images.device)
-                else:
-                    yield from one_by_one(together)
-
+    try:
         yield attack
+    finally:
+        here.close()  # ends the workers, in the middle of a batch if need be
+        pool.shutdown(cancel_futures=True)
+        in_worker.close()
+
+
+def _in_order(
+    pool: ProcessPoolExecutor, processes: int, numbers: dict[int, int], jobs: Iterable[Job]
+) -> Iterator[Tensor]:
+    """Yield the attacked batches in their order, with at most two batches a process under way."""
+    waiting: deque[tuple[Future[Any], torch.device]] = deque()
+    try:
+        for job in jobs:
+            # As arrays: tensors would travel through shared memory, which outlives processes that are killed.
+            arrays = job.images.numpy(force=True), job.labels.numpy(force=True)
+            submitted = pool.submit(_attack_in_worker, numbers[id(job.model)], job.attack, *arrays, job.eps, job.stream)
+            waiting.append((submitted, job.images.device))
+            if len(waiting) == 2 * processes:
+                done, device = waiting.popleft()
+                yield torch.from_numpy(done.result()).to(device)
+        while waiting:
+            done, device = waiting.popleft()
+            yield torch.from_numpy(done.result()).to(device)
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"attacking: one of {processes} processes died (killed, short of memory?); an evaluation goes on with the "
+            "same options and resume=true, with processes=1 alone"
+        ) from error
+    finally:
+        for left, _ in waiting:
+            left.cancel()
 
 
 @contextlib.contextmanager
@@ -107,10 +143,6 @@ def full_precision() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = rounded
-
-
-def _array(tensor: Tensor) -> Any:
-    return tensor.numpy(force=True)
 
 
 def _packed(model: nn.Module, processes: int) -> bytes:
@@ -126,21 +158,37 @@ def _packed(model: nn.Module, processes: int) -> bytes:
     return content.getvalue()
 
 
-def _attacker(number: int, threads: int, packed: Sequence[bytes]) -> Callable[[Any], Any]:
-    """Return what one of the processes does with a batch."""
-    keep_freed_memory()
+class _Worker:
+    """What a worker process holds: its device, and the models by number once they are used."""
+
+    device = torch.device("cpu")
+    packed: Sequence[bytes] = ()
+    models: dict[int, nn.Module] = {}  # noqa: RUF012 - one for the process
+
+
+def _start_worker(ends: Connection, count: Any, threads: int, packed: Sequence[bytes]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is for the process that started this one
+    threading.Thread(target=_end_with, args=(ends,), daemon=True).start()
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False  # as full_precision, for as long as the process lasts
-    gpus = torch.cuda.device_count()
-    device = torch.device("cuda", number % gpus) if gpus else torch.device("cpu")
-    # Its own bytes, from the process that started it.
-    models = [torch.load(io.BytesIO(content), map_location=device, weights_only=False) for content in packed]
+    with count.get_lock():
+        number, count.value = count.value, count.value + 1
+    if gpus := torch.cuda.device_count():
+        _Worker.device = torch.device("cuda", number % gpus)
+    _Worker.packed = packed
 
-    def attack(given: Any) -> Any:
-        model, attack, images, labels, eps, stream = given
-        job = Job(
-            models[model], attack, torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device), eps, stream
-        )
-        return _array(next(one_by_one([job])))
 
-    return attack
+def _end_with(ends: Connection) -> None:
+    """End this process when the one that started it closes its end of the pipe or has died."""
+    with contextlib.suppress(EOFError, OSError):
+        ends.recv()
+    os._exit(1)
+
+
+def _attack_in_worker(number: int, attack: Attack, images: Any, labels: Any, eps: float, stream: str) -> Any:
+    if number not in _Worker.models:  # its own bytes, from the process that started it
+        content = io.BytesIO(_Worker.packed[number])
+        _Worker.models[number] = torch.load(content, map_location=_Worker.device, weights_only=False)
+    here = [torch.from_numpy(array).to(_Worker.device) for array in (images, labels)]
+    job = Job(_Worker.models[number], attack, here[0], here[1], eps, stream)
+    return next(one_by_one([job])).numpy(force=True)

@@ -34,14 +34,10 @@ from jacobian_robust.checkpoints import export, find_checkpoints, load_checkpoin
 from jacobian_robust.config import build, build_each, check, flat, plain, read_options, settled
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import Terminated, UserError, describe
-from jacobian_robust.evaluation.evaluate import (
-    EVALUATION_OPTIONS,
-    Evaluation,
-    read_evaluation,
-    report,
-    require_possible,
-    subjects,
-)
+from jacobian_robust.evaluation.classifiers import load_classifiers
+from jacobian_robust.evaluation.evaluate import report
+from jacobian_robust.evaluation.options import EVALUATION_GROUPS, EVALUATION_OPTIONS, Evaluation, read_evaluation
+from jacobian_robust.evaluation.transfer import require_possible
 from jacobian_robust.files import RESULTS, claimed, from_here, write_atomically
 from jacobian_robust.jacobian.checks import check_model
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
@@ -76,14 +72,14 @@ __all__ = ["train", "trainer_arguments"]
 NOT_IN_CHECKPOINT = (
     *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name", "objective", "search"),
     "cuda_graph",
-    *("evaluate", "attack", "suite"),
+    *("evaluate", "suite", *EVALUATION_GROUPS),
     *(option for option in EVALUATION_OPTIONS if option != "seed"),
 )
 """Keys of the config that do not shape the trained network."""
 
 GROUPS = (
     *("data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler"),
-    *("averaging", "trainer", "logger", "attack"),
+    *("averaging", "trainer", "logger", *EVALUATION_GROUPS),
 )
 
 MAY_BE_NONE = ("regularizer", "adversary", "eps_schedule", "scheduler", "averaging")
@@ -275,7 +271,7 @@ def _evaluate(
     """Attack what was trained, and return the accuracies."""
     try:
         results = report(
-            subjects([load_checkpoint(run.last_checkpoint) for run in runs], evaluation),
+            load_classifiers([load_checkpoint(run.last_checkpoint) for run in runs], evaluation),
             evaluation,
             directory=directory,
             logger=logger,
