@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,8 +13,9 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from jacobian_robust.options import STRICT
 
-__all__ = ["MLP", "LeNet", "PixelInput", "ResNet18", "SinglePrecision"]
+__all__ = ["MLP", "ConvSmall", "LeNet", "PixelInput", "ResNet18", "SinglePrecision"]
 
+Width = Annotated[int, Field(gt=0, le=10**4)]
 Activation = Literal["relu", "elu", "gelu", "silu", "softplus", "tanh"]
 
 _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
@@ -108,6 +109,44 @@ class LeNet(nn.Module):
         """Return the logits of images with pixels in [0, 1]."""
         logits: Tensor = self.layers(images)
         return logits.softmax(-1) if self.double_softmax else logits
+
+
+class ConvSmall(nn.Module):
+    """Strided and without pooling: conv5×5/2-ReLU-conv4×4/2-ReLU-fc-ReLU-fc. Interval bounds are tight on it.
+
+    Args:
+        classes: number of logits.
+        channels: channels of the images.
+        image_size: height and width of the images, in pixels.
+        widths: of the two convolutions and the hidden layer.
+    """
+
+    @validate_call(config=STRICT)
+    def __init__(
+        self,
+        classes: int = Field(10, ge=2, le=10**5),
+        channels: int = Field(1, gt=0, le=10**4),
+        image_size: int = Field(28, ge=11, le=256),
+        widths: Annotated[Sequence[Width], Field(min_length=3, max_length=3)] = (32, 64, 256),
+    ) -> None:
+        super().__init__()
+        first, second, hidden = widths
+        size = ((image_size - 5) // 2 + 1 - 4) // 2 + 1
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, first, kernel_size=5, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(first, second, kernel_size=4, stride=2),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(second * size**2, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, classes),
+        )
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Return the logits of images with pixels in [0, 1]."""
+        logits: Tensor = self.layers(images)
+        return logits
 
 
 class MLP(nn.Module):

@@ -1,0 +1,15 @@
+"""What holds over a whole ball around an input: bounds of the outputs and certificates of robustness."""
+
+from jacobian_robust.bounds.crown import crown_margin_bounds
+from jacobian_robust.bounds.interval import interval_bounds, margin_bounds
+from jacobian_robust.bounds.margin import certified_margin, fisher_rao_margin
+from jacobian_robust.bounds.smoothing import smoothed_radius
+
+__all__ = [
+    "certified_margin",
+    "crown_margin_bounds",
+    "fisher_rao_margin",
+    "interval_bounds",
+    "margin_bounds",
+    "smoothed_radius",
+]
