@@ -2,6 +2,7 @@
 
 from jacobian_robust.bounds.crown import crown_margin_bounds
 from jacobian_robust.bounds.interval import interval_bounds, margin_bounds
+from jacobian_robust.bounds.lipschitz import lipschitz_constant, lipschitz_margin
 from jacobian_robust.bounds.margin import certified_margin, fisher_rao_margin
 from jacobian_robust.bounds.smoothing import smoothed_radius
 
@@ -10,6 +11,8 @@ __all__ = [
     "crown_margin_bounds",
     "fisher_rao_margin",
     "interval_bounds",
+    "lipschitz_constant",
+    "lipschitz_margin",
     "margin_bounds",
     "smoothed_radius",
 ]

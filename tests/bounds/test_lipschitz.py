@@ -1,0 +1,58 @@
+import pytest
+import torch
+from torch import nn
+
+from jacobian_robust.bounds.lipschitz import lipschitz_constant, lipschitz_margin
+
+
+@pytest.mark.parametrize(("stride", "padding", "dilation"), [(1, 0, 1), (1, 1, 1), (2, 2, 1), (1, 2, 2)])
+def test_no_convolution_is_longer_than_its_bound(stride, padding, dilation):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 3, 3, stride, padding, dilation, bias=False).double()
+    basis = torch.eye(2 * 7 * 7, dtype=torch.float64).view(-1, 2, 7, 7)
+    exact = torch.linalg.matrix_norm(layer(basis).flatten(1), 2).item()
+    assert exact <= lipschitz_constant(nn.Sequential(layer)) <= 3 * exact
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(3, 1), nn.AvgPool2d(3, 2), nn.MaxPool2d(2)])
+def test_no_pooling_stretches_more_than_its_bound(pool):
+    x = torch.zeros(1, 1, 7, 7, dtype=torch.float64)
+    x[..., 2, 2] = 1.0  # alone: every window that holds it sees it
+    assert pool(x).norm() <= lipschitz_constant(nn.Sequential(pool)) + 1e-9
+
+
+def linear():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 3)).double()
+
+
+def test_of_a_linear_model_the_radius_is_exact_and_one_five_percent_longer_is_broken():
+    model, x = linear(), torch.randn(20, 6, dtype=torch.float64)
+    labels = model(x).argmax(-1)
+    radius = lipschitz_margin(model, x, labels)
+    weight = model[0].weight
+
+    def broken(scale):
+        moved = []
+        for j in range(3):
+            step = weight[j] - weight[labels]
+            step = step / step.norm(dim=-1, keepdim=True).clamp_min(1e-9)
+            moved.append(model(x + scale * radius[:, None] * step).argmax(-1) != labels)
+        return torch.stack(moved).any(0)
+
+    assert not broken(0.999).any()
+    assert broken(1.05).all()
+
+
+def test_a_constant_by_power_iteration_is_below_the_exact_one_and_ours_is_not():
+    weight = linear()[0].weight.detach()
+    vector = torch.ones(6, dtype=torch.float64)
+    for _ in range(2):
+        vector = nn.functional.normalize(weight.T @ (weight @ vector), dim=0)
+    exact = torch.linalg.svdvals(weight)[0].item()
+    assert (weight @ vector).norm().item() < exact <= lipschitz_constant(linear())
+
+
+def test_a_layer_without_a_rule_is_named():
+    with pytest.raises(ValueError, match="Softmax"):
+        lipschitz_constant(nn.Sequential(nn.Softmax(-1)))
