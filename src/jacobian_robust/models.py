@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,6 @@ from jacobian_robust.options import STRICT
 
 __all__ = ["MLP", "ConvSmall", "LeNet", "PixelInput", "ResNet18", "SinglePrecision"]
 
-Width = Annotated[int, Field(gt=0, le=10**4)]
 Activation = Literal["relu", "elu", "gelu", "silu", "softplus", "tanh"]
 
 _ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
@@ -118,7 +117,9 @@ class ConvSmall(nn.Module):
         classes: number of logits.
         channels: channels of the images.
         image_size: height and width of the images, in pixels.
-        widths: of the two convolutions and the hidden layer.
+        first: channels of the first convolution.
+        second: and of the second.
+        hidden: width of the hidden layer.
     """
 
     @validate_call(config=STRICT)
@@ -127,10 +128,12 @@ class ConvSmall(nn.Module):
         classes: int = Field(10, ge=2, le=10**5),
         channels: int = Field(1, gt=0, le=10**4),
         image_size: int = Field(28, ge=11, le=256),
-        widths: Annotated[Sequence[Width], Field(min_length=3, max_length=3)] = (32, 64, 256),
+        *,
+        first: int = Field(32, gt=0, le=10**4),
+        second: int = Field(64, gt=0, le=10**4),
+        hidden: int = Field(256, gt=0, le=10**4),
     ) -> None:
         super().__init__()
-        first, second, hidden = widths
         size = ((image_size - 5) // 2 + 1 - 4) // 2 + 1
         self.layers = nn.Sequential(
             nn.Conv2d(channels, first, kernel_size=5, stride=2),
