@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import LeNet
 from jacobian_robust.penalties import Frobenius
-from jacobian_robust.training.memory import keep_freed_memory
 
 PENALTIES = {"plain": None, "frobenius, 1 probe": Frobenius(delta_over_eps=1e-3, probes=1)}
 

@@ -21,8 +21,8 @@ from torch import nn
 
 from jacobian_robust.adversaries import Adversary
 from jacobian_robust.config import build
+from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.penalties import Amortization, Penalty
-from jacobian_robust.training.memory import keep_freed_memory
 from jacobian_robust.training.module import RobustClassifier
 
 CONF = Path(__file__).parents[1] / "conf"

@@ -23,9 +23,9 @@ from rich.table import Table
 
 from jacobian_robust.attacks import PGD
 from jacobian_robust.checkpoints import load_checkpoint
+from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.robustness.budgets import sweep
 from jacobian_robust.robustness.workers import several
-from jacobian_robust.training.memory import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 PENALTIES = {"plain": ["regularizer=none"], "frobenius, 1 probe": ["regularizer.probes=1"]}

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from jacobian_robust.attacks import PGD, AutoAttack
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.errors import describe, ends_in_one_line
+from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.robustness.budgets import is_allowed, predictions, sweep
-from jacobian_robust.training.memory import keep_freed_memory
 
 ATTACK = PGD(name="pgd", norm="linf", eps=(0.1, 0.2, 0.3), steps=40, step_size=0.01)
 

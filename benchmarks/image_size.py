@@ -16,8 +16,8 @@ from rich.table import Table
 from step_cost import DEVICE, Case, Step, frobenius, ours, take_turns
 from torch import nn
 
+from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import MLP, LeNet, ResNet18
-from jacobian_robust.training.memory import keep_freed_memory
 
 WAYS = {"plain": None, "1 probe": frobenius(1), "exact": frobenius(None)}
 

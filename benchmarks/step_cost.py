@@ -34,10 +34,10 @@ from torchvision.models import resnet18
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.data import ImageDataModule, MNISTDataModule
 from jacobian_robust.jacobian import FisherFactor, frobenius_norm, random_signs, spectral_norm, tangent_directions
+from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import LeNet
 from jacobian_robust.penalties import Amortization, Frobenius, Penalty, Spectral
 from jacobian_robust.training.capture import CapturedSteps
-from jacobian_robust.training.memory import keep_freed_memory
 from jacobian_robust.training.module import RobustClassifier
 
 ETA = 0.004

@@ -22,11 +22,11 @@ from rich.table import Table
 from torch import nn
 
 from jacobian_robust.data import MNISTDataModule
+from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.models import LeNet
 from jacobian_robust.penalties import Frobenius
 from jacobian_robust.training.callbacks import EpochRecord, GeometricEta, JacobianMonitor, TrainingProgress
 from jacobian_robust.training.datamodule import LightningImages
-from jacobian_robust.training.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.training.module import RobustClassifier
 from jacobian_robust.training.train import trainer_arguments
 

@@ -40,6 +40,7 @@ from jacobian_robust.evaluation.options import EVALUATION_GROUPS, EVALUATION_OPT
 from jacobian_robust.evaluation.transfer import require_possible
 from jacobian_robust.files import RESULTS, claimed, from_here, write_atomically
 from jacobian_robust.jacobian.checks import check_model
+from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.penalties import Amortization, Penalty, note_condition
 from jacobian_robust.provenance import git_state, versions
@@ -59,7 +60,6 @@ from jacobian_robust.training.callbacks import (
 )
 from jacobian_robust.training.checkpointing import Intervals, RunCheckpoint, newest_checkpoint
 from jacobian_robust.training.datamodule import LightningImages
-from jacobian_robust.training.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.training.module import RobustClassifier
 from jacobian_robust.training.schedules import Schedule
 from jacobian_robust.training.unused import check_used, given_on_the_command_line

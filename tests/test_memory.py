@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from jacobian_robust.training.memory import keep_freed_memory, rare_garbage_collection
+from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
 
 FAULTS = """
 import resource, sys
 import torch
-from jacobian_robust.training.memory import keep_freed_memory
+from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import LeNet
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit("no mallopt")
