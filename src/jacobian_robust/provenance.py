@@ -1,11 +1,12 @@
 """What has to stand beside a number for it to be repeated."""
 
 import platform
+import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["git_state", "versions"]
+__all__ = ["git_state", "run_url", "versions"]
 
 _PACKAGES = ("jacobian-robust", "torch", "torchvision", "pytorch-lightning", "torchattacks", "pyautoattack")
 
@@ -28,3 +29,11 @@ def git_state() -> dict[str, str | bool | None]:
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
     return {"commit": commit.strip(), "dirty": bool(changes.strip())}
+
+
+def run_url(identity: str) -> str | None:
+    """Return the address of a run named as W&B does, or ``None`` where its entity is not known."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+", identity):
+        return None
+    entity, project, run = identity.split("/")
+    return f"https://wandb.ai/{entity}/{project}/runs/{run}"

@@ -31,9 +31,10 @@ from jacobian_robust.evaluation.options import (
 from jacobian_robust.evaluation.transfer import stand_in, transferable
 from jacobian_robust.files import claimed, from_here, write_atomically
 from jacobian_robust.memory import keep_freed_memory
+from jacobian_robust.provenance import run_url
 from jacobian_robust.reporting.console import print_results
 from jacobian_robust.reporting.evaluation import write_evaluation
-from jacobian_robust.reporting.wandb import WandbOptions, full_id, log_evaluation, read_logger, run_url, wandb_run
+from jacobian_robust.reporting.wandb import WandbOptions, full_id, log_evaluation, read_logger, wandb_run
 from jacobian_robust.robustness.evaluate import results_of
 from jacobian_robust.robustness.schema import Results, groups
 from jacobian_robust.robustness.workers import full_precision, several

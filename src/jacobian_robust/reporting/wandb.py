@@ -1,7 +1,6 @@
 """Weights & Biases: runs that close with the right status, and what is logged of an evaluation."""
 
 import contextlib
-import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from jacobian_robust.options import STRICT, Listed, NonEmpty
 from jacobian_robust.reporting.plots import NORMS, Points, Rows, on_log_axes, suffix_of, unmet_note
 from jacobian_robust.robustness.schema import Condition, Group, Model, Results
 
-__all__ = ["WandbOptions", "full_id", "log_evaluation", "log_training", "read_logger", "run_url", "wandb_run"]
+__all__ = ["WandbOptions", "full_id", "log_evaluation", "log_training", "read_logger", "wandb_run"]
 
 
 class WandbOptions(BaseModel):
@@ -120,14 +119,6 @@ def wandb_run(
 def full_id(run: "wandb.Run") -> str:
     """Return what finds a run again: ``entity/project/id``, or ``project/id`` where no entity is known."""
     return "/".join(filter(None, (run.entity, run.project, run.id)))
-
-
-def run_url(identity: str) -> str | None:
-    """Return the address of a run named as :func:`full_id` does, or ``None`` where its entity is not known."""
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+", identity):
-        return None
-    entity, project, run = identity.split("/")
-    return f"https://wandb.ai/{entity}/{project}/runs/{run}"
 
 
 def log_training(run: "wandb.Run", curves: Path, summary: dict[str, Any], rows: Rows, twin: Rows | None) -> None:

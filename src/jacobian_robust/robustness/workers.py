@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from jacobian_robust.attacks import Attack
 from jacobian_robust.errors import UserError
+from jacobian_robust.memory import keep_freed_memory
 
 __all__ = ["Attackers", "Job", "full_precision", "one_by_one", "several"]
 
@@ -170,6 +171,7 @@ def _start_worker(ends: Connection, count: Any, threads: int, packed: Sequence[b
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interruption is for the process that started this one
     threading.Thread(target=_end_with, args=(ends,), daemon=True).start()
     torch.set_num_threads(threads)
+    keep_freed_memory()
     torch.backends.cudnn.allow_tf32 = False  # as full_precision, for as long as the process lasts
     with count.get_lock():
         number, count.value = count.value, count.value + 1
