@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from jacobian_robust.bounds import certified_margin as certified_margin
+    from jacobian_robust.bounds import interval_bounds as interval_bounds
+    from jacobian_robust.bounds import lipschitz_constant as lipschitz_constant
+    from jacobian_robust.bounds import lipschitz_margin as lipschitz_margin
+    from jacobian_robust.bounds import smoothed_radius as smoothed_radius
     from jacobian_robust.checkpoints import Checkpoint as Checkpoint
     from jacobian_robust.checkpoints import load_checkpoint as load_checkpoint
     from jacobian_robust.geometry import distance_to_boundary as distance_to_boundary
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from jacobian_robust.penalties import Margin as Margin
     from jacobian_robust.penalties import Penalty as Penalty
     from jacobian_robust.penalties import Spectral as Spectral
+    from jacobian_robust.robustness.evaluate import evaluate_robustness as evaluate_robustness
 
 _PUBLIC = {
     # norms of the Jacobian
@@ -48,12 +54,26 @@ _PUBLIC = {
         *("Penalty", "Frobenius", "Spectral", "Isometry", "Margin", "LinearMargin", "Lagrangian"),
         *("Curvature", "InputGradient", "LogitJacobian", "VAT"),
     ),
+    # what holds over a whole ball
+    "bounds": ("interval_bounds", "certified_margin", "lipschitz_constant", "lipschitz_margin", "smoothed_radius"),
+    # attacks, and whether the result is to be believed
+    "robustness.evaluate": ("evaluate_robustness",),
     # trained models
     "checkpoints": ("Checkpoint", "load_checkpoint"),
 }
 """The public names by the module that has them."""
 
-_SUBMODULES = ("attacks", "checkpoints", "geometry", "jacobian", "models", "penalties", "robustness")
+_SUBMODULES = (
+    "attacks",
+    "bounds",
+    "checkpoints",
+    "geometry",
+    "jacobian",
+    "lightning",
+    "models",
+    "penalties",
+    "robustness",
+)
 
 _HOME = {name: f"{__name__}.{module}" for module, names in _PUBLIC.items() for name in names}
 

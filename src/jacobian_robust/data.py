@@ -15,8 +15,6 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field, validate_call
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import datasets
-from torchvision.datasets.utils import extract_archive
 
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import PROJECT
@@ -199,6 +197,18 @@ class ImageDataModule(abc.ABC):
         return BatchLoader(split, sampler, max(1, 128 // world_size), collate_fn=_as_is)
 
 
+class _FromTorchvision:
+    """A class of torchvision's data sets, imported when it is first asked for: that takes seconds."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        from torchvision import datasets
+
+        return getattr(datasets, self.name)
+
+
 class MNISTDataModule(ImageDataModule):
     """MNIST, from the four original files under ``root/MNIST/raw``, read by torchvision.
 
@@ -215,7 +225,7 @@ class MNISTDataModule(ImageDataModule):
         UserError: if the sizes contradict each other; from :meth:`prepare_data` if files are missing or damaged.
     """
 
-    dataset_class: ClassVar[type[datasets.MNIST]] = datasets.MNIST
+    dataset_class: Any = _FromTorchvision("MNIST")
     classes = 10
     image_shape = (1, 28, 28)
 
@@ -286,15 +296,15 @@ class MNISTDataModule(ImageDataModule):
         raw = self.root / self.dataset_class.__name__ / "raw"
         files = sorted(raw.iterdir()) if raw.is_dir() else []
         stamps = tuple((str(file), file.stat().st_mtime_ns) for file in files)
-        images, labels = _decoded(self.dataset_class, self.root, train, stamps)  # type: ignore[arg-type]
+        images, labels = _decoded(self.dataset_class, self.root, train, stamps)
         return ImageDataset(images.clone(), labels.clone())
 
 
 @functools.lru_cache(maxsize=4)
-def _decoded(
-    dataset_class: type[datasets.MNIST], root: Path, train: bool, stamps: tuple[tuple[str, int], ...]
-) -> tuple[Tensor, Tensor]:
+def _decoded(dataset_class: Any, root: Path, train: bool, stamps: tuple[tuple[str, int], ...]) -> tuple[Tensor, Tensor]:
     """Return the images and labels of a split, read once in a process; ``stamps`` are its files with their times."""
+    from torchvision.datasets.utils import extract_archive
+
     raw = root / dataset_class.__name__ / "raw"
     archives = [raw / name for name, _ in dataset_class.resources]
     with tempfile.TemporaryDirectory() as scratch:
@@ -315,7 +325,7 @@ def _decoded(
 class FashionMNISTDataModule(MNISTDataModule):
     """Fashion-MNIST, by torchvision: found under ``root/FashionMNIST/raw``, or downloaded to it."""
 
-    dataset_class = datasets.FashionMNIST
+    dataset_class = _FromTorchvision("FashionMNIST")
 
 
 class CIFAR10DataModule(ImageDataModule):
@@ -334,6 +344,7 @@ class CIFAR10DataModule(ImageDataModule):
         UserError: if the sizes contradict each other; from :meth:`prepare_data` if files are missing or damaged.
     """
 
+    dataset_class: Any = _FromTorchvision("CIFAR10")
     classes = 10
     image_shape = (3, 32, 32)
 
@@ -357,14 +368,14 @@ class CIFAR10DataModule(ImageDataModule):
         if validation_size >= 50_000:
             raise UserError(f"data.validation_size={validation_size} leaves nothing of 50000 images to train on")
         self.root = Path(root)
-        places = (datasets.CIFAR10.base_folder, datasets.CIFAR10.filename)
+        places = (self.dataset_class.base_folder, self.dataset_class.filename)
         if not self.root.is_absolute() and not any((self.root / place).exists() for place in places):
             self.root = PROJECT / root
 
     @property
     def data_name(self) -> str:
         """What the data are called in results."""
-        return datasets.CIFAR10.__name__
+        return self.dataset_class.__name__
 
     def prepare_data(self) -> None:
         """Make sure that the files are there and whole: torchvision extracts the archive, or downloads it if it can.
@@ -373,21 +384,21 @@ class CIFAR10DataModule(ImageDataModule):
             UserError: if a file is missing or its md5 sum is not the one that torchvision expects.
         """
         try:
-            datasets.CIFAR10(str(self.root))
+            self.dataset_class(str(self.root))
         except RuntimeError:  # torchvision's word for missing and for damaged files
             try:
                 with _no_empty_directory_left(self.root):
-                    datasets.CIFAR10(str(self.root), download=True)
+                    self.dataset_class(str(self.root), download=True)
             except Exception as error:  # torchvision raises what its transport raised
                 raise UserError(
-                    f"CIFAR10: files missing or damaged in {self.root / datasets.CIFAR10.base_folder} and the download "
-                    f"failed ({type(error).__name__}); put {datasets.CIFAR10.filename} into {self.root} or set "
+                    f"CIFAR10: files missing or damaged in {self.root / self.dataset_class.base_folder} and the "
+                    f"download failed ({type(error).__name__}); put {self.dataset_class.filename} into {self.root} or set "
                     "data.root"
                 ) from error
 
     def _read(self, *, train: bool) -> ImageDataset:
         try:
-            dataset = datasets.CIFAR10(str(self.root), train=train)
+            dataset = self.dataset_class(str(self.root), train=train)
         except RuntimeError as error:
             raise UserError(f"CIFAR10: files missing or damaged in {self.root}; set data.root") from error
         images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from pydantic import Field, validate_call
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torchvision.models.resnet import BasicBlock, ResNet
 
 from jacobian_robust.options import STRICT
 
@@ -208,6 +207,8 @@ class ResNet18(nn.Module):
     ) -> None:
         super().__init__()
         normalised = nn.BatchNorm2d if norm == "batch" else lambda width: nn.GroupNorm(32, width)
+        from torchvision.models.resnet import BasicBlock, ResNet  # not at the top: it takes seconds
+
         self.layers = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes, norm_layer=normalised)
         self.layers.conv1 = nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(self.layers.conv1.weight, mode="fan_out", nonlinearity="relu")  # as all others there

@@ -7,7 +7,6 @@ from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from jacobian_robust.attacks import FAB, distances
@@ -158,6 +157,8 @@ def compare(
     known = found_at.isfinite()
     correlation = None
     if int(known.sum()) > 2:
+        from scipy.stats import spearmanr  # not at the top: it takes a second
+
         value = float(spearmanr(radius[known].cpu(), found_at[known].cpu()).statistic)
         correlation = value if math.isfinite(value) else None
     conditions = []

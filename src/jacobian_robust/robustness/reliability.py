@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 
 from jacobian_robust.geometry import distance_to_center
 from jacobian_robust.robustness.budgets import predictions
@@ -47,6 +46,8 @@ def noise_accuracy(
 
 def calibration(log_p: Float[Tensor, "images classes"], labels: Int[Tensor, "images"]) -> Calibration:
     """Return the calibration of predicted probabilities: ECE (torchmetrics'), NLL, Brier score and the bins."""
+    from torchmetrics.functional.classification import multiclass_calibration_error  # not at the top: it takes seconds
+
     p = log_p.exp()
     confidence, predicted = p.max(-1)
     right = (predicted == labels).double()
@@ -93,6 +94,8 @@ def out_of_distribution(
     The scores, larger for what the model knows: the largest probability, the negative entropy, and the Fisher–Rao
     distance of the prediction to the simplex's centre (eq. 6).
     """
+    from torchmetrics.functional.classification import binary_auroc
+
     inside = _scores(log_p)
     rows = []
     for name, images in others.items():
