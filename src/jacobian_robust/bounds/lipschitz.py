@@ -17,7 +17,7 @@ _SLACK = 1 + 1e-9
 
 
 def _spectral(matrix: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(matrix, 2)) * _SLACK
+    return float(torch.linalg.matrix_norm(matrix.detach(), 2)) * _SLACK
 
 
 def _convolution(layer: nn.Conv2d) -> float:
