@@ -171,8 +171,9 @@ def _group_norm(
     low, high = (end.reshape(end.shape[0], num_groups, -1) for end in (x.lower, x.upper))
     count = low.shape[-1]
     center, radius = (low + high) / 2, (high - low) / 2
-    deviation = center.var(-1, correction=0, keepdim=True).clamp_min(1e-30).sqrt()
-    slack = radius.square().mean(-1, keepdim=True).clamp_min(1e-30).sqrt()
+    tiny = torch.finfo(low.dtype).tiny  # a larger floor would be a radius, which layers amplify
+    deviation = center.var(-1, correction=0, keepdim=True).clamp_min(tiny).sqrt()
+    slack = radius.square().mean(-1, keepdim=True).clamp_min(tiny).sqrt()
     fastest = ((deviation - slack).clamp_min(0).square() + eps).rsqrt()
     slowest = ((deviation + slack).square() + eps).rsqrt()
     spread = radius * (1 - 2 / count) + radius.mean(-1, keepdim=True)  # of x_i − mean: (1 − 1/n) r_i + Σ_{k≠i} r_k / n

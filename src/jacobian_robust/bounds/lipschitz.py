@@ -29,7 +29,7 @@ def _convolution(layer: nn.Conv2d) -> float:
     if layer.groups != 1 or layer.padding_mode != "zeros":
         raise ValueError("bounds: Conv2d with groups or another padding than zeros has no Lipschitz rule")
     weight = layer.weight
-    absolute = weight.abs().sum((2, 3))
+    absolute = weight.detach().abs().sum((2, 3))
     overlap = 1
     for kernel, stride, dilation in zip(layer.kernel_size, layer.stride, layer.dilation, strict=True):
         overlap *= math.ceil(kernel / stride) if dilation == 1 else kernel
