@@ -162,6 +162,7 @@ def test_the_margin_of_bounds_is_the_least_distance_and_attained_where_none_is_p
         (nn.LayerNorm(8), "layer_norm"),
         (nn.LeakyReLU(-0.1), "leaky_relu"),
         (nn.BatchNorm2d(4), "BatchNorm is in training mode"),
+        (nn.Softplus(threshold=1.0), "softplus with a threshold"),
         (nn.Dropout(), "dropout is in training mode"),
     ],
 )

@@ -56,3 +56,9 @@ def test_a_constant_by_power_iteration_is_below_the_exact_one_and_ours_is_not():
 def test_a_layer_without_a_rule_is_named():
     with pytest.raises(ValueError, match="Softmax"):
         lipschitz_constant(nn.Sequential(nn.Softmax(-1)))
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2, 2, dilation=2), nn.AvgPool2d(2, divisor_override=1)])
+def test_pooling_that_stretches_more_than_its_overlap_is_refused(pool):
+    with pytest.raises(ValueError, match="no Lipschitz rule"):
+        lipschitz_constant(nn.Sequential(pool))

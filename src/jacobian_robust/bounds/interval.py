@@ -112,6 +112,8 @@ def _apply(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         raise ValueError("bounds: dropout is in training mode; call model.eval()")
     if any(value < 0 for key, value in kwargs.items() if key in ("negative_slope", "alpha")):
         raise ValueError(f"bounds: {name} with a negative slope is not monotone and has no interval rule")
+    if plain == "softplus" and kwargs.get("threshold", args[2] if len(args) > 2 else 20) < 20:
+        raise ValueError("bounds: softplus with a threshold below 20 falls there and has no interval rule")
     func = F.relu if plain == "relu" else func  # not the one in place
     return func(args[0].lower, *args[1:], **kwargs), func(args[0].upper, *args[1:], **kwargs)
 

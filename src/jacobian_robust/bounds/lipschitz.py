@@ -44,10 +44,14 @@ def _factor(layer: nn.Module) -> float:
     if isinstance(layer, nn.Conv2d):
         return _convolution(layer)
     if isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
+        if getattr(layer, "dilation", 1) not in (1, (1, 1)) or getattr(layer, "divisor_override", None) is not None:
+            raise ValueError(f"bounds: {layer} has no Lipschitz rule: its windows overlap, or weigh, otherwise")
         size, stride = (v if isinstance(v, tuple) else (v, v) for v in (layer.kernel_size, layer.stride))
         return math.sqrt(math.prod(math.ceil(k / s) for k, s in zip(size, stride, strict=True)))
     if isinstance(layer, nn.LeakyReLU):
         return max(1.0, abs(layer.negative_slope))
+    if isinstance(layer, nn.Softplus) and layer.threshold < 20:
+        raise ValueError("bounds: Softplus with a threshold below 20 falls there and has no Lipschitz rule")
     if isinstance(layer, nn.ReLU | nn.Tanh | nn.Softplus | nn.Flatten | nn.Identity):
         return 1.0
     if isinstance(layer, nn.Sigmoid):
