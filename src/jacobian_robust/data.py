@@ -392,8 +392,8 @@ class CIFAR10DataModule(ImageDataModule):
             except Exception as error:  # torchvision raises what its transport raised
                 raise UserError(
                     f"CIFAR10: files missing or damaged in {self.root / self.dataset_class.base_folder} and the "
-                    f"download failed ({type(error).__name__}); put {self.dataset_class.filename} into {self.root} or set "
-                    "data.root"
+                    f"download failed ({type(error).__name__}); put {self.dataset_class.filename} into "
+                    f"{self.root} or set data.root"
                 ) from error
 
     def _read(self, *, train: bool) -> ImageDataset:
