@@ -28,9 +28,10 @@ from jacobian_robust.attacks import Norm
 from jacobian_robust.cli.sweeps import Job, read_jobs
 from jacobian_robust.errors import DIVERGED, UserError, describe, ends_in_one_line
 from jacobian_robust.files import write_atomically
-from jacobian_robust.reporting import plots
+from jacobian_robust.reporting import figures as plots
 from jacobian_robust.robustness.schema import Results
-from jacobian_robust_studies.documents import Document, end_doors, run_door
+from jacobian_robust_studies import defence_figures
+from jacobian_robust_studies.documents import Document, end_entry_points, run_entry_point
 
 __all__ = [
     "Attacked",
@@ -359,7 +360,7 @@ class Concurrency:
             except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
                 if isinstance(error, KeyboardInterrupt):
-                    end_doors()
+                    end_entry_points()
                 raise
         return [future.result() for future in futures]
 
@@ -429,7 +430,7 @@ def _sweep(
             where += ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={concurrent.jobs}"]
         if torch.cuda.is_available():
             where += ["cuda_graph=true"]  # the same steps, sooner
-        run_door("train.py", "-m", *options, *where, check=False, threads=concurrent.threads(concurrent.jobs))
+        run_entry_point("train.py", "-m", *options, *where, check=False, threads=concurrent.threads(concurrent.jobs))
     if len(ended()) < expected:
         errors = [f"{name}: {job.error}" for name, job in read_jobs(directory).items() if job.status == "failed"]
         found = errors[0] if errors else "not all trainings ended"
@@ -454,7 +455,9 @@ def _attack(models: Sequence[Path], place: Path, options: Sequence[str], concurr
         where = [f"processes={concurrent.jobs}", "logger=csv", f"hydra.run.dir={directory}", "resume=true"]
         log = directory.with_name(f"{directory.name}.log") if concurrent.methods > 1 else None
         directory.parent.mkdir(parents=True, exist_ok=True)
-        run_door("evaluate.py", *asked, *where, threads=concurrent.threads(1), log=log)  # which its processes share
+        run_entry_point(
+            "evaluate.py", *asked, *where, threads=concurrent.threads(1), log=log
+        )  # which its processes share
     return directory / "robustness.json"
 
 
@@ -468,13 +471,13 @@ def _report(record: Record, document: Document) -> None:
     attacked = {kind: record.evaluations(kind) for kind in plan.evaluations}
     text = f"{protocol(plan)}\n{tuned(plan, trials, set().union(*attacked.values()))}"
     if any(trial.clean == trial.clean for found in trials.values() for trial in found):
-        plots.save({"trade_off": plots.trials_by_method(points, robust=plan.objective)}, record.directory)
+        plots.save({"trade_off": defence_figures.trials_by_method(points, robust=plan.objective)}, record.directory)
         text += "\n![Clean against robust accuracy of all trials](defences/trade_off.png)\n"
     for kind, found in attacked.items():
         if found:
             text += f"\n{table(plan, found)}"
             if len(_budgets(found)) > 1:
-                plots.save({kind: plots.methods_under_attack(_standing(plan, found))}, record.directory)
+                plots.save({kind: defence_figures.methods_under_attack(_standing(plan, found))}, record.directory)
                 text += f"\n![Accuracy of all methods, clean and within each budget](defences/{kind}.png)\n"
     document.write(text)
 
@@ -591,7 +594,7 @@ def _spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Make the study as the command line says."""
     parser = argparse.ArgumentParser(
         prog="python -m jacobian_robust_studies.defences",
@@ -604,7 +607,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="trainings and attacks at a time; %(default)s")
     parser.add_argument("--results", type=Path, default=Path("docs/results"), help="%(default)s")
     parser.add_argument("--runs", type=Path, default=Path("runs/defences"), help="where to train; %(default)s")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with ends_in_one_line(again="run the same command again to go on"):
         plan = read_plan(arguments.plan)
         names = list(dict.fromkeys(arguments.methods or plan.methods))

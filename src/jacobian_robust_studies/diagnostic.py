@@ -19,7 +19,7 @@ from jacobian_robust.evaluation.diagnostics import Diagnostics
 from jacobian_robust.files import write_atomically
 from jacobian_robust.options import STRICT, Count
 from jacobian_robust.reporting.html import Section
-from jacobian_robust.reporting.plots import six_simplifications, suffix_of
+from jacobian_robust.reporting.figures import suffix_of
 from jacobian_robust.robustness.prediction import Sample
 from jacobian_robust.robustness.schema import Results
 from jacobian_robust_studies.simplifications import (
@@ -30,6 +30,7 @@ from jacobian_robust_studies.simplifications import (
     Study,
     fall_rows,
     image_rows,
+    six_simplifications,
     study,
     summary,
 )

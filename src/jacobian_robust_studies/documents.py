@@ -10,7 +10,7 @@ from pathlib import Path
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import write_atomically
 
-__all__ = ["Document", "end_doors", "run_door"]
+__all__ = ["Document", "end_entry_points", "run_entry_point"]
 
 
 class Document:
@@ -53,7 +53,7 @@ class Document:
             file.write(f"{before}{first}\n\n{text}\n{last}{after}")
 
 
-def run_door(*command: str, check: bool = True, threads: int | None = None, log: Path | None = None) -> None:
+def run_entry_point(*command: str, check: bool = True, threads: int | None = None, log: Path | None = None) -> None:
     """Run ``train.py`` or ``evaluate.py`` of the clone in the working directory, as a person would.
 
     Args:
@@ -75,7 +75,7 @@ def run_door(*command: str, check: bool = True, threads: int | None = None, log:
     try:
         status = process.wait()
     except KeyboardInterrupt:
-        end_doors()
+        end_entry_points()
         raise
     finally:
         _running.discard(process)
@@ -90,8 +90,8 @@ GRACE = 10.0
 """Seconds that all of them have to end by themselves: Ctrl-C in a terminal interrupts them too."""
 
 
-def end_doors() -> None:
-    """End all commands that :func:`run_door` runs, in whatever thread: an interruption may be of this process alone."""
+def end_entry_points() -> None:
+    """End all commands that :func:`run_entry_point` runs, in any thread; Ctrl-C may reach this process alone."""
     running, deadline = list(_running), time.monotonic() + GRACE
     for process in running:
         with contextlib.suppress(subprocess.TimeoutExpired):

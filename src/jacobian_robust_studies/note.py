@@ -19,9 +19,9 @@ from pydantic import ValidationError
 
 from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.errors import UserError, ends_in_one_line
-from jacobian_robust.reporting import plots
+from jacobian_robust.reporting import figures as plots
 from jacobian_robust.robustness.schema import Budget, Results
-from jacobian_robust_studies.documents import Document, run_door
+from jacobian_robust_studies.documents import Document, run_entry_point
 
 __all__ = ["COST", "NETWORKS", "Network", "Outcome", "cost", "reproduce", "table"]
 
@@ -158,7 +158,7 @@ def _train(network: Network, seed: int, path: Path, directory: Path, overrides: 
         resumed = [f"ckpt_path={checkpoint}" for checkpoint in checkpoints if checkpoint.is_file()][-1:]
         if directory.exists():  # an interrupted run: it goes on in a directory beside it
             directory = directory.with_name(f"{directory.name}.{len(begun)}")
-        run_door(
+        run_entry_point(
             *("train.py", f"experiment={network.experiment}", f"seed={seed}", "logger=csv"),
             *(f"hydra.run.dir={directory}", *resumed, *overrides),
         )
@@ -182,7 +182,7 @@ def _attack(network: Network, weights: Path, evaluation: Path, directory: Path, 
         shutil.rmtree(directory)  # of other weights, or on other images
     resumed = ["resume=true"] if directory.exists() else []
     options = [f"limit={limit}"] * bool(limit) + [f"model={network.model}"] * bool(network.model)
-    run_door(
+    run_entry_point(
         *("evaluate.py", f"checkpoint={weights}", "suite=note", "logger=csv", *options),
         *(f"hydra.run.dir={directory}", *resumed),
     )
@@ -289,7 +289,7 @@ def _figures(outcomes: Sequence[Outcome], directory: Path) -> str:
     return shown + "\n![Cross-entropy and error of all networks over the epochs, first seed](note/progress.png)\n"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Reproduce as the command line says."""
     parser = argparse.ArgumentParser(
         prog="python -m jacobian_robust_studies.note",
@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"), help="where to train; %(default)s")
     parser.add_argument("--limit", type=int, help="attack the first images only")
     parser.add_argument("overrides", nargs="*", help="further options of train.py")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with ends_in_one_line(again="run the same command again to go on"):
         outcomes = reproduce(
             [network for network in NETWORKS if network.experiment in arguments.experiments],

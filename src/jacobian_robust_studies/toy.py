@@ -452,12 +452,12 @@ def _save_svg(figure: Figure, path: Path) -> None:
     path.write_text(lean, encoding="utf-8")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Draw as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m jacobian_robust_studies.toy", description=__doc__)
     parser.add_argument("run", type=Path, help="directory of the run, or with two exports (model.safetensors)")
     parser.add_argument("--out", type=Path, required=True, help="new directory for the figures and toy.json")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with ends_in_one_line():
         toy(arguments.run, arguments.out)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from jacobian_robust.geometry import distance_to_boundary, distance_to_center
 from jacobian_robust.geometry.pullback import Geodesics, semi_axes
-from jacobian_robust.reporting.plots import PALETTE
+from jacobian_robust.reporting.figures import PALETTE
 
 __all__ = ["Attacked", "Ball", "Scene", "figures"]
 

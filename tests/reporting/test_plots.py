@@ -6,7 +6,7 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from jacobian_robust.reporting import plots
+from jacobian_robust.reporting import figures as plots
 from jacobian_robust.reporting.console import print_results
 from jacobian_robust.reporting.html import write_report
 from jacobian_robust.robustness.budgets import Examples

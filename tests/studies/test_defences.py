@@ -13,9 +13,9 @@ from jacobian_robust.cli.sweeps import Job
 from jacobian_robust.config import build
 from jacobian_robust.errors import UserError
 from jacobian_robust.penalties import Penalty
-from jacobian_robust.reporting import plots
+from jacobian_robust.reporting import figures as plots
 from jacobian_robust.robustness.schema import Results, Threat
-from jacobian_robust_studies import defences, documents
+from jacobian_robust_studies import defence_figures, defences, documents
 from jacobian_robust_studies.defences import (
     Concurrency,
     Method,
@@ -217,7 +217,7 @@ def test_a_variation_is_one_of_a_method_that_is_tuned(as_tuned):
 
 def test_only_a_training_that_diverged_is_a_failure_of_the_method(tmp_path, monkeypatch):
     errors = ["its process was ended by SIGKILL: out of memory?"]
-    monkeypatch.setattr(defences, "run_door", lambda *_, **__: None)
+    monkeypatch.setattr(defences, "run_entry_point", lambda *_, **__: None)
     monkeypatch.setattr(defences, "read_jobs", lambda _: {"0": Job(overrides=[], status="failed", error=errors[0])})
     with pytest.raises(UserError, match=r"out of memory\?; run this again"):
         defences._sweep([], tmp_path / "vanilla", "0", 1, Concurrency(1, 1))
@@ -228,7 +228,9 @@ def test_only_a_training_that_diverged_is_a_failure_of_the_method(tmp_path, monk
 
 def test_a_panel_shows_a_methods_trials_in_their_order_and_says_which_lie_outside():
     points = {"eps=1": (0.98, 0.5), "eps=2": (0.97, 0.7), "eps=3": (0.6, 0.1), "eps=4": (math.nan, math.nan)}
-    figure = plots.trials_by_method({"a": points, "b": {"lr=0": (0.99, 0.4)}}, robust="robust_accuracy_linf_0.1")
+    figure = defence_figures.trials_by_method(
+        {"a": points, "b": {"lr=0": (0.99, 0.4)}}, robust="robust_accuracy_linf_0.1"
+    )
     first, second = figure.axes
     grey, own = first.lines
     assert len(grey.get_xdata()) == 3
@@ -303,12 +305,14 @@ def clone(tmp_path, monkeypatch):
 
 
 def test_a_command_has_its_share_of_the_processors_and_a_log_of_its_own(clone, capfd):
-    documents.run_door("train.py", "import os; print(os.environ['OMP_NUM_THREADS'])", threads=3, log=clone / "log")
+    documents.run_entry_point(
+        "train.py", "import os; print(os.environ['OMP_NUM_THREADS'])", threads=3, log=clone / "log"
+    )
     assert (clone / "log").read_text() == "3\n"
     assert capfd.readouterr().out.startswith("+ python train.py")
     with pytest.raises(UserError, match=r"status 4: .*log says why; run this again"):
-        documents.run_door("train.py", "sys.exit(4)", log=clone / "log")
-    documents.run_door("train.py", "sys.exit(4)", check=False)
+        documents.run_entry_point("train.py", "sys.exit(4)", log=clone / "log")
+    documents.run_entry_point("train.py", "sys.exit(4)", check=False)
 
 
 def test_what_runs_side_by_side_ends_at_an_interruption(clone, monkeypatch):
@@ -325,7 +329,7 @@ def test_what_runs_side_by_side_ends_at_an_interruption(clone, monkeypatch):
     begun = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            Concurrency(methods=2, jobs=1).map(lambda name: documents.run_door("train.py", waiting, name), "abc")
+            Concurrency(methods=2, jobs=1).map(lambda name: documents.run_entry_point("train.py", waiting, name), "abc")
     finally:
         signal.signal(signal.SIGINT, before)
     assert time.monotonic() - begun < 50, "before they end by themselves"
@@ -334,7 +338,7 @@ def test_what_runs_side_by_side_ends_at_an_interruption(clone, monkeypatch):
 
 
 def test_a_variation_of_what_was_not_tuned_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(defences, "run_door", lambda *_, **__: pytest.fail("something was trained"))
+    monkeypatch.setattr(defences, "run_entry_point", lambda *_, **__: pytest.fail("something was trained"))
     with pytest.raises(UserError, match=r"^longer: takes the values of fgsm, .* name that too"):
         defences.study(SMALL, ["vanilla", "longer"], [], results=tmp_path, runs=tmp_path)
 

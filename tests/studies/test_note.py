@@ -10,7 +10,7 @@ import pytest
 
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation.evaluate import evaluate
-from jacobian_robust.reporting import plots
+from jacobian_robust.reporting import figures as plots
 from jacobian_robust.robustness.schema import Results
 from jacobian_robust_studies.note import COST, NETWORKS, Network, Outcome, cost, reproduce, table
 
@@ -67,7 +67,7 @@ def test_the_committed_document_says_what_the_committed_files_do():
 def test_what_is_known_of_other_networks_stays_in_the_document(tmp_path, monkeypatch):
     committed = ROOT / "docs" / "results"
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("jacobian_robust_studies.note.run_door", lambda *_: pytest.fail("nothing is missing"))
+    monkeypatch.setattr("jacobian_robust_studies.note.run_entry_point", lambda *_: pytest.fail("nothing is missing"))
     monkeypatch.setattr(plots, "save", lambda *_: None)
     for name in ("checkpoints", "note"):
         (tmp_path / name).symlink_to(committed / name)

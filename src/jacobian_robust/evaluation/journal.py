@@ -16,7 +16,7 @@ from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation.classifiers import Classifier, device, weights_hash
 from jacobian_robust.evaluation.options import Evaluation
 from jacobian_robust.provenance import versions
-from jacobian_robust.reporting.plots import SYMBOLS
+from jacobian_robust.reporting.figures import SYMBOLS
 from jacobian_robust.robustness.evaluate import parameters
 
 __all__ = ["PROGRESS", "Bars", "FileJournal", "identity_of", "once"]

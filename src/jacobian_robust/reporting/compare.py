@@ -25,7 +25,7 @@ from torch import tensor
 from jacobian_robust.config import flat
 from jacobian_robust.errors import UserError, describe, ends_in_one_line
 from jacobian_robust.files import claimed, distinct_names, write_atomically
-from jacobian_robust.reporting import plots
+from jacobian_robust.reporting import figures as plots
 from jacobian_robust.reporting.console import print_results
 from jacobian_robust.reporting.html import Sheet, write_report
 from jacobian_robust.reporting.wandb import WandbOptions, log_evaluation, wandb_run
@@ -295,7 +295,7 @@ def _write_rows(path: Path, results: Results, varied: Sequence[Mapping[str, Any]
             writer.writerow([model.name, *options.values(), *values])
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Compare as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m jacobian_robust.reporting.compare", description=__doc__)
     parser.add_argument("evaluations", nargs="+", type=Path, help="directories of evaluations, runs or sweeps")
@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--over", metavar="OPTION", help="of the runs, to draw the accuracies over, as eta.max")
     parser.add_argument("--wandb", choices=["offline", "online"], help="also log to W&B; offline, talk to no server")
     parser.add_argument("--project", default=WandbOptions().project, help="W&B project; %(default)s")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     with ends_in_one_line():
         try:
             offline = arguments.wandb == "offline"

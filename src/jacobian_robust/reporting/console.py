@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jacobian_robust.attacks import Norm
-from jacobian_robust.reporting.plots import NORMS, SYMBOLS, unmet_note
+from jacobian_robust.reporting.figures import NORMS, SYMBOLS, unmet_note
 from jacobian_robust.robustness.schema import Group, Results
 
 __all__ = ["print_results"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from jacobian_robust.reporting import plots
+from jacobian_robust.reporting import figures as plots
 from jacobian_robust.reporting.html import Section, write_report
 from jacobian_robust.robustness.evaluate import Details, write_tables
 from jacobian_robust.robustness.schema import Group, Results

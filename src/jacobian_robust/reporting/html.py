@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from jacobian_robust.attacks import Norm
 from jacobian_robust.files import write_atomically
 from jacobian_robust.provenance import run_url
-from jacobian_robust.reporting.plots import NORMS, SYMBOLS, unmet_note
+from jacobian_robust.reporting.figures import NORMS, SYMBOLS, unmet_note
 from jacobian_robust.robustness.schema import Group, Results
 
 __all__ = ["Section", "Sheet", "write_report"]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from jacobian_robust.attacks import Norm
 from jacobian_robust.errors import UserError, describe
 from jacobian_robust.options import STRICT, Listed, NonEmpty
-from jacobian_robust.reporting.plots import NORMS, Points, Rows, on_log_axes, suffix_of, unmet_note
+from jacobian_robust.reporting.figures import NORMS, Points, Rows, on_log_axes, suffix_of, unmet_note
 from jacobian_robust.robustness.schema import Condition, Group, Model, Results
 
 __all__ = ["WandbOptions", "full_id", "log_evaluation", "log_training", "read_logger", "wandb_run"]

@@ -44,7 +44,7 @@ from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.penalties import Amortization, Penalty, note_condition
 from jacobian_robust.provenance import git_state, versions
-from jacobian_robust.reporting.plots import training_curves
+from jacobian_robust.reporting.figures import training_curves
 from jacobian_robust.reporting.wandb import WandbOptions, full_id, log_training, read_logger, wandb_run
 from jacobian_robust.training.averaging import MovingAverage
 from jacobian_robust.training.callbacks import (

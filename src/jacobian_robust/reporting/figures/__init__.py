@@ -1,0 +1,55 @@
+"""Figures of trainings and evaluations."""
+
+from jacobian_robust.reporting.figures.accuracy import (
+    accuracy_curves,
+    class_accuracy,
+    group_curves,
+    noise_curves,
+    reliability_diagram,
+    trade_off,
+)
+from jacobian_robust.reporting.figures.comparison import comparison
+from jacobian_robust.reporting.figures.examples import adversarial_examples
+from jacobian_robust.reporting.figures.geometry import on_log_axes, predicted_against_found
+from jacobian_robust.reporting.figures.style import (
+    BUDGET_LABELS,
+    NORMS,
+    PALETTE,
+    SYMBOLS,
+    Points,
+    Rows,
+    line_style,
+    name_lines,
+    save,
+    suffix_of,
+    unmet_note,
+    write_note,
+)
+from jacobian_robust.reporting.figures.training import progress, training_curves
+
+__all__ = [
+    "BUDGET_LABELS",
+    "NORMS",
+    "PALETTE",
+    "SYMBOLS",
+    "Points",
+    "Rows",
+    "accuracy_curves",
+    "adversarial_examples",
+    "class_accuracy",
+    "comparison",
+    "group_curves",
+    "line_style",
+    "name_lines",
+    "noise_curves",
+    "on_log_axes",
+    "predicted_against_found",
+    "progress",
+    "reliability_diagram",
+    "save",
+    "suffix_of",
+    "trade_off",
+    "training_curves",
+    "unmet_note",
+    "write_note",
+]
