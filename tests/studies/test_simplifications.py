@@ -13,9 +13,9 @@ from torch import nn
 from jacobian_robust.robustness.prediction import Nearest, Radii, radii
 from jacobian_robust_studies.simplifications import (
     PASSES,
+    Displacements,
     Sample,
     Simplifications,
-    _Examples,
     agreements,
     directions,
     displacements,
@@ -115,7 +115,7 @@ def test_falls_are_put_down_to_the_first_simplification_that_made_the_promise():
     moved = torch.full((9,), 1.1, dtype=torch.float64)
     found = {
         (f.bound, f.norm): f
-        for f in falls(sample, _Examples(moved, spectral.double() * nearest), [1.0], split="evaluated")
+        for f in falls(sample, Displacements(moved, spectral.double() * nearest), [1.0], split="evaluated")
     }
     note = found["center", "frobenius"]  # images 0 to 3 satisfy it
     assert (note.images, note.fell, note.satisfied, note.satisfied_fell) == (8, 4, 4, 2)
