@@ -9,8 +9,6 @@ from typing import get_args
 from jinja2 import Environment
 from matplotlib.figure import Figure
 from pydantic.dataclasses import dataclass
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from jacobian_robust.errors import UserError
@@ -18,8 +16,8 @@ from jacobian_robust.evaluation.classifiers import Classifier
 from jacobian_robust.evaluation.diagnostics import Diagnostics
 from jacobian_robust.files import write_atomically
 from jacobian_robust.options import STRICT, Count
-from jacobian_robust.reporting.html import Section
 from jacobian_robust.reporting.figures import suffix_of
+from jacobian_robust.reporting.html import Section
 from jacobian_robust.robustness.prediction import Sample
 from jacobian_robust.robustness.schema import Results
 from jacobian_robust_studies.simplifications import (
@@ -30,6 +28,7 @@ from jacobian_robust_studies.simplifications import (
     Study,
     fall_rows,
     image_rows,
+    print_simplifications,
     six_simplifications,
     study,
     summary,
@@ -131,26 +130,7 @@ class SimplificationsDiagnostics(Diagnostics):
 
     def print(self, measured: Sequence[Study], results: Results) -> None:
         """Print the six simplifications and, below them, what accounts for each fall."""
-        simplified = _simplifications(measured, results)
-        console = Console()
-        for model in simplified.models:
-            title = f"{model.name}: the note's six simplifications on {model.images} {simplified.split} images"
-            lines = Table("simplification", "measured", title=title, title_justify="left")
-            for row in summary(model):
-                lines.add_row(*row)
-            console.print(lines)
-            table = Table(
-                title=f"{model.name}: what the condition ‖J‖ ≤ d/ε promised, and what fell, of the correct images",
-                caption="Fell by 1: δ instead of d_B; by 2: the metric is not flat; "
-                "the others were promised nothing (5, 6).",
-                title_justify="left",
-                caption_justify="left",
-            )
-            for column in FALL_COLUMNS:
-                table.add_column(column, justify="right")
-            for cells in fall_rows(model.falls_of("evaluated")):
-                table.add_row(*cells)
-            console.print(table)
+        print_simplifications(_simplifications(measured, results))
 
 
 def _simplifications(measured: Sequence[Study], results: Results) -> Simplifications:
