@@ -8,11 +8,12 @@ import torch
 
 from jacobian_robust import attacks
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
-from jacobian_robust.data import FashionMNISTDataModule
+from jacobian_robust.data import FashionMNISTDataModule, MNISTDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate as evaluation
 from jacobian_robust.evaluation.evaluate import evaluate
 from jacobian_robust.models import LeNet
+from jacobian_robust.robustness.evaluate import evaluate_robustness
 from jacobian_robust.robustness.schema import Results
 from jacobian_robust_studies.simplifications import Simplifications
 
@@ -223,6 +224,20 @@ def test_the_bar_of_an_attack_is_there_before_its_first_batch_is_done(trained, t
     run(tmp_path, f"checkpoint={trained.directory}/vanilla", "logger=csv", "attack.pgd_linf.eps=[0.05,0.1]", "limit=9")
     assert shown[0].startswith("pgd_linf ε=0.05 on vanilla:   0%")
     assert shown[1].startswith("pgd_linf ε=0.1 on vanilla:   0%")
+
+
+def test_the_plain_function_counts_what_the_command_counts(tmp_path):
+    checkpoint = ROOT / "docs" / "results" / "checkpoints" / "note_vanilla.safetensors"
+    options = ["attack.pgd_linf.eps=[0,0.05,0.1]", *QUICK, "limit=20", f"checkpoint={checkpoint}", "logger=csv"]
+    [command] = evaluate(composed("evaluate", *options, f"output_dir={tmp_path}/results")).models
+    data = MNISTDataModule(root=str(ROOT / "data"), validation_size=0)
+    data.setup("test")
+    images, labels = data.split("test").first(20)
+    model = load_checkpoint(checkpoint).model()
+    result = evaluate_robustness(model, images, labels, eps=[0.0, 0.05, 0.1], sanity_images=0)
+    [plain] = result.results.models
+    assert plain.threats == command.threats
+    assert 0 < plain.threats[0].budgets[-1].correct < plain.clean_correct
 
 
 def test_the_same_evaluation_twice_gives_the_same_counts(trained, tmp_path):

@@ -203,10 +203,12 @@ def _attacks(
     if not budgets or not all(math.isfinite(radius) and radius >= 0 for radius in budgets):
         raise UserError(f"eps={list(eps)}: give one radius or more, all finite and not negative")
     common: dict[str, Any] = {"norm": norm, "eps": budgets, "batch_size": batch_size}
+    # Named as in conf/attack: the name chooses the random stream, so that evaluate.py finds the same.
+    suffix = "" if norm == "linf" else "_l2"
     makers = {
-        "pgd": lambda: PGD(name="pgd", steps=40, step_size=0.01 if norm == "linf" else 0.1, **common),
-        "square": lambda: Square(name="square", queries=1000, **common),
-        "autoattack": lambda: AutoAttack(name="autoattack", **common),
+        "pgd": lambda: PGD(name=f"pgd_{norm}", steps=40, step_size=0.01 if norm == "linf" else 0.1, **common),
+        "square": lambda: Square(name=f"square{suffix}", queries=1000, **common),
+        "autoattack": lambda: AutoAttack(name=f"autoattack{suffix}", **common),
     } | ({"fgsm": lambda: FGSM(name="fgsm", **common)} if norm == "linf" else {})
     found = []
     for attack in ["pgd"] if attacks is None else attacks:
