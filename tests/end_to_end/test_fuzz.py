@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jacobian_robust import cli
+from jacobian_robust.cli import programs
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate as evaluation
@@ -98,7 +98,7 @@ def told(error, capsys):
     """The one line that an error ends in; an error of any other kind than a user's would be a traceback."""
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        cli._fail(error)
+        programs._fail(error)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert line.isprintable()
