@@ -12,6 +12,7 @@ from jacobian_robust.cli import programs
 from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate as evaluation
+from jacobian_robust.training import build
 from jacobian_robust.training import train as training
 
 from .conftest import ROOT, composed
@@ -60,7 +61,7 @@ def stopped(monkeypatch, tmp_path):
     monkeypatch.setattr(training, "claimed", stop)
     monkeypatch.setattr(evaluation, "report", stop)
     monkeypatch.setattr(MNISTDataModule.dataset_class, "download", offline)
-    monkeypatch.setattr(training, "_check_differentiable", lambda *_: None)  # of the model alone, and half a second
+    monkeypatch.setattr(build, "check_differentiable", lambda *_: None)  # of the model alone, and half a second
     monkeypatch.setattr(training, "require_possible", lambda *_: None)  # AutoAttack is not for the toy's three classes
     monkeypatch.chdir(tmp_path)
 

@@ -1,0 +1,114 @@
+"""The options of a training, and which of them shape what."""
+
+from typing import Any, Literal
+
+from omegaconf import DictConfig
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+
+from jacobian_robust.config import plain
+from jacobian_robust.errors import UserError, describe
+from jacobian_robust.evaluation.options import EVALUATION_GROUPS, EVALUATION_OPTIONS
+from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
+from jacobian_robust.penalties import Amortization
+from jacobian_robust.training.checkpointing import Intervals
+
+NOT_IN_CHECKPOINT = (
+    *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name", "objective", "search"),
+    "cuda_graph",
+    *("evaluate", "suite", *EVALUATION_GROUPS),
+    *(option for option in EVALUATION_OPTIONS if option != "seed"),
+)
+"""Keys of the config that do not shape the trained network."""
+
+
+GROUPS = (
+    *("data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler"),
+    *("averaging", "trainer", "logger", *EVALUATION_GROUPS),
+)
+
+
+MAY_BE_NONE = ("regularizer", "adversary", "eps_schedule", "scheduler", "averaging")
+
+
+UNRECORDED = ("resume", "processes", "cuda_graph")
+"""Keys of the config that do not shape the results: a run may be resumed with others."""
+
+
+SET_HERE = (
+    "callbacks",
+    "default_root_dir",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "fast_dev_run",
+    "inference_mode",
+    "logger",
+    "num_sanity_val_steps",
+    "use_distributed_sampler",
+)
+"""Arguments of Lightning's Trainer that are not the user's to choose."""
+
+
+class TrainerOptions(BaseModel):
+    """What Lightning would accept of its Trainer's arguments and choke on later, or do something else with."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    max_epochs: Count
+    gradient_clip_val: PositiveFloat | None = None  # a negative one would turn the gradient round
+    max_steps: int = Field(-1, ge=-1, lt=2**31)
+    min_steps: Count | None = None
+    min_epochs: Count | None = None
+    check_val_every_n_epoch: Count | None = 1
+    accumulate_grad_batches: Count = 1
+    log_every_n_steps: Size | None = None
+    reload_dataloaders_every_n_epochs: Size = 0
+
+
+class Search(BaseModel):
+    """Which trial of which study a training is; it is none without a number."""
+
+    model_config = STRICT
+
+    storage: NonEmpty | None
+    study: NonEmpty | None
+    trial: Size | None
+    pruner: dict[str, Any] | None
+
+
+class Options(BaseModel):
+    """The scalars of ``conf/train.yaml``."""
+
+    seed: Seed
+    twin: Flag
+    evaluate: Flag
+    ckpt_path: NonEmpty | None
+    resume: Flag
+    checkpoints: Intervals
+    monitor_images: Size
+    monitor_attack_images: Size
+    objective: NonEmpty | None
+    search: Search
+    output_dir: NonEmpty
+    amortization: Amortization
+    cuda_graph: Flag | Literal["auto"]
+    name: str | None = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$")
+
+
+def trainer_options(cfg: DictConfig) -> TrainerOptions:
+    """Return the checked arguments of Lightning's Trainer; raise a UserError for a wrong one."""
+    if not isinstance(cfg.get("trainer"), DictConfig):
+        raise UserError("trainer is empty: choose one, trainer=NAME, of those in conf/trainer")
+    try:
+        return TrainerOptions.model_validate(plain(cfg.trainer))
+    except ValidationError as error:
+        raise UserError(describe(error, "trainer")) from error
+
+
+def label(cfg: DictConfig) -> str:
+    """Return the short name of what distinguishes a run: its penalty and its adversary, as ``margin+pgd``.
+
+    A run without either is ``vanilla``, the note's word.
+    """
+    chosen = [cfg[group] for group in ("regularizer", "adversary") if cfg[group]]
+    names = [str(group.get("_target_", "")).rpartition(".")[-1].lower() for group in chosen]
+    return "+".join(names) or "vanilla"
