@@ -71,13 +71,15 @@ def _top_singular(
     # another singular value would be taken for the top one. Always the same signs: the norm is a function.
     signs = random_signs(1, logits.shape[-1], torch.Generator().manual_seed(0)).to(logits.device).expand(logits.shape)
     directions = tangent_directions(logits, size, signs if more else None)
-    basis = torch.nn.functional.normalize(torch.stack(directions, dim=1), dim=-1)
+    basis = torch.stack(directions[:size], dim=1)
     rows = leading_rows(logits, inputs, factor, basis.unbind(1))
 
     def grown(basis: Tensor, rows: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
         row = vjp(logits, inputs, factor @ direction, create_graph=False)
         return torch.cat([basis, direction[:, None]], dim=1), torch.cat([rows, row[:, None]], dim=1)
 
+    if more:
+        basis, rows = grown(basis, rows, _unit_outside(basis, directions[size]))
     jvp, accepted, rank = None, None, 1
     while True:
         gram, unusable = finite_part(rows @ rows.mT)
@@ -98,8 +100,7 @@ def _top_singular(
             accepted = value
             following = (eigenvectors[:, None, :, -rank] @ rows)[:, 0]
             residual = _outside(basis, factor.transposed(jvp(following)))
-        length = torch.linalg.vector_norm(residual, dim=-1, keepdim=True)
-        basis, rows = grown(basis, rows, residual / length.clamp_min(torch.finfo(length.dtype).tiny))
+        basis, rows = grown(basis, rows, _unit_outside(basis, residual))
     return value.sqrt() + unusable, direction
 
 
@@ -108,6 +109,17 @@ def _outside(basis: Tensor, vector: Tensor) -> Tensor:
     for _ in range(2):  # once is not orthogonal enough in float32
         vector = vector - ((vector[:, None] @ basis.mT) @ basis)[:, 0]
     return vector
+
+
+def _unit_outside(basis: Tensor, vector: Tensor) -> Tensor:
+    """Return the part of a vector outside a basis at length one; zero if the vector lies in it but for rounding."""
+    for _ in range(2):
+        # The squares of its entries may be below float32's smallest number.
+        vector = vector / vector.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(vector.dtype).tiny)
+        vector = _outside(basis, torch.nn.functional.normalize(vector, dim=-1))
+    # What is left of rounding loses its length again the second time (Kahan's "twice is enough").
+    outside = torch.linalg.vector_norm(vector, dim=-1, keepdim=True) > 0.5
+    return torch.where(outside, torch.nn.functional.normalize(vector, dim=-1), 0)
 
 
 def worst_direction(
