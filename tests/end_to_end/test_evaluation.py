@@ -10,7 +10,7 @@ from jacobian_robust import attacks
 from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.data import FashionMNISTDataModule, MNISTDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation import evaluate as evaluation
+from jacobian_robust.evaluation import journal as journal_of
 from jacobian_robust.evaluation.evaluate import evaluate
 from jacobian_robust.models import LeNet
 from jacobian_robust.robustness.evaluate import evaluate_robustness
@@ -206,7 +206,7 @@ def test_each_attack_has_a_bar_with_what_stands(trained, tmp_path, capsys):
 
 
 def test_the_bar_of_noise_shows_its_standard_deviation(capsys):
-    bars = evaluation._Bars("vanilla", "gaussian")
+    bars = journal_of.Bars("vanilla", "gaussian")
     bars("gaussian_noise", 0.2, 0, 10, 10)
     bars.close()
     assert "gaussian_noise σ=0.2 on vanilla" in capsys.readouterr().err

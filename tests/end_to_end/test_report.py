@@ -18,7 +18,9 @@ from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation import evaluate as evaluation
 from jacobian_robust.evaluation import journal as journal_of
+from jacobian_robust.evaluation.classifiers import load_classifiers
 from jacobian_robust.evaluation.evaluate import evaluate
+from jacobian_robust.evaluation.options import read_evaluation
 from jacobian_robust.reporting.compare import compare
 from jacobian_robust.reporting.wandb import WandbOptions
 from jacobian_robust.robustness.schema import Results, groups
@@ -196,7 +198,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(after, trained, tmp_
     whole = run(tmp_path / "whole")
     monkeypatch.setattr(journal_of.FileJournal, "SECONDS", 0.0)
     met = []
-    bar = evaluation._Bars.__call__
+    bar = journal_of.Bars.__call__
 
     def interrupted(self, *arguments):
         if arguments[2]:  # images are met
@@ -205,7 +207,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(after, trained, tmp_
                 raise KeyboardInterrupt
         bar(self, *arguments)
 
-    monkeypatch.setattr(evaluation._Bars, "__call__", interrupted)
+    monkeypatch.setattr(journal_of.Bars, "__call__", interrupted)
     with pytest.raises(KeyboardInterrupt, match="resume=true"):
         run(tmp_path / "parted")
     with pytest.raises(UserError, match="already holds a result"):
@@ -242,9 +244,9 @@ def test_what_was_made_of_the_first_model_is_not_made_again(trained, tmp_path, m
             raise KeyboardInterrupt
         bar(self, *arguments)
 
-    bar = evaluation._Bars.__call__
+    bar = journal_of.Bars.__call__
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation._Bars, "__call__", interrupted)
+        patch.setattr(journal_of.Bars, "__call__", interrupted)
         with pytest.raises(KeyboardInterrupt, match="resume=true"):
             evaluate(composed("evaluate", *options, f"output_dir={tmp_path}/run"))
     assert made == ["_checks", "smallest_perturbations"]
@@ -261,7 +263,7 @@ def test_an_interrupted_evaluation_goes_on_with_its_wandb_run(trained, tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation._Bars, "__call__", interrupted)
+        patch.setattr(journal_of.Bars, "__call__", interrupted)
         with pytest.raises(KeyboardInterrupt, match="resume=true"):
             evaluate(composed("evaluate", *options))
     time.sleep(1)  # W&B names directories by the second
@@ -275,7 +277,7 @@ def test_an_interrupted_evaluation_goes_on_with_its_wandb_run(trained, tmp_path,
 def counted(run, directory, monkeypatch):
     """The batches of an uninterrupted evaluation."""
     met = []
-    monkeypatch.setattr(evaluation._Bars, "__call__", lambda self, *arguments: met.append(arguments))
+    monkeypatch.setattr(journal_of.Bars, "__call__", lambda self, *arguments: met.append(arguments))
     run(directory)
     return [arguments for arguments in met if arguments[2]]
 
@@ -292,11 +294,11 @@ def test_progress_of_other_weights_is_not_taken(trained, tmp_path, monkeypatch):
 def test_progress_on_another_device_is_not_taken(trained, monkeypatch):
     """There batches are of another size, and a batch's number would not say which images it held."""
     cfg = composed("evaluate", *QUICK, f"checkpoint={trained.directory}/vanilla")
-    asked = evaluation.read_evaluation(cfg)
-    (subject,) = evaluation.subjects([load_checkpoint(trained.directory / "vanilla" / "model.safetensors")], asked)
-    here = evaluation._identity(subject, torch.zeros(1), asked.attacks, asked)
-    monkeypatch.setattr(evaluation, "_device", lambda: torch.device("cuda"))
-    assert evaluation._identity(subject, torch.zeros(1), asked.attacks, asked) == here | {"device": "cuda"} != here
+    asked = read_evaluation(cfg)
+    (model,) = load_classifiers([load_checkpoint(trained.directory / "vanilla" / "model.safetensors")], asked)
+    here = journal_of.identity_of(model, torch.zeros(1), asked.attacks, asked)
+    monkeypatch.setattr(journal_of, "device", lambda: torch.device("cuda"))
+    assert journal_of.identity_of(model, torch.zeros(1), asked.attacks, asked) == here | {"device": "cuda"} != here
 
 
 def test_progress_with_another_source_is_not_taken(tmp_path, monkeypatch):
@@ -306,7 +308,7 @@ def test_progress_with_another_source_is_not_taken(tmp_path, monkeypatch):
     options += [f"checkpoint={checkpoints}/note_vanilla.safetensors", "attack=transfer"]
     options += [f"attack.transfer.source={source}", "attack.transfer.batch_size=5", "attack.transfer.steps=2"]
     monkeypatch.setattr(journal_of.FileJournal, "SECONDS", 0.0)
-    bar = evaluation._Bars.__call__
+    bar = journal_of.Bars.__call__
 
     def interrupted(self, *arguments):
         if arguments[2] > 5:
@@ -315,7 +317,7 @@ def test_progress_with_another_source_is_not_taken(tmp_path, monkeypatch):
 
     shutil.copy(checkpoints / "note_regularized.safetensors", source)
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation._Bars, "__call__", interrupted)
+        patch.setattr(journal_of.Bars, "__call__", interrupted)
         with pytest.raises(KeyboardInterrupt, match="resume=true"):
             evaluate(composed("evaluate", *options))
     shutil.copy(checkpoints / "note_vanilla.safetensors", source)

@@ -70,7 +70,7 @@ def measure(room: Room, i: int) -> tuple[Model, Details, Any]:
         )
         for norm in evaluation.norms
     ]
-    checks = _checksonce(room, i, images, labels, sweeps, [*others, *room.checked_with])
+    checks = _checks_once(room, i, images, labels, sweeps, [*others, *room.checked_with])
     log_p = reliability.log_probabilities(classifier.network, images)
     sample = _nearest(classifier, images, labels, sweeps, evaluation, room.progress / f"{i}_geometry.pt", attackers)
     predicted, smallest, compared = _first_order(sample, evaluation)
@@ -117,7 +117,7 @@ def _reliability(
     }
 
 
-def _checksonce(
+def _checks_once(
     room: Room, i: int, images: Tensor, labels: Tensor, sweeps: Sequence[Sweep], surrogates: Sequence[Classifier]
 ) -> list[Check]:
     """Return the sanity checks of a classifier, made now or before an interruption."""
