@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 
 from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation import evaluate as evaluation
 from jacobian_robust.evaluation import journal as journal_of
+from jacobian_robust.evaluation import measure
 from jacobian_robust.evaluation.classifiers import load_classifiers
 from jacobian_robust.evaluation.evaluate import evaluate
 from jacobian_robust.evaluation.options import read_evaluation
@@ -236,8 +236,8 @@ def test_what_was_made_of_the_first_model_is_not_made_again(trained, tmp_path, m
         make = getattr(place, name)
         monkeypatch.setattr(place, name, lambda *args, **options: made.append(name) or make(*args, **options))
 
-    counting(evaluation, "_checks")
-    counting(evaluation.first_order, "smallest_perturbations")
+    counting(measure, "_checks")
+    counting(measure.first_order, "smallest_perturbations")
 
     def interrupted(self, *arguments):
         if self.name == "frobenius":
