@@ -1,6 +1,6 @@
 """The options of a training, and which of them shape what."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
@@ -13,7 +13,8 @@ from jacobian_robust.penalties import Amortization
 from jacobian_robust.training.checkpointing import Intervals
 
 NOT_IN_CHECKPOINT = (
-    *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "name", "objective", "search"),
+    *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "beside", "name", "objective"),
+    "search",
     "cuda_graph",
     *("evaluate", "suite", *EVALUATION_GROUPS),
     *(option for option in EVALUATION_OPTIONS if option != "seed"),
@@ -28,6 +29,12 @@ GROUPS = (
 
 
 MAY_BE_NONE = ("regularizer", "adversary", "eps_schedule", "scheduler", "averaging")
+
+
+MAY_DIFFER = (
+    *("model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler", "averaging", "trainer"),
+)
+"""Keys of the config in which runs side by side may differ."""
 
 
 UNRECORDED = ("resume", "processes", "cuda_graph")
@@ -75,11 +82,15 @@ class Search(BaseModel):
     pruner: dict[str, Any] | None
 
 
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$")]
+
+
 class Options(BaseModel):
     """The scalars of ``conf/train.yaml``."""
 
     seed: Seed
     twin: Flag
+    beside: dict[Name, dict[str, Any]]
     evaluate: Flag
     ckpt_path: NonEmpty | None
     resume: Flag
@@ -91,7 +102,7 @@ class Options(BaseModel):
     output_dir: NonEmpty
     amortization: Amortization
     cuda_graph: Flag | Literal["auto"]
-    name: str | None = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,=+-]*$")
+    name: Name | None
 
 
 def trainer_options(cfg: DictConfig) -> TrainerOptions:

@@ -29,6 +29,7 @@ from jacobian_robust.training.fit import fit, fit_alone, group
 from jacobian_robust.training.options import (
     GROUPS,
     MAY_BE_NONE,
+    MAY_DIFFER,
     UNRECORDED,
     Options,
     label,
@@ -42,8 +43,9 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
     """Train as ``conf/train.yaml`` describes, and return the last epoch's metrics.
 
     With ``twin=true`` the undefended twin is trained first, and its metrics are returned with the prefix ``twin_``;
-    with ``evaluate=true`` the accuracies under attack are, as ``robust_accuracy_NORM_EPS``. All parts are made, and all
-    options checked, before the first step.
+    those of a run in ``beside`` are returned with its name as a prefix. With ``evaluate=true`` the accuracies under
+    attack are returned, too, as ``robust_accuracy_NORM_EPS``. All parts are made, and all options checked, before the
+    first step.
 
     Raises:
         UserError: if an option, a file or a directory is at fault.
@@ -56,29 +58,17 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
     logger = read_logger(cfg)
     asked = read_evaluation(cfg) if options.evaluate or cfg.get("attack") else None  # what is not used is checked too
     evaluation = asked if options.evaluate else None
-    if options.twin and options.ckpt_path:
-        raise UserError("ckpt_path resumes one run: set twin=false")
+    if (options.twin or options.beside) and options.ckpt_path:
+        raise UserError("ckpt_path resumes one run: set twin=false and leave beside empty")
     if options.objective is not None:
         check_objective(options.objective, options, evaluation)
     directory = from_here(options.output_dir)
     name = options.name or label(cfg)
-    if options.twin:
-        if not (cfg.regularizer or cfg.adversary):
-            raise UserError(
-                "twin=true trains an undefended twin beside a penalty or an adversary: choose one, as "
-                "regularizer=frobenius"
-            )
-        if name in ("vanilla", *RESULTS):
-            raise UserError(f"name={name}: with twin=true a directory beside the run is called so; choose another name")
-        undefended = cfg.copy()
-        with open_dict(undefended):
-            undefended.regularizer = undefended.adversary = undefended.eps_schedule = None
-        runs = [
-            assemble(undefended, options, label(undefended), directory / label(undefended), measured_as=cfg),
-            assemble(cfg, options, name, directory / name, measured_as=cfg),
-        ]
-    else:
+    if not (options.twin or options.beside):
         runs = [assemble(cfg, options, name, directory, measured_as=cfg)]
+    else:
+        configs = _side_by_side(cfg, options, name)
+        runs = [assemble(one, options, key, directory / key, measured_as=cfg) for key, one in configs.items()]
     if evaluation is not None:
         require_possible(evaluation, runs[0].datamodule, len(runs))
     with contextlib.ExitStack() as claims:
@@ -86,10 +76,37 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
             return _train(runs, cfg, options, evaluation, logger, directory)
         # The outer directory first: it says whether the inner ones are this run's to go on with.
         claims.enter_context(claimed(directory, plain(cfg, without=UNRECORDED), resume=options.resume))
-        for run in runs if options.twin else ():
+        for run in runs if len(runs) > 1 else ():
             config = plain(run.cfg, without=UNRECORDED)
             claims.enter_context(claimed(run.directory, config, resume=options.resume))
         return _train(runs, cfg, options, evaluation, logger, directory)
+
+
+def _side_by_side(cfg: DictConfig, options: Options, name: str) -> dict[str, DictConfig]:
+    """Return the configs of several runs by name: the undefended twin, the run itself, and those of ``beside``."""
+    if options.twin and not (cfg.regularizer or cfg.adversary):
+        raise UserError(
+            "twin=true trains an undefended twin beside a penalty or an adversary: choose one, as regularizer=frobenius"
+        )
+    undefended = {"regularizer": None, "adversary": None, "eps_schedule": None}
+    others = ({"vanilla": undefended} if options.twin else {}) | {name: {}} | options.beside
+    if len(others) < options.twin + 1 + len(options.beside) or set(others) & set(RESULTS):
+        raise UserError(
+            f"name={name}: a run beside it, or a file, is called so, and each has a directory of its name; choose "
+            "another name"
+        )
+    configs = {}
+    for key, differences in others.items():
+        if unknown := set(differences) - set(MAY_DIFFER):
+            raise UserError(
+                f"beside.{key}.{min(unknown)}: what runs side by side may differ in is {', '.join(MAY_DIFFER)}"
+            )
+        configs[key] = cfg.copy()
+        with open_dict(configs[key]):
+            for group, choice in differences.items():
+                configs[key][group] = choice  # in place of the run's own, not merged with it
+        configs[key] = settled(configs[key], MAY_BE_NONE)
+    return configs
 
 
 def _train(
@@ -114,7 +131,7 @@ def _train(
             pl.seed_everything(seed, workers=True, verbose=False)
             fit_alone(run, options)
             ended = dict(run.record.rows[-1])
-        metrics = {f"twin_{key}": value for key, value in metrics.items()} | ended
+        metrics |= {_prefix(run, runs, options) + key: value for key, value in ended.items()}
     if dist.is_initialized():
         dist.destroy_process_group()
     if evaluation is not None and _rank() == 0:
@@ -155,11 +172,17 @@ def _evaluate(
             f"the training is done; the same options with hydra.run.dir={directory.parent} and resume=true go on"
         ) from None
     return {
-        f"{prefix}robust_accuracy_{threat.norm}_{budget.eps:g}": budget.robust_accuracy
-        for prefix, model in zip(["twin_", ""][-len(runs) :], results.models, strict=True)
+        f"{_prefix(run, runs, options)}robust_accuracy_{threat.norm}_{budget.eps:g}": budget.robust_accuracy
+        for run, model in zip(runs, results.models, strict=True)
         for threat in model.threats
         for budget in threat.budgets
     }
+
+
+def _prefix(run: Run, runs: list[Run], options: Options) -> str:
+    """Return what precedes the names of a run's metrics: nothing for the run itself."""
+    position = runs.index(run) - options.twin
+    return "twin_" if position < 0 else f"{run.name}_" if position else ""
 
 
 def _rank() -> int:
