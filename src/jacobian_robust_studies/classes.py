@@ -1,0 +1,184 @@
+"""Which class pays for the note's penalty: ``python -m jacobian_robust_studies.classes``.
+
+The stereographic chart projects from the vertex of the last class. There its conformal factor ``ρ`` tends to zero, and
+the exponent of eq. 15, ``(‖J_μ‖ − δ/ε)/ρ``, is largest for confident predictions of that class. This trains one small
+network with each chart, and with another class last, and counts the digits of each class that it gets right.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from jacobian_robust.data import MNISTDataModule
+from jacobian_robust.errors import ends_in_one_line
+from jacobian_robust.files import write_atomically
+from jacobian_robust.models import ConvSmall
+from jacobian_robust.penalties import Frobenius
+from jacobian_robust.provenance import git_state
+from jacobian_robust_studies.documents import Document
+
+CLASSES = 10
+COMMAND = "python -m jacobian_robust_studies.classes"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a network is trained with.
+
+    Attributes:
+        label: what the table calls it.
+        chart: where the penalty measures the Jacobian; ``None`` for no penalty.
+        last: the class whose vertex the stereographic chart projects from.
+    """
+
+    label: str
+    chart: Literal["stereographic", "sphere"] | None
+    last: int = CLASSES - 1
+
+
+CASES = (
+    Case("no penalty", None),
+    Case("stereographic, class 9 last (the note)", "stereographic"),
+    Case("stereographic, class 4 last", "stereographic", last=4),
+    Case("sphere", "sphere"),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trained network, by class.
+
+    Attributes:
+        case: what it was trained with.
+        seed: of its weights and of the order of the images.
+        recall: share of the test images of each class that are classified correctly.
+        penalty: the mean of eq. 15 in the stereographic chart of the case over the test images of each class.
+    """
+
+    case: str
+    seed: int
+    recall: list[float]
+    penalty: list[float]
+
+
+def train(case: Case, images: Tensor, labels: Tensor, *, seed: int, epochs: int, eta: float) -> nn.Module:
+    """Return a small strided network trained on ``(1 − η)·CE + η·α``, all else equal for all cases."""
+    torch.manual_seed(seed)
+    model = ConvSmall(first=16, second=32, hidden=128)
+    order = _order(case.last)
+    penalty = None if case.chart is None else Frobenius(probes=1, delta_over_eps=1e-3, chart=case.chart)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    batches = -(-len(images) // 128)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=epochs * batches)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in tqdm(range(epochs), desc=case.label, unit="epoch"):
+        for batch in torch.randperm(len(images), generator=generator).split(128):
+            inputs = images[batch].requires_grad_(penalty is not None)
+            logits = model(inputs)
+            loss = nn.functional.cross_entropy(logits, labels[batch])
+            if penalty is not None:
+                alpha = penalty(logits[:, order], inputs, generator=generator).mean()
+                loss = (1 - eta) * loss + eta * alpha
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+    return model.eval()
+
+
+def _order(last: int) -> list[int]:
+    """Return the classes with one of them moved to the end."""
+    return [label for label in range(CLASSES) if label != last] + [last]
+
+
+def measure(model: nn.Module, case: Case, images: Tensor, labels: Tensor, *, seed: int) -> Row:
+    """Return the recall and the mean penalty of each class on some images."""
+    right, values = [], []
+    alpha = Frobenius(delta_over_eps=1e-3)
+    for batch in torch.arange(len(images)).split(500):
+        inputs = images[batch].requires_grad_()
+        logits = model(inputs)
+        right.append(logits.argmax(-1) == labels[batch])
+        values.append(alpha(logits[:, _order(case.last)], inputs, create_graph=False).detach())
+    hits, penalties = torch.cat(right).double(), torch.cat(values).double()
+    of = [labels == label for label in range(CLASSES)]
+    return Row(case.label, seed, [hits[c].mean().item() for c in of], [penalties[c].mean().item() for c in of])
+
+
+def table(rows: list[Row]) -> str:
+    """Return the recall of each class as Markdown, a row for each case: the mean over the seeds."""
+    lines = [
+        "| test images right, % | " + " | ".join(map(str, range(CLASSES))) + " |",
+        "| --- |" + " ---: |" * CLASSES,
+    ]
+    for label, recall, _ in _means(rows):
+        lines.append(f"| {label} | " + " | ".join(f"{100 * share:.1f}" for share in recall) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _means(rows: list[Row]) -> list[tuple[str, list[float], list[float]]]:
+    """Return for each case its label, the recall and the penalty of each class, as means over the seeds."""
+    means = []
+    for label in dict.fromkeys(row.case for row in rows):
+        mine = [row for row in rows if row.case == label]
+        both = [torch.tensor([getattr(row, name) for row in mine]).mean(0).tolist() for name in ("recall", "penalty")]
+        means.append((label, *both))
+    return means
+
+
+def figure(rows: list[Row]) -> Figure:
+    """Return the errors and the mean penalty of each class, a line for each case."""
+    drawn = Figure(figsize=(8.4, 3.4), layout="constrained")
+    errors, penalties = drawn.subplots(1, 2)
+    for i, (label, recall, penalty) in enumerate(_means(rows)):
+        style = {"marker": "osD^"[i], "color": ("#000000", "#d55e00", "#e69f00", "#0072b2")[i], "label": label}
+        errors.plot(range(CLASSES), [100 * (1 - share) for share in recall], **style)
+        penalties.plot(range(CLASSES), penalty, **style)
+    errors.set(xlabel="class", ylabel="test images wrong, %", xticks=range(CLASSES), ylim=(0, None))
+    penalties.set(xlabel="class", ylabel="mean penalty α (eq. 15)", xticks=range(CLASSES), yscale="log")
+    errors.legend(fontsize=8)
+    for axes in (errors, penalties):
+        axes.grid(alpha=0.3)
+    return drawn
+
+
+@ends_in_one_line()
+def main() -> None:
+    """Run the study."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="%(default)s")
+    parser.add_argument("--epochs", type=int, default=6, help="of each training (%(default)s)")
+    parser.add_argument(
+        "--eta", type=float, default=0.006, help="weight η of the penalty (%(default)s, the note's last)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="directory with note.md (%(default)s)")
+    options = parser.parse_args()
+    data = MNISTDataModule(batch_size=128, validation_size=0)
+    data.prepare_data()
+    data.setup()
+    train_set, test_set = (data.split(name).first(None) for name in ("train", "test"))
+    rows = []
+    for seed in options.seeds:
+        for case in CASES:
+            model = train(case, *train_set, seed=seed, epochs=options.epochs, eta=options.eta)
+            rows.append(measure(model, case, *test_set, seed=seed))
+    (options.out / "note").mkdir(parents=True, exist_ok=True)
+    document = Document(options.out / "classes.md", COMMAND, "Which class pays for the note's penalty")
+    document.write(table(rows) + "\n![Errors and penalty by class](note/classes.png)\n")
+    figure(rows).savefig(options.out / "note/classes.png", dpi=140)
+    with write_atomically(options.out / "note/classes.json") as file:
+        json.dump(
+            {"options": {**vars(options), "out": None}, "rows": [asdict(row) for row in rows], **git_state()}, file
+        )
+
+
+if __name__ == "__main__":
+    main()
