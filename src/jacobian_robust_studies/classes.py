@@ -129,8 +129,9 @@ def _means(rows: list[Row]) -> list[tuple[str, list[float], list[float]]]:
     means = []
     for label in dict.fromkeys(row.case for row in rows):
         mine = [row for row in rows if row.case == label]
-        both = [torch.tensor([getattr(row, name) for row in mine]).mean(0).tolist() for name in ("recall", "penalty")]
-        means.append((label, *both))
+        recall = torch.tensor([row.recall for row in mine]).mean(0).tolist()
+        penalty = torch.tensor([row.penalty for row in mine]).mean(0).tolist()
+        means.append((label, recall, penalty))
     return means
 
 
@@ -161,6 +162,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="directory with note.md (%(default)s)")
     options = parser.parse_args()
+    code = git_state()  # of what is about to run, not of what is there in the end
     data = MNISTDataModule(batch_size=128, validation_size=0)
     data.prepare_data()
     data.setup()
@@ -175,9 +177,7 @@ def main() -> None:
     document.write(table(rows) + "\n![Errors and penalty by class](note/classes.png)\n")
     figure(rows).savefig(options.out / "note/classes.png", dpi=140)
     with write_atomically(options.out / "note/classes.json") as file:
-        json.dump(
-            {"options": {**vars(options), "out": None}, "rows": [asdict(row) for row in rows], **git_state()}, file
-        )
+        json.dump({"options": {**vars(options), "out": None}, "rows": [asdict(row) for row in rows], **code}, file)
 
 
 if __name__ == "__main__":
