@@ -33,7 +33,7 @@ def test_an_unknown_command_is_refused_in_one_line(monkeypatch, line):
         ("jacobian-robust tr", "train evaluate compare study"),
         ("jacobian-robust train regularizer=fro", "regularizer=frobenius"),
         ("jacobian-robust evaluate suite=q", "suite=quick"),
-        ("jacobian-robust study to", "note toy defences simplifications"),
+        ("jacobian-robust study to", "note toy defences classes simplifications"),
     ],
 )
 def test_it_completes_commands_and_options(monkeypatch, capsys, typed, offered):
@@ -48,6 +48,17 @@ def test_a_program_from_any_directory_composes_the_configs_and_a_users_own(monke
     (tmp_path / "mine" / "model" / "own.yaml").write_text("_target_: own.Model\n")
     command(monkeypatch, "train", "--config-dir", "mine", "model=own", "--cfg", "job")
     assert "_target_: own.Model" in capsys.readouterr().out
+
+
+def test_a_class_beside_the_working_directory_is_found_and_takes_no_modules_place(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "mylab_of_the_test.py").write_text("VALUE = 3\n")
+    (tmp_path / "json.py").write_text("raise RuntimeError\n")
+    command(monkeypatch, "--version")
+    assert __import__("mylab_of_the_test").VALUE == 3
+    assert __import__("json").loads("1") == 1
+    assert sys.path[-1] == str(tmp_path)
 
 
 def test_the_groups_are_offered_to_a_users_own_hydra_program(tmp_path):

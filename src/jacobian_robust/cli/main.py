@@ -4,6 +4,7 @@ import importlib
 import os
 import runpy
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import jacobian_robust
@@ -11,7 +12,7 @@ import jacobian_robust
 __all__ = ["main"]
 
 _PROGRAMS = ("train", "evaluate")
-_STUDIES = ("note", "toy", "defences", "simplifications")
+_STUDIES = ("note", "toy", "defences", "classes", "simplifications")
 _COMMANDS = (*_PROGRAMS, "compare", "study")
 
 _HELP = """\
@@ -24,6 +25,7 @@ commands
   study note       reproduce the note
   study toy        draw the toy model
   study defences   compare defences
+  study classes    count which class pays for the note's penalty
   study simplifications   measure the note's simplifications on a checkpoint; an evaluate with diagnostics
 
 COMMAND --help shows a command's options. train and evaluate find their configs from any directory;
@@ -34,7 +36,12 @@ tab completion: eval "$(jacobian-robust -sc install=bash)"
 
 
 def main() -> None:
-    """Run the subcommand that the command line names."""
+    """Run the subcommand that the command line names.
+
+    Classes of yours are found in the working directory, as with ``python train.py``. It comes last: a file there cannot
+    take the place of an installed module.
+    """
+    sys.path.append(str(Path.cwd()))
     match sys.argv[1:]:
         case [] | ["-h" | "--help", *_] | ["study", "-h" | "--help", *_]:
             print(_HELP, end="")
