@@ -1,28 +1,27 @@
-"""Documents of which a command writes a part, between two marks, and a person the rest."""
+"""Documents of which a command writes a part, between two marks, and a person the rest; and the commands' own runs."""
 
 import contextlib
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import write_atomically
 
-__all__ = ["Document", "end_entry_points", "run_entry_point"]
+__all__ = ["Document", "run_entry_point"]
 
 
 class Document:
     """A Markdown file with a part that a command writes.
 
     Args:
-        path: of the file; it need not be there.
-        command: whose part it is.
-        title: of the document, where it is not there yet.
+        path: of the file; it need not exist.
+        command: which writes the part.
+        title: of a new document.
 
     Raises:
-        UserError: if the file is there without the marks.
+        UserError: if the file exists without the marks.
     """
 
     def __init__(self, path: Path, command: str, title: str) -> None:
@@ -58,9 +57,9 @@ def run_entry_point(*command: str, check: bool = True, threads: int | None = Non
 
     Args:
         command: the script and its options.
-        check: whether a failure ends the work.
-        threads: of the processors that it may use; all by default.
-        log: file to append what it prints to, where others have the terminal at the same time.
+        check: whether a failure raises.
+        threads: that it may use; all processors by default.
+        log: file to append its output to, where other commands use the terminal at the same time.
 
     Raises:
         UserError: if this is no clone, or the command fails.
@@ -70,33 +69,7 @@ def run_entry_point(*command: str, check: bool = True, threads: int | None = Non
     print("+ python", *command, flush=True)
     environment = None if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with log.open("a") if log else contextlib.nullcontext() as output:
-        process = subprocess.Popen([sys.executable, *command], env=environment, stdout=output, stderr=output)
-    _running.add(process)
-    try:
-        status = process.wait()
-    except KeyboardInterrupt:
-        end_entry_points()
-        raise
-    finally:
-        _running.discard(process)
-    if status and check:
+        done = subprocess.run([sys.executable, *command], env=environment, stdout=output, stderr=output, check=False)
+    if done.returncode and check:
         why = f": {log} says why" if log else ""
-        raise UserError(f"python {' '.join(command)} ended with status {status}{why}; run this again to go on")
-
-
-_running: set[subprocess.Popen[bytes]] = set()
-
-GRACE = 10.0
-"""Seconds that all of them have to end by themselves: Ctrl-C in a terminal interrupts them too."""
-
-
-def end_entry_points() -> None:
-    """End all commands that :func:`run_entry_point` runs, in any thread; Ctrl-C may reach this process alone."""
-    running, deadline = list(_running), time.monotonic() + GRACE
-    for process in running:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, deadline - time.monotonic()))
-    for process in running:
-        process.terminate()  # nothing, if it has ended
-    for process in running:
-        process.wait()
+        raise UserError(f"python {' '.join(command)} ended with status {done.returncode}{why}; run this again to go on")

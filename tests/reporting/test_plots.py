@@ -20,7 +20,7 @@ from jacobian_robust.robustness.schema import (
     Threat,
     groups,
 )
-from jacobian_robust_studies.defences import table
+from jacobian_robust_studies.defences.report import table
 
 from ..robustness.test_schema import model
 from ..studies.test_defences import SMALL
