@@ -13,7 +13,9 @@ from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation.evaluate import evaluate
 from jacobian_robust.training.train import train
 from jacobian_robust_studies.simplifications import Simplifications, summary
-from jacobian_robust_studies.toy import Toy, classifiers, main, toy
+from jacobian_robust_studies.toy.__main__ import main, toy
+from jacobian_robust_studies.toy.measure import classifiers
+from jacobian_robust_studies.toy.schema import Toy
 
 from .conftest import ROOT, composed
 
