@@ -20,19 +20,17 @@ from jacobian_robust.reporting.figures import suffix_of
 from jacobian_robust.reporting.html import Section
 from jacobian_robust.robustness.prediction import Sample
 from jacobian_robust.robustness.schema import Results
-from jacobian_robust_studies.simplifications import (
+from jacobian_robust_studies.simplifications.figures import six_simplifications
+from jacobian_robust_studies.simplifications.measure import PASSES, Study, study
+from jacobian_robust_studies.simplifications.report import (
     FALL_COLUMNS,
-    PASSES,
-    Simplifications,
-    Split,
-    Study,
+    FALL_NOTE,
     fall_rows,
     image_rows,
     print_simplifications,
-    six_simplifications,
-    study,
     summary,
 )
+from jacobian_robust_studies.simplifications.schema import Simplifications, Split
 
 __all__ = ["SimplificationsDiagnostics"]
 
@@ -48,7 +46,7 @@ _SECTION = """<h2>The note's six simplifications</h2>
 {% endfor %}
 </table>
 <details>
-<summary>What the condition ‖J‖ ≤ d/ε promised, and what fell</summary>
+<summary>What the condition ‖J‖ ≤ d/ε promised, and the falls</summary>
 {% for title, rows in model.falls.items() %}
 <h3>{{ title }}</h3>
 <table>
@@ -58,8 +56,7 @@ _SECTION = """<h2>The note's six simplifications</h2>
 {% endfor %}
 </table>
 {% endfor %}
-<p class="note">Fell by 1: δ instead of d_B; by 2: the metric is not flat; the others were
-  promised nothing (5, 6).</p>
+<p class="note">{{ fall_note }}</p>
 </details>
 {% endfor %}
 """
@@ -125,7 +122,9 @@ class SimplificationsDiagnostics(Diagnostics):
             }
             for model in _simplifications(measured, results).models
         ]
-        html = environment.from_string(_SECTION).render(simplifications=models, fall_columns=FALL_COLUMNS)
+        html = environment.from_string(_SECTION).render(
+            simplifications=models, fall_columns=FALL_COLUMNS, fall_note=FALL_NOTE
+        )
         return Section(html, {"simplifications": _CAPTION})
 
     def print(self, measured: Sequence[Study], results: Results) -> None:

@@ -15,7 +15,7 @@ from jacobian_robust.evaluation.evaluate import evaluate
 from jacobian_robust.models import LeNet
 from jacobian_robust.robustness.evaluate import evaluate_robustness
 from jacobian_robust.robustness.schema import Results
-from jacobian_robust_studies.simplifications import Simplifications
+from jacobian_robust_studies.simplifications.schema import Simplifications
 
 from . import wandb_records
 from .conftest import ROOT, composed

@@ -12,7 +12,8 @@ from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation.evaluate import evaluate
 from jacobian_robust.training.train import train
-from jacobian_robust_studies.simplifications import Simplifications, summary
+from jacobian_robust_studies.simplifications.report import summary
+from jacobian_robust_studies.simplifications.schema import Simplifications
 from jacobian_robust_studies.toy.__main__ import main, toy
 from jacobian_robust_studies.toy.measure import classifiers
 from jacobian_robust_studies.toy.schema import Toy

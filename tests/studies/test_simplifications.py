@@ -10,23 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from jacobian_robust.robustness.prediction import Nearest, Radii, radii
-from jacobian_robust_studies.simplifications import (
+from jacobian_robust.robustness.prediction import Nearest, Radii, Sample, radii
+from jacobian_robust_studies.simplifications.measure import (
     PASSES,
     Displacements,
-    Sample,
-    Simplifications,
     agreements,
     directions,
     displacements,
     distribution,
-    fall_rows,
     falls,
-    image_rows,
     off_by,
     study,
-    summary,
 )
+from jacobian_robust_studies.simplifications.report import fall_rows, image_rows, summary
+from jacobian_robust_studies.simplifications.schema import Simplifications
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "simplifications.schema.json"
 

@@ -58,7 +58,7 @@ def six_simplifications(study: Study, *, split: str) -> Figure:
 
 
 def _things(study: Study) -> str:
-    """Return what a reader calls the samples: those of height 1, as the toy model's, are no pictures."""
+    """Return the name of the samples: those of height 1, as the toy model's, are no pictures."""
     return "points" if all(sample.images.shape[-2] == 1 for sample, _ in study.samples.values()) else "images"
 
 
@@ -130,14 +130,14 @@ def _epochs(axes: Axes, study: Study) -> None:
 
 
 def _falls(axes: Axes, study: Study, split: str) -> None:
-    """Draw what became of the correct images, by whether the condition held there, at each radius and variant."""
+    """Draw the correct images by whether the condition holds and whether they are robust, by radius and variant."""
     falls = study.result.falls_of("evaluated")
     parts = (
-        ("condition held, stood", PALETTE[2], "", [f.satisfied - f.satisfied_fell for f in falls]),
-        ("held, fell by 1: $d_B$ denies it", PALETTE[4], "//", [f.by_center for f in falls]),
-        ("held, fell by 2: not flat", PALETTE[1], "xx", [f.by_curvature for f in falls]),
-        ("violated, fell (5, 6)", "#BBBBBB", "", [f.violated_fell for f in falls]),
-        ("violated, stood", PALETTE[5], "..", [f.violated_stood for f in falls]),
+        ("condition holds, robust", PALETTE[2], "", [f.satisfied - f.satisfied_fell for f in falls]),
+        ("holds, fall by 1: $d_B$ denies it", PALETTE[4], "//", [f.by_center for f in falls]),
+        ("holds, fall by 2: not flat", PALETTE[1], "xx", [f.by_curvature for f in falls]),
+        ("violated, fall (5, 6)", "#BBBBBB", "", [f.violated_fell for f in falls]),
+        ("violated, robust", PALETTE[5], "..", [f.violated_stood for f in falls]),
     )
     gap = len(VARIANTS) + 1
     places = [number // len(VARIANTS) * gap + number % len(VARIANTS) for number in range(len(falls))]
@@ -153,5 +153,5 @@ def _falls(axes: Axes, study: Study, split: str) -> None:
     axes.set_xticks(places, ticks, fontsize=8)
     things = _things(study)
     axes.set(ylabel=f"share of the correct {things}", ylim=(0, 1.08))
-    axes.set_title(f"What ‖J‖ ≤ d/ε promised, and what fell to ℓ2 attacks ({split} {things})", fontsize=11)
+    axes.set_title(f"What ‖J‖ ≤ d/ε promised, and the falls under ℓ2 attacks ({split} {things})", fontsize=11)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=len(parts), frameon=False)

@@ -29,29 +29,14 @@ from jacobian_robust_studies.simplifications.schema import (
     Split,
 )
 
-__all__ = [
-    "PASSES",
-    "RADII",
-    "TOLERANCE",
-    "Displacements",
-    "Sample",
-    "Study",
-    "agreements",
-    "directions",
-    "displacements",
-    "distribution",
-    "falls",
-    "off_by",
-    "study",
-]
+__all__ = ["PASSES", "RADII", "TOLERANCE", "Displacements", "Study", "agreements", "directions", "displacements"]
+__all__ += ["distribution", "falls", "off_by", "study"]
 
 RADII = 36
-"""At how many radii flatness is looked at."""
-
+"""At how many radii flatness is measured."""
 
 PASSES = 3 * RADII
 """How often :func:`study` moves each evaluated image: by direction and radius."""
-
 
 TOLERANCE = 0.1
 """How far the first order may be off, as a share, before it counts as off."""
@@ -97,6 +82,10 @@ def distribution(values: Float[Tensor, "n"]) -> Distribution | None:
     )
 
 
+def _count(images: Bool[Tensor, "images"]) -> int:
+    return int(images.sum())
+
+
 def agreements(radii: Radii, budgets: Sequence[float]) -> list[Agreement]:
     """Return how many images satisfy the condition with δ and with d_B, by radius and norm."""
     found = []
@@ -106,10 +95,10 @@ def agreements(radii: Radii, budgets: Sequence[float]) -> list[Agreement]:
             Agreement(
                 eps=eps,
                 norm=norm,
-                both=int((center & boundary).sum()),
-                center_only=int((center & ~boundary).sum()),
-                boundary_only=int((~center & boundary).sum()),
-                neither=int((~center & ~boundary).sum()),
+                both=_count(center & boundary),
+                center_only=_count(center & ~boundary),
+                boundary_only=_count(~center & boundary),
+                neither=_count(~center & ~boundary),
             )
         )
     return found
@@ -195,16 +184,16 @@ def off_by(
 
 def _off(radius: Float[Tensor, "images"], over: Bool[Tensor, "images"]) -> OffBy:
     return OffBy(
-        images=int((~radius.isnan()).sum()),
-        over=int((radius.isfinite() & over).sum()),
-        under=int((radius.isfinite() & ~over).sum()),
-        never=int(radius.isinf().sum()),
+        images=_count(~radius.isnan()),
+        over=_count(radius.isfinite() & over),
+        under=_count(radius.isfinite() & ~over),
+        never=_count(radius.isinf()),
         radius=distribution(radius),
     )
 
 
 def _radii_of(images: Float[Tensor, "images *shape"]) -> list[float]:
-    """Return the radii at which flatness is looked at: up to 4, or to the box's diagonal if less, from a 400th on."""
+    """Return the radii at which flatness is measured: up to 4, or to the box's diagonal if less, from a 400th on."""
     largest = min(4.0, math.sqrt(images[0].numel()))
     return torch.logspace(math.log10(largest / 400), math.log10(largest), RADII, dtype=torch.float64).tolist()
 
@@ -262,7 +251,7 @@ def _examples(model: nn.Module, sample: Sample, rate: Float[Tensor, "images"]) -
 
 
 def falls(sample: Sample, examples: Displacements, budgets: Sequence[float], *, split: Split) -> list[Falls]:
-    """Return what the condition promised and what fell, by radius and variant.
+    """Return what the condition promised and the falls, by radius and variant.
 
     Args:
         sample: the images.
@@ -289,20 +278,20 @@ def falls(sample: Sample, examples: Displacements, budgets: Sequence[float], *, 
                 eps=eps,
                 bound=bound,
                 norm=norm,
-                images=int(correct.sum()),
-                fell=int(fell.sum()),
-                satisfied=int(kept.sum()),
-                satisfied_fell=int((kept & fell).sum()),
-                by_center=int(center.sum()),
-                by_center_examples=int((center & at_hand).sum()),
-                by_center_alone=int((center & at_hand & reached).sum()),
-                by_curvature=int(curvature.sum()),
-                by_curvature_examples=int((curvature & at_hand).sum()),
-                contradictions=int((kept & fell & at_hand & too_near).sum()),
+                images=_count(correct),
+                fell=_count(fell),
+                satisfied=_count(kept),
+                satisfied_fell=_count(kept & fell),
+                by_center=_count(center),
+                by_center_examples=_count(center & at_hand),
+                by_center_alone=_count(center & at_hand & reached),
+                by_curvature=_count(curvature),
+                by_curvature_examples=_count(curvature & at_hand),
+                contradictions=_count(kept & fell & at_hand & too_near),
                 overshoot=distribution((examples.displacement / allowed)[kept & fell & at_hand]),
-                violated_fell=int((fell & ~kept).sum()),
-                violated_stood=int((stood & ~kept).sum()),
-                strict_stood=int((stood & ~kept & spectral).sum()),
+                violated_fell=_count(fell & ~kept),
+                violated_stood=_count(stood & ~kept),
+                strict_stood=_count(stood & ~kept & spectral),
             )
         )
     return found
