@@ -1,19 +1,19 @@
-"""The note's Table 1 and Figure 1, made anew: ``python -m jacobian_robust_studies.note``, in a clone of the project.
+"""The note's Table 1 and Figure 1, reproduced: ``jacobian-robust study note``, in a clone of the project.
 
-Trains what is missing (about half an hour a network on two CPU cores), attacks what has not been attacked, and writes
-the tables and the costs into RESULTS/note.md and the figures beside it. Run again, it makes only what is missing;
-weights that are there give the same numbers.
+Trains what is missing (about half an hour a network on two CPU cores), attacks it, and writes the tables and the costs
+into RESULTS/note.md and the figures beside it. Run again, it makes only what is missing; existing weights give the same
+numbers.
 """
 
 import argparse
 import hashlib
 import json
-import math
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 
 from pydantic import ValidationError
 
@@ -28,20 +28,13 @@ __all__ = ["COST", "NETWORKS", "Network", "Outcome", "cost", "reproduce", "table
 
 @dataclass(frozen=True)
 class Network:
-    """A network of the note.
+    """A network of the note."""
 
-    Attributes:
-        experiment: the preset that trains it.
-        label: what a table calls it.
-        published: what the note's Table 1 says: images classified correctly, of 10,000; and of these, still at each
-            budget. ``None`` where the note gives no figures.
-        model: the ``model`` that is attacked with its weights, if it is not the one that was trained.
-    """
-
-    experiment: str
-    label: str
+    experiment: str  # the preset that trains it
+    label: str  # its name in the tables
+    # The note's Table 1: images classified correctly, of 10,000, and of these, still at each budget; None without one.
     published: tuple[int, ...] | None = None
-    model: str | None = None
+    model: str | None = None  # the model that is attacked with its weights, if it is not the one that was trained
 
 
 NETWORKS = (
@@ -58,7 +51,7 @@ FIGURE_1 = (
     ("note_regularized", "note_vanilla", "figure1", "one softmax"),
     ("note_regularized_inner_softmax", "note_vanilla_double_softmax", "figure1_two_softmaxes", "two softmaxes"),
 )
-"""The regularised and the vanilla network of each pair of which Figure 1 is drawn, its file and what it is of."""
+"""The regularised and the vanilla network of each version of Figure 1, its file and its title."""
 
 TEST_IMAGES = 10_000
 
@@ -68,19 +61,12 @@ COST = Path("docs/jacobian_norms/step_cost.json")
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trained network and what the attack found.
-
-    Attributes:
-        network: which of the note's.
-        seed: of its training.
-        results: its evaluation.
-        rows: a row an epoch, as in ``metrics.csv``.
-    """
+    """A trained network and its evaluation."""
 
     network: Network
-    seed: int
+    seed: int  # of its training
     results: Results
-    rows: list[dict[str, float | int]]
+    rows: list[dict[str, float | int]]  # one for each epoch, as in metrics.csv
 
 
 def reproduce(
@@ -92,11 +78,11 @@ def reproduce(
     limit: int | None = None,
     overrides: Sequence[str] = (),
 ) -> list[Outcome]:
-    """Train, attack and report what is missing; return all there is then.
+    """Train, attack and report what is missing; return everything there is then.
 
     Args:
-        networks: which are worked at; what is known of the others is reported too.
-        seeds: of their trainings; seeds whose weights are there already are attacked and reported too.
+        networks: to work at; what is known of the others is reported too.
+        seeds: of their trainings; other seeds whose weights exist are attacked and reported too.
         results: directory with ``checkpoints/`` and ``note/``.
         runs: directory for new runs.
         limit: attack the first images only; ``None`` for all.
@@ -109,21 +95,21 @@ def reproduce(
     document = Document(
         results / "note.md", "python -m jacobian_robust_studies.note", "The note's Table 1 and Figure 1"
     )
-    weights = {(n, seed): _weights(results, n, seed) for n in networks for seed in seeds}
-    every = list(dict.fromkeys([*NETWORKS, *networks]))
-    for network in every:
-        for seed, path in _there(results, network).items():
-            if network in networks or _is_of(_evaluation(results, network, path), path, limit):
-                weights[network, seed] = path
     outcomes = []
-    for (network, seed), path in sorted(weights.items(), key=lambda item: (every.index(item[0][0]), item[0][1])):
-        if not path.is_file():
-            _train(network, seed, path, runs / path.stem, overrides)
-        evaluation = _evaluation(results, network, path)
-        if not _is_of(evaluation, path, limit):
-            _attack(network, path, evaluation, runs / "evaluations" / evaluation.stem, limit)
-        rows = load_checkpoint(path).rows
-        outcomes.append(Outcome(network, seed, Results.model_validate_json(evaluation.read_bytes()), rows))
+    for network in dict.fromkeys([*NETWORKS, *networks]):
+        for seed in sorted({*_seeds(results, network), *(seeds if network in networks else [])}):
+            weights = _weights(results, network, seed)
+            name = f"{weights.stem}_{network.model}" if network.model else weights.stem
+            evaluation = results / "note" / f"{name}.json"
+            if network in networks:
+                if not weights.is_file():
+                    _train(network, seed, weights, runs / weights.stem, overrides)
+                if not _is_of(evaluation, weights, limit):
+                    _attack(network, weights, evaluation, runs / "evaluations" / name, limit)
+            elif not _is_of(evaluation, weights, limit):
+                continue
+            stored = Results.model_validate_json(evaluation.read_bytes())
+            outcomes.append(Outcome(network, seed, stored, load_checkpoint(weights).rows))
     figures = _figures(outcomes, results / "note")
     document.write(f"{table(outcomes)}\n{costs}{figures}")
     return outcomes
@@ -134,20 +120,11 @@ def _weights(results: Path, network: Network, seed: int) -> Path:
     return results / "checkpoints" / f"{network.experiment}{suffix}.safetensors"
 
 
-def _there(results: Path, network: Network) -> dict[int, Path]:
-    """Return the weights that there are, by their seed."""
-    seeds = [
-        int(found[1])
-        for path in (results / "checkpoints").glob(f"{network.experiment}_seed*.safetensors")
-        if (found := re.fullmatch(rf"{network.experiment}_seed(\d+)", path.stem))
-    ]
-    paths = {seed: _weights(results, network, seed) for seed in sorted({0, *seeds})}
-    return {seed: path for seed, path in paths.items() if path.is_file()}
-
-
-def _evaluation(results: Path, network: Network, weights: Path) -> Path:
-    name = f"{weights.stem}_{network.model}" if network.model else weights.stem
-    return results / "note" / f"{name}.json"
+def _seeds(results: Path, network: Network) -> list[int]:
+    """Return the seeds whose weights exist."""
+    names = [path.stem for path in (results / "checkpoints").glob(f"{network.experiment}*.safetensors")]
+    matches = [re.fullmatch(rf"{network.experiment}(?:_seed(\d+))?", name) for name in names]
+    return [int(found[1] or 0) for found in matches if found]
 
 
 def _train(network: Network, seed: int, path: Path, directory: Path, overrides: Sequence[str]) -> None:
@@ -168,7 +145,7 @@ def _train(network: Network, seed: int, path: Path, directory: Path, overrides: 
 
 
 def _is_of(evaluation: Path, weights: Path, limit: int | None) -> bool:
-    """Return whether an evaluation is there and is that of these weights, on as many images."""
+    """Return whether an evaluation exists and is of these weights, on as many images."""
     try:
         results = Results.model_validate_json(evaluation.read_bytes())
     except (FileNotFoundError, ValidationError):
@@ -204,8 +181,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
     ]
     for network in dict.fromkeys(outcome.network for outcome in outcomes):
         if network.published:
-            clean, *stood = network.published
-            cells = [f"{count} ({count / clean:.0%})" for count in stood]
+            clean, *robust = network.published
+            cells = [f"{count} ({count / clean:.0%})" for count in robust]
             lines.append(f"| {network.label}, **the note** | | {clean} | {' | '.join(cells)} | |")
         members = [outcome for outcome in outcomes if outcome.network == network]
         for outcome in members:
@@ -222,7 +199,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def cost(path: Path) -> str:
-    """Return what a training step costs beside the note's, and how well its fast norms agree with the exact one.
+    """Return a table of the cost of a training step, and how well the fast norms agree with the exact one.
 
     Args:
         path: ``step_cost.json``, as ``benchmarks/step_cost.py`` writes it.
@@ -233,10 +210,8 @@ def cost(path: Path) -> str:
     try:
         measured = json.loads(path.read_bytes())
         ratios = [measured["steps"][way]["ratio"] for way in ("exact Frobenius", "2 probes", "1 probe")]
-        errors = {
-            way: (measured["errors"][way]["bias_of_square"], measured["errors"][way]["standard_error"])
-            for way in ("2 probes", "1 probe")
-        }
+        found = {way: measured["errors"][way] for way in ("2 probes", "1 probe")}
+        errors = {way: (error["bias_of_square"], error["standard_error"]) for way, error in found.items()}
         machine = f"{measured['machine']}, torch {measured['torch']}"
     except FileNotFoundError as error:
         raise UserError(f"run this in a clone of the project: {path} is not in the working directory") from error
@@ -244,19 +219,13 @@ def cost(path: Path) -> str:
         raise UserError(f"{path} is not what benchmarks/step_cost.py writes: {error!r}") from error
     agree = "agree" if all(abs(bias) <= 3 * error for bias, error in errors.values()) else "do not agree"
     off = ", ".join(f"{100 * bias:+.2f}% ± {100 * error:.2f}% with {way}" for way, (bias, error) in errors.items())
-    return "\n".join(
-        [
-            f"A training step's cost, in plain steps, side by side in one run ({machine}; "
-            "[step_cost.json](../jacobian_norms/step_cost.json)):",
-            "",
-            "| exact norm, **the note** | exact norm | 2 probes | 1 probe |",
-            "| --- | --- | --- | --- |",
-            f"| almost 12 | {' | '.join(f'{ratio:.1f}' for ratio in ratios)} |",
-            "",
-            f"Exact and fast norms {agree} in value: the mean of the square is off by {off} (± the standard error). "
-            "What training with them leads to differs: [jacobian_norms.md](../jacobian_norms.md), “The same result?”.",
-            "",
-        ]
+    return (
+        f"A training step's cost, in plain steps, side by side in one run ({machine}; "
+        "[step_cost.json](../jacobian_norms/step_cost.json)):\n\n"
+        "| exact norm, **the note** | exact norm | 2 probes | 1 probe |\n| --- | --- | --- | --- |\n"
+        f"| almost 12 | {' | '.join(f'{ratio:.1f}' for ratio in ratios)} |\n\n"
+        f"Exact and fast norms {agree} in value: the mean of the square is off by {off} (± the standard error). "
+        "What training with them leads to differs: [jacobian_norms.md](../jacobian_norms.md), “The same result?”.\n"
     )
 
 
@@ -265,13 +234,11 @@ def _budgets(outcome: Outcome) -> list[Budget]:
 
 
 def _spread(values: Sequence[int]) -> str:
-    mean = sum(values) / len(values)
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    return f"{mean:.0f} ± {deviation:.0f}"
+    return f"{fmean(values):.0f} ± {stdev(values):.0f}"
 
 
 def _figures(outcomes: Sequence[Outcome], directory: Path) -> str:
-    """Draw what the outcomes allow, and return the Markdown that shows it."""
+    """Draw the figures that the outcomes allow, and return the Markdown that shows them."""
     rows: dict[str, list[dict[str, float | int]]] = {}
     for outcome in outcomes:
         rows.setdefault(outcome.network.experiment, outcome.rows)

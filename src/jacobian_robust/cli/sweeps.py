@@ -1,4 +1,4 @@
-"""Sweeps: each job in a process of its own, what became of it in its ``job.json``, and a table of all at the end.
+"""Sweeps: each job in a process of its own, its result in its ``job.json``, and a table of all jobs at the end.
 
 A job that fails, runs out of memory or is killed leaves the others, and whatever launches them, as they were. The same
 command with ``resume=true`` and the same ``hydra.sweep.dir`` does what is missing.
@@ -7,16 +7,15 @@ command with ``resume=true`` and the same ``hydra.sweep.dir`` does what is missi
 import contextlib
 import csv
 import importlib
-import json
+import multiprocessing
 import os
-import pickle
 import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,48 +31,41 @@ from jacobian_robust.cli.mistakes import MISTAKES, one_line
 from jacobian_robust.errors import Terminated, UserError
 from jacobian_robust.files import file_name, from_here, locked, write_atomically
 
-__all__ = ["Job", "SweepStart", "close_sweep", "read_jobs", "run_job"]
+__all__ = ["Job", "SweepStart", "close_sweep", "read_job", "read_jobs", "run_job"]
 
 
 # A sweep's directories are named by their overrides.
 OmegaConf.register_new_resolver("directory_name", lambda overrides: file_name(overrides or "default"), replace=True)
 
-
-Status = Literal["running", "finished", "pruned", "failed", "interrupted"]
-
 _BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
-_BEGUN, _CLAIM = ".begun", "job.lock"
+_BEGUN, _LOCK = ".begun", "job.lock"
 
 _begun: list[Path] = []
 """The directory of the sweep that this process has begun."""
 
 
 class Job(BaseModel):
-    """What became of a job: the contents of its ``job.json``.
+    """The result of a job: the contents of its ``job.json``."""
 
-    Attributes:
-        overrides: the options that make it.
-        status: ``running`` also stands where the whole machine went down.
-        before: whether it had finished in an earlier run of the sweep, and was left as it was.
-        error: why it failed, in one line.
-        seconds: how long it took.
-        metrics: what it returned.
-    """
-
-    overrides: list[str]
-    status: Status
-    before: bool = False
-    error: str | None = None
+    overrides: list[str]  # the options that make it
+    status: Literal["running", "finished", "pruned", "failed", "interrupted"]  # running also after a loss of power
+    before: bool = False  # whether an earlier run of the sweep had finished it, and it was left as it was
+    error: str | None = None  # why it failed, in one line
     seconds: float | None = None
     metrics: dict[str, float] = {}
 
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.status in ("finished", "pruned")
+
 
 class SweepStart(Callback):
-    """Hydra's callback that notes where the jobs of a sweep leave their results."""
+    """Hydra's callback that notes the directory of a sweep, and by a file in it when the sweep began."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Note the directory, and by a file in it when the sweep began, on the clock of its file system."""
+        """Make the directory and the file, whose time is on the clock of its file system."""
         directory = Path(config.hydra.sweep.dir).absolute()
         directory.mkdir(parents=True, exist_ok=True)
         (directory / _BEGUN).touch()
@@ -81,7 +73,7 @@ class SweepStart(Callback):
 
 
 def run_job(task: str, cfg: DictConfig) -> float | None:
-    """Run a job of a sweep in a new process and record what became of it; a failure is recorded, not raised.
+    """Run a job of a sweep in a new process and record its result; a failure is recorded, not raised.
 
     Args:
         task: dotted name of a function of the config.
@@ -95,112 +87,103 @@ def run_job(task: str, cfg: DictConfig) -> float | None:
     """
     hydra = HydraConfig.get()
     directory = Path(hydra.runtime.output_dir)
-    name = " ".join(_overrides()) or directory.name
+    without = ("resume=", "search.storage=", "search.study=")
+    overrides = [option for option in hydra.overrides.task if not option.startswith(without)]
     # One job at a time has the terminal; jobs side by side would write over each other's progress bars.
-    log = hydra.launcher._target_ != _BASIC
-    claim = directory / _CLAIM
-    claim.touch()
+    log = directory / "log.txt" if hydra.launcher._target_ != _BASIC else None
+    (directory / _LOCK).touch()
     try:
-        with locked(claim):
-            job = _run(task, cfg, directory, log)
+        with locked(directory / _LOCK):
+            job = _recorded(task, cfg, directory, overrides, log)
     except UserError as error:  # another sweep is at it, and keeps the record
-        job = Job(overrides=_overrides(), status="failed", error=str(error))
-    ending = "finished before" if job.before else job.status
-    _say(f"#{hydra.job.num} {name}: {ending}{f': {job.error}' if job.error else ''}", failed=job.status == "failed")
+        job = Job(overrides=overrides, status="failed", error=str(error))
+    status = "finished before" if job.before else job.status
+    line = f"#{hydra.job.num} {' '.join(overrides) or directory.name}: {status}{f': {job.error}' if job.error else ''}"
+    print(line, file=sys.stderr if job.status == "failed" else sys.stdout, flush=True)
     if (objective := cfg.get("objective")) is None:
         return None
     return job.metrics.get(objective, float("nan"))
 
 
-def _say(text: str, *, failed: bool = False) -> None:
-    print(text, file=sys.stderr if failed else sys.stdout, flush=True)
-
-
-def _overrides() -> list[str]:
-    without = ("resume=", "search.storage=", "search.study=")
-    return [option for option in HydraConfig.get().overrides.task if not option.startswith(without)]
-
-
-def _run(task: str, cfg: DictConfig, directory: Path, log: bool) -> Job:
+def _recorded(task: str, cfg: DictConfig, directory: Path, overrides: list[str], log: Path | None) -> Job:
+    """Run a job and keep its record up to date; the record of one that had finished stays, whatever happens now."""
     earlier = read_job(directory)
-    finished = earlier is not None and earlier.status in ("finished", "pruned")
+    finished = earlier is not None and earlier.done
+    job = Job(overrides=overrides, status="running")
     if not finished:
-        _record(directory, Job(overrides=_overrides(), status="running"))
+        _record(directory, job)
     started = time.monotonic()
-    # As plain containers: a launcher's own classes need not be known to the child.
-    hydra = OmegaConf.create(OmegaConf.to_container(HydraConfig.instance().cfg, structured_config_mode=SCMode.DICT))
-    receiver, sender = os.pipe()
-    with (directory / "log.txt").open("a") if log else contextlib.nullcontext() as output:
-        child = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(sender)],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            pass_fds=[sender],
-        )
-    os.close(sender)
     try:
-        job = _outcome(child, receiver, pickle.dumps((sys.path, task, cfg, hydra)))
+        job = Job.model_validate(dict(job) | _in_process(task, cfg, log))
     except KeyboardInterrupt:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(10)  # it was interrupted too, unless the interruption was sent to this process alone
-        child.terminate()
-        child.wait()
         if not finished:
-            _record(directory, Job(overrides=_overrides(), status="interrupted"))
-        raise KeyboardInterrupt(_to_go_on(directory.parent)) from None
+            _record(directory, job.model_copy(update={"status": "interrupted"}))
+        raise KeyboardInterrupt(_how_to_resume(directory.parent)) from None
     job.seconds = round(time.monotonic() - started, 1)
-    if not finished:
+    if finished and job.status == "finished":
+        job = (earlier or job).model_copy(update={"before": True})
+    if not finished or job.before:
         _record(directory, job)
-    elif job.status == "finished":  # it has returned what it had returned
-        job = Job.model_validate(dict(earlier or job) | {"before": True})
-        _record(directory, job)
-    return job  # what had finished keeps its record, whatever is wrong with this second run
+    return job
 
 
-def _outcome(child: subprocess.Popen[bytes], receiver: int, work: bytes) -> Job:
-    """Give a child its work and return what it tells of it, or how it ended if it could not."""
-    assert child.stdin is not None
-    with contextlib.suppress(BrokenPipeError):  # it ended before it began
-        child.stdin.write(work)
-        child.stdin.flush()
-    with open(receiver, "rb") as told:
-        text = told.read()
-    status = child.wait()
-    if text:
-        return Job(overrides=_overrides(), **json.loads(text))
-    how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-    cause = ": out of memory?" if status == -signal.SIGKILL else ""
-    return Job(overrides=_overrides(), status="failed", error=f"its process was ended {how}{cause}")
+def _in_process(task: str, cfg: DictConfig, log: Path | None) -> dict[str, Any]:
+    """Run a task in a new process, and return the fields of its ``Job``."""
+    # In a worker of joblib the default is joblib's own, which a new process does not know.
+    multiprocessing.set_start_method("spawn", force=True)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    # As plain containers: the new process need not know a launcher's own classes.
+    hydra = OmegaConf.to_container(HydraConfig.instance().cfg, structured_config_mode=SCMode.DICT)
+    process = multiprocessing.Process(target=_work, args=(sender, task, cfg, hydra, log))
+    process.start()
+    sender.close()
+    try:
+        try:
+            returned: dict[str, Any] = receiver.recv()
+        except EOFError:
+            returned = {}
+        process.join()
+    except KeyboardInterrupt:
+        process.join(10)  # it was interrupted too, unless the interruption was sent to this process alone
+        process.terminate()
+        process.join()
+        raise
+    code = process.exitcode or 0
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+    cause = ": out of memory?" if code == -signal.SIGKILL else ""
+    return returned or {"status": "failed", "error": f"its process was ended {how}{cause}"}
 
 
-def _work(sender: int) -> None:
-    """Do the work that comes in by the standard input, and tell what became of it."""
-    sys.path[:], task, cfg, hydra = pickle.load(sys.stdin.buffer)
+def _work(sender: Connection, task: str, cfg: DictConfig, hydra: Any, log: Path | None) -> None:
+    """Run a task in this new process, and send the fields of its ``Job``."""
+    if log is not None:
+        with log.open("a") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     setup_globals()
-    HydraConfig.instance().cfg = hydra
+    HydraConfig.instance().cfg = OmegaConf.create(hydra)
     try:
         module, _, function = task.rpartition(".")
         returned = getattr(importlib.import_module(module), function)(cfg)
         metrics = dict(returned) if isinstance(returned, Mapping) else {}
         status = "pruned" if metrics.pop("pruned", False) else "finished"
-        told: dict[str, Any] = {"status": status, "metrics": metrics}
+        result: dict[str, Any] = {"status": status, "metrics": metrics}
     except (KeyboardInterrupt, Terminated) as end:
-        told = {"status": "interrupted", "error": str(end) or None}
+        result = {"status": "interrupted", "error": str(end) or None}
     except MISTAKES as error:
-        told = {"status": "failed", "error": one_line(error)}
+        result = {"status": "failed", "error": one_line(error)}
     except Exception as error:
         traceback.print_exc()
-        told = {"status": "failed", "error": f"{type(error).__name__}: {one_line(error)}"}
-    with open(sender, "w") as channel:
-        json.dump(told, channel)
+        result = {"status": "failed", "error": f"{type(error).__name__}: {one_line(error)}"}
+    sender.send(result)
 
 
 def _end_with_parent() -> None:
-    """Ask this process to end (SIGTERM) when its parent is gone: nothing would take its result."""
-    os.read(sys.stdin.fileno(), 1)  # returns when the other end is closed, however that came about
-    os.kill(os.getpid(), signal.SIGTERM)
+    """Terminate this process when its parent is gone: nothing would take its result."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _record(directory: Path, job: Job) -> None:
@@ -218,11 +201,11 @@ def read_job(directory: Path) -> Job | None:
 
 def read_jobs(directory: Path) -> dict[str, Job]:
     """Return the jobs of a sweep by the names of their directories."""
-    found = {place.parent.name: read_job(place.parent) for place in sorted(directory.glob("*/job.json"))}
-    return {name: job for name, job in found.items() if job is not None}
+    places = [path.parent for path in sorted(directory.glob("*/job.json"))]
+    return {place.name: job for place in places if (job := read_job(place))}
 
 
-def _to_go_on(directory: Path) -> str:
+def _how_to_resume(directory: Path) -> str:
     return f"the same command with hydra.sweep.dir={from_here(directory)} and resume=true does what is missing"
 
 
@@ -240,12 +223,11 @@ def close_sweep() -> Iterator[None]:
     finally:
         if _begun:
             jobs = _close(_begun[0])
-    lacking = [name for name, job in jobs.items() if job.status not in ("finished", "pruned")]
-    if lacking:
-        why = jobs[lacking[0]].error or jobs[lacking[0]].status
+    if lacking := {name: job for name, job in jobs.items() if not job.done}:
+        name, job = next(iter(lacking.items()))
         raise UserError(
-            f"{len(lacking)} of {len(jobs)} jobs did not finish, {_labels(jobs)[lacking[0]]} ({why}); "
-            f"{_to_go_on(_begun[0])}"
+            f"{len(lacking)} of {len(jobs)} jobs did not finish, {_labels(jobs)[name]} ({job.error or job.status}); "
+            f"{_how_to_resume(_begun[0])}"
         )
 
 
@@ -254,26 +236,27 @@ def _close(directory: Path) -> dict[str, Job]:
     every = read_jobs(directory)
     begun = (directory / _BEGUN).stat().st_mtime_ns
     (directory / _BEGUN).unlink()
-    jobs = {name: job for name, job in every.items() if (directory / name / _CLAIM).stat().st_mtime_ns >= begun}
+    jobs = {name: job for name, job in every.items() if (directory / name / _LOCK).stat().st_mtime_ns >= begun}
     if not every:  # it was refused before its first job
         (directory / "multirun.yaml").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             directory.rmdir()
     if not jobs:
         return {}
+    metrics = dict.fromkeys(metric for job in every.values() for metric in job.metrics)
     with write_atomically(directory / "jobs.csv") as file:
-        metrics = list(dict.fromkeys(name for job in every.values() for name in job.metrics))
-        writer = csv.writer(file)
-        writer.writerow(["job", "status", "seconds", "error", *metrics])
+        writer = csv.DictWriter(file, ["job", "status", "seconds", "error", *metrics])
+        writer.writeheader()
         for name, job in every.items():
-            writer.writerow([name, job.status, job.seconds, job.error, *(job.metrics.get(key) for key in metrics)])
+            own = {"job": name, "status": job.status, "seconds": job.seconds, "error": job.error}
+            writer.writerow(own | job.metrics)
     Console().print(_table(directory, jobs))
     print(f"results: {from_here(directory)}/jobs.csv, and a directory for each job", flush=True)
     return jobs
 
 
 def _table(directory: Path, jobs: Mapping[str, Job]) -> Table:
-    """Return what became of the jobs, with their accuracies."""
+    """Return the status, the time and the accuracies of the jobs."""
     metrics = dict.fromkeys(name for job in jobs.values() for name in job.metrics)
     shown = [name for name in metrics if "accuracy" in name and not name.startswith(("train", "twin"))]
     table = Table(title=f"{from_here(directory)}: {len(jobs)} jobs", title_justify="left")
@@ -292,7 +275,3 @@ def _labels(jobs: Mapping[str, Job]) -> dict[str, str]:
     shared = set.intersection(*(set(job.overrides) for job in jobs.values()))
     labels = {name: [option for option in job.overrides if option not in shared] for name, job in jobs.items()}
     return {name: " ".join(options) or name for name, options in labels.items()}
-
-
-if __name__ == "__main__":
-    _work(int(sys.argv[1]))
