@@ -1,4 +1,4 @@
-"""Hydra's door to a current Optuna: ``hydra/sweeper=jacobian_robust_search``, which ``hparams_search=optuna`` chooses.
+"""Hydra's sweeper with a current Optuna: ``hydra/sweeper=jacobian_robust_search``, as ``hparams_search=optuna`` chooses.
 
 Hydra finds its plugins in this namespace package, and imports them whenever it starts. The published plugin
 (hydra-optuna-sweeper 1.3) is bound to Optuna 2 and cannot prune.
@@ -32,10 +32,10 @@ __all__ = ["OptunaSearch", "distribution"]
 
 
 class OptunaSearch(Sweeper):
-    """Looks for the options with the best ``objective``, the metric that a job returns.
+    """Searches for the options with the best ``objective``, the metric that a job returns.
 
-    What it learns is kept in a study. Given again with the same ``hydra.sweep.dir`` and ``resume=true`` it goes on
-    until there are ``trials`` of them; those that were cut short are finished first.
+    The trials are kept in a study. With the same ``hydra.sweep.dir`` and ``resume=true`` the search continues until
+    there are ``trials`` of them; interrupted ones are finished first.
 
     Args:
         trials: how many, those of earlier runs included.
@@ -87,19 +87,7 @@ class OptunaSearch(Sweeper):
             raise UserError("hydra.sweeper.sampler: give a _target_ of Optuna's, as optuna.samplers.TPESampler")
         if self.config.get("objective") is None:
             raise UserError("objective: name the metric to search by, as validation_robust_accuracy")
-        space = {name: distribution(name, text) for name, text in self.params.items()}
-        fixed: list[str] = []
-        for override in OverridesParser.create().parse_overrides(arguments):
-            if override.is_sweep_override():
-                name = override.get_key_element()
-                space[name] = distribution(name, override.get_value_string())
-            else:
-                fixed.append(str(override.input_line))
-                space.pop(override.get_key_element(), None)  # what is given is not looked for
-        if not space:
-            raise UserError(
-                "hydra.sweeper.params is empty: name options and where to look, as eta.max=interval(0.002,0.2)"
-            )
+        space, fixed = self._space(arguments)
         directory = Path(self.config.hydra.sweep.dir).absolute()
         storage = self.storage or str(directory / "study.journal")
         if Path(storage).exists() and not self.config.get("resume"):
@@ -111,31 +99,44 @@ class OptunaSearch(Sweeper):
         with locked(claim):
             self._search(space, fixed, directory, storage)
 
+    def _space(self, arguments: list[str]) -> tuple[dict[str, "BaseDistribution"], list[str]]:
+        """Return the search space, and the overrides that are fixed."""
+        space = {name: distribution(name, text) for name, text in self.params.items()}
+        fixed: list[str] = []
+        for override in OverridesParser.create().parse_overrides(arguments):
+            name = override.get_key_element()
+            if override.is_sweep_override():
+                space[name] = distribution(name, override.get_value_string())
+            else:
+                fixed.append(str(override.input_line))
+                space.pop(name, None)
+        if not space:
+            raise UserError(
+                "hydra.sweeper.params is empty: name options and where to look, as eta.max=interval(0.002,0.2)"
+            )
+        return space, fixed
+
     def _search(self, space: Mapping[str, "BaseDistribution"], fixed: list[str], directory: Path, storage: str) -> None:
         from optuna.trial import TrialState
 
         from jacobian_robust.training.search import open_study  # not at the top: it needs torch, and --help does not
 
         study = open_study(storage, self.study, direction=self.direction, sampler=self.sampler)
-        cut_short = study.get_trials(states=[TrialState.RUNNING])
+        interrupted = study.get_trials(states=[TrialState.RUNNING])
         missing = self.trials - len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED]))
         for first in range(0, missing, self.batch):
-            batch = []
-            for _ in range(min(self.batch, missing - first)):
-                trial = cut_short.pop(0) if cut_short else _ask(study, space)
-                batch.append((trial.number, trial.params))
+            number = min(self.batch, missing - first)
+            batch = [interrupted.pop(0) if interrupted else _ask(study, space) for _ in range(number)]
+            kept = [f"search.study={self.study}", f"search.storage='{storage}'"]
             jobs = [
-                [
-                    *(*fixed, *(f"{name}={value}" for name, value in params.items())),
-                    *(f"search.trial={number}", f"search.study={self.study}", f"search.storage='{storage}'"),
-                ]
-                for number, params in batch
+                [*fixed, *(f"{name}={value}" for name, value in t.params.items()), f"search.trial={t.number}", *kept]
+                for t in batch
             ]
             self.validate_batch_is_legal(jobs)
-            returns = self.launcher.launch(jobs, initial_job_idx=batch[0][0])
-            for (number, _), returned in zip(batch, returns, strict=True):
+            returns = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
+            for trial, returned in zip(batch, returns, strict=True):
                 job = read_job(Path(returned.hydra_cfg.hydra.runtime.output_dir)) if returned.hydra_cfg else None
-                _tell(study, number, job, self.config.objective)
+                _tell(study, trial.number, job, self.config.objective)
         _report(study, directory)
 
 
@@ -147,18 +148,14 @@ def _ask(study: "optuna.Study", space: Mapping[str, "BaseDistribution"]) -> "opt
 
 
 def _tell(study: "optuna.Study", number: int, job: Job | None, objective: str) -> None:
-    """Tell the study what became of a trial; one that was cut short stays open, to be finished another time."""
+    """Tell the study a trial's result; an interrupted one stays open, to be finished another time."""
     from optuna.trial import TrialState
 
-    value = job.metrics.get(objective, math.nan) if job is not None else math.nan
-    if job is not None and job.status in ("running", "interrupted"):
-        return
-    if job is not None and job.status == "pruned":
+    status, value = (job.status, job.metrics.get(objective, math.nan)) if job is not None else ("failed", math.nan)
+    if status == "pruned":
         study.tell(number, state=TrialState.PRUNED)
-    elif math.isnan(value):
-        study.tell(number, state=TrialState.FAIL)
-    else:
-        study.tell(number, value)
+    elif status in ("finished", "failed"):
+        study.tell(number, None if math.isnan(value) else value, TrialState.FAIL if math.isnan(value) else None)
 
 
 def _report(study: "optuna.Study", directory: Path) -> None:
@@ -175,7 +172,7 @@ def _report(study: "optuna.Study", directory: Path) -> None:
 
 
 def distribution(name: str, text: str) -> "BaseDistribution":
-    """Return where to look for an option.
+    """Return the values to search for an option.
 
     Args:
         name: of the option.

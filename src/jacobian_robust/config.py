@@ -7,7 +7,7 @@ import os
 import pkgutil
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
@@ -26,7 +26,7 @@ from jacobian_robust.errors import UserError, describe
 
 Options = TypeVar("Options", bound=BaseModel)
 
-__all__ = ["build", "build_each", "check", "flat", "plain", "read_options", "secret", "settled"]
+__all__ = ["build", "build_each", "check", "flat", "plain", "read_options", "secret", "without_none"]
 
 
 def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def check(cfg: DictConfig, options: Collection[str], groups: Collection[str]) -> None:
-    """Refuse what no option of any kind may be, before any of them is looked at.
+    """Refuse what no option may be, whatever its kind.
 
     Args:
         cfg: the whole config.
@@ -62,7 +62,7 @@ def check(cfg: DictConfig, options: Collection[str], groups: Collection[str]) ->
     for group in groups:
         if (chosen := values.get(group)) is not None and not (isinstance(chosen, dict) and chosen):
             raise UserError(f"{group}: choose of those in conf/{group}, {group}=NAME (got {chosen!r})")
-    for name, value in _leaves(values):
+    for name, value in flat(values, lists=True).items():
         if not name.isprintable():
             raise UserError(f"{name!r}: an option's name holds characters that cannot be printed")
         if isinstance(value, float) and not math.isfinite(value):
@@ -78,7 +78,7 @@ def check(cfg: DictConfig, options: Collection[str], groups: Collection[str]) ->
 
 
 def secret(text: str) -> str | None:
-    """Return what to do instead if a text holds the W&B key or the password of a URL; ``None`` if it does not."""
+    """Return what is wrong with a text that holds the W&B key or the password of a URL; ``None`` for any other."""
     key = os.environ.get("WANDB_API_KEY")
     if key and key in text:
         return "holds the W&B key, which would be written to files: the environment has it"
@@ -87,21 +87,14 @@ def secret(text: str) -> str | None:
     return None
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values in nested containers with their dotted names."""
-    if isinstance(value, dict | list):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(item, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the leaves of nested mappings by their dotted names."""
+def flat(config: Mapping[str, Any], prefix: str = "", *, lists: bool = False) -> dict[str, Any]:
+    """Return the leaves of nested mappings by their dotted names; with ``lists``, also those of lists."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():
+        if lists and isinstance(value, list):
+            value = dict(enumerate(value))
         name = f"{prefix}{key}"
-        leaves |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        leaves |= flat(value, f"{name}.", lists=lists) if isinstance(value, Mapping) else {name: value}
     return leaves
 
 
@@ -122,7 +115,7 @@ def build(
         UserError: if the object cannot be made; the message names the option.
     """
     if optional:
-        cfg = settled(cfg, [group])
+        cfg = without_none(cfg, [group])
     if not cfg.get(group):
         if optional:
             return None
@@ -177,10 +170,10 @@ def _make(described: DictConfig, group: str, kind: type, *, partial: bool = Fals
     return made
 
 
-def settled(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
-    """Return the config with ``None`` for those of the groups whose choice is ``none``.
+def without_none(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
+    """Return the config with ``None`` for the groups whose choice is ``none``.
 
-    An experiment may have set options of another choice there: they are dropped with it.
+    This drops the options that an experiment has set there for another choice.
     """
     cfg = cfg.copy()
     with open_dict(cfg):
@@ -192,10 +185,9 @@ def settled(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
 
 
 def _check_target(described: Any, name: str, kind: type) -> None:
-    """Raise a UserError unless what a config names is fit to be called, which it is not yet; nor what is inside it.
+    """Raise a UserError unless a config's ``_target_``, and each one inside it, may be called.
 
-    A class of the wanted kind, or a function that says that it returns one: no config talks another function of
-    Python's or a package's into running.
+    It must be a class of the wanted kind, or a function annotated to return one: a config cannot run other functions.
     """
     if not isinstance(described, DictConfig) or not isinstance(target := described.get("_target_"), str):
         raise UserError(f"{name}: names no class: give it a _target_")
@@ -216,8 +208,11 @@ def _check_target(described: Any, name: str, kind: type) -> None:
             raise UserError(f"{name}._partial_: give true or false (got {value!r})")
         _check_nested(value, f"{name}.{key}")
         if key in parameters and not (isinstance(value, DictConfig) and "_target_" in value):
-            given = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            _check_type(given, parameters[key], f"{name}.{key}")
+            _check_type(_plain_value(value), parameters[key], f"{name}.{key}")
+
+
+def _plain_value(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _check_nested(value: Any, name: str) -> None:
@@ -236,7 +231,7 @@ def _signature(called: Any) -> tuple[dict[str, Any], Any]:
     call = called.__init__ if inspect.isclass(called) else called
     try:
         types = get_type_hints(call)
-    except Exception:  # annotations that nobody can evaluate, of somebody else's
+    except Exception:  # annotations of another package that cannot be evaluated
         types = {}
     returned = types.pop("return", None)
     return types, called if inspect.isclass(called) else returned
@@ -267,13 +262,7 @@ def read_options(model: type[Options], values: Mapping[str, Any]) -> Options:
     Raises:
         UserError: if one is of the wrong type or out of range.
     """
-    given = {name: values.get(name) for name in model.model_fields}
     try:
-        return model.model_validate(
-            {
-                name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-                for name, value in given.items()
-            }
-        )
+        return model.model_validate({name: _plain_value(values.get(name)) for name in model.model_fields})
     except ValidationError as error:
         raise UserError(describe(error)) from error

@@ -8,7 +8,7 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from jacobian_robust.adversaries import Adversary
-from jacobian_robust.config import build, plain, settled
+from jacobian_robust.config import build, plain, without_none
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation.options import read_evaluation
 from jacobian_robust.penalties import Penalty
@@ -109,7 +109,7 @@ def test_none_is_none_whatever_an_experiment_sets_of_another_choice():
     cfg = composed("train", "experiment=toy", "regularizer=none")
     assert cfg.regularizer.eps == 0.1
     assert build(cfg, "regularizer", optional=True) is None
-    assert settled(cfg, ["regularizer"]).regularizer is None
+    assert without_none(cfg, ["regularizer"]).regularizer is None
     assert cfg.regularizer is not None
 
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from jacobian_robust.checkpoints import load_checkpoint
-from jacobian_robust.config import check, plain, read_options, settled
+from jacobian_robust.config import check, plain, read_options, without_none
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation.classifiers import load_classifiers
 from jacobian_robust.evaluation.evaluate import report
@@ -52,7 +52,7 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
     """
     keep_freed_memory()
     check(cfg, {*Options.model_fields, *EVALUATION_OPTIONS}, GROUPS)
-    cfg = settled(cfg, MAY_BE_NONE)
+    cfg = without_none(cfg, MAY_BE_NONE)
     check_used(cfg, given_on_the_command_line())
     options = read_options(Options, cfg)
     logger = read_logger(cfg)
