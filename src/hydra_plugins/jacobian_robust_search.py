@@ -1,4 +1,4 @@
-"""Hydra's sweeper with a current Optuna: ``hydra/sweeper=jacobian_robust_search``, as ``hparams_search=optuna`` chooses.
+"""Hydra's sweeper with a current Optuna: ``hydra/sweeper=jacobian_robust_search``, part of ``hparams_search=optuna``.
 
 Hydra finds its plugins in this namespace package, and imports them whenever it starts. The published plugin
 (hydra-optuna-sweeper 1.3) is bound to Optuna 2 and cannot prune.

@@ -246,7 +246,7 @@ def _check_type(value: Any, wanted: Any, name: str) -> None:
     try:
         adapter = TypeAdapter(wanted, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
     except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation, PydanticUserError):
-        return  # it cannot be told
+        return  # a type that pydantic does not know
     for given in (value, tuple(value)) if isinstance(value, list) else (value,):  # YAML has no tuples
         try:
             adapter.validate_python(given)

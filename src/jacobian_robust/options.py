@@ -21,7 +21,7 @@ Seed = Annotated[int, Strict(), Field(ge=0, lt=2**32)]
 """Of NumPy's and torch's random streams."""
 
 NonEmpty = Annotated[str, Strict(), Field(min_length=1)]
-"""What an empty string, as an unset shell variable leaves it, does not stand for."""
+"""A text; an unset shell variable leaves an empty one, which is refused."""
 
 
 def _as_tuple(value: Any) -> Any:

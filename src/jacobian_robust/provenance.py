@@ -1,4 +1,4 @@
-"""What has to stand beside a number for it to be repeated."""
+"""What a number needs beside it to be reproduced: versions, the commit, the run."""
 
 import platform
 import re

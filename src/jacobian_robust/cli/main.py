@@ -87,7 +87,7 @@ def _run_module(name: str, options: list[str]) -> None:
 
 
 def _complete(action: str) -> None:
-    """Install tab completion, or print what completes the line that the shell tells in ``COMP_LINE``."""
+    """Install tab completion, or print the completions of the shell's ``COMP_LINE``."""
     if not action.startswith("query="):
         importlib.import_module("jacobian_robust.cli.train").main()
         return

@@ -1,4 +1,4 @@
-"""What the commands tell in one line, in the words of this project's options."""
+"""The one-line errors of the commands, in the words of this project's options."""
 
 import re
 

@@ -33,7 +33,7 @@ _VERBOSE = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 
 
 def entry_point(main: Callable[[], Any]) -> Callable[[], None]:
-    """Wrap a ``hydra.main`` function so that a mistake in its options is told in one line.
+    """Wrap a ``hydra.main`` function so that a mistake in its options ends in one line.
 
     ``HYDRA_FULL_ERROR=1`` shows the traceback. The exit status is 1, 130 after an interruption (SIGINT), or 143 after
     a termination (SIGTERM).
@@ -66,14 +66,10 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], None]:
 
 
 def run(task: str, cfg: DictConfig) -> float | None:
-    """Run the function behind an entry point, with a user's mistake told in one line and a bug by its traceback.
+    """Run the function behind an entry point, with one line for a user's mistake and a traceback for a bug.
 
-    Args:
-        task: dotted name of a function of the config. It is imported here: --help and a misspelt option need no torch.
-        cfg: the composed config.
-
-    Returns:
-        In a sweep, the objective of the job; see :func:`jacobian_robust.cli.sweeps.run_job`.
+    Return the objective in a sweep; see :func:`jacobian_robust.cli.sweeps.run_job`. ``task`` is the dotted name of a
+    function of the config. It is imported here: --help and a misspelt option need no torch.
     """
     _composed.append(cfg)
     if HydraConfig.get().mode == RunMode.MULTIRUN:

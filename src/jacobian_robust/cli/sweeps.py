@@ -271,7 +271,7 @@ def _table(directory: Path, jobs: Mapping[str, Job]) -> Table:
 
 
 def _labels(jobs: Mapping[str, Job]) -> dict[str, str]:
-    """Return what tells the jobs apart: the options that not all of them share."""
+    """Return the jobs' labels: the options that not all of them share."""
     shared = set.intersection(*(set(job.overrides) for job in jobs.values()))
     labels = {name: [option for option in job.overrides if option not in shared] for name, job in jobs.items()}
     return {name: " ".join(options) or name for name, options in labels.items()}

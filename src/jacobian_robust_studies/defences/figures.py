@@ -19,9 +19,7 @@ LEAST_ACCURACY = 0.9
 def trials_by_method(trials: Mapping[str, Sequence[Trial]], *, robust: str) -> Figure:
     """Return clean against robust accuracy of trials, a panel for each method, the others' behind it in grey.
 
-    Args:
-        trials: by method, joined by a line in their order; failed ones are left out.
-        robust: what the robust accuracy is.
+    A line joins a method's trials in their order; failed ones are left out. ``robust`` names the objective.
     """
     columns = min(len(trials), 5)
     rows = math.ceil(len(trials) / columns)
@@ -78,8 +76,7 @@ def _trials(axes: Axes, trials: Sequence[Trial], shown: Sequence[Trial]) -> None
 def methods_under_attack(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
     """Return the accuracy of methods, clean and within each budget, a line each, the best of each panel on top.
 
-    Args:
-        accuracy: shares of the images by panel, method and budget; the budgets of all methods are the same.
+    ``accuracy`` has shares of the images by panel, method and budget; the budgets of all methods are the same.
     """
     heights = [len(methods) for methods in accuracy.values()]
     figure = Figure(figsize=(8, 0.24 * sum(heights) + 0.5 * len(heights) + 0.9), layout="constrained")

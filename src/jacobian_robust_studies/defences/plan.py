@@ -35,17 +35,11 @@ class Evaluation(BaseModel, extra="forbid"):
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial of a method.
+    """A trial of a method; its figures are nan if the training failed."""
 
-    Attributes:
-        overrides: the values of the tuned options, as ``option=value``.
-        clean: accuracy on the validation images; nan if the training failed.
-        robust: the objective; nan if the training failed.
-    """
-
-    overrides: tuple[str, ...]
-    clean: float
-    robust: float
+    overrides: tuple[str, ...]  # the values of the tuned options, as option=value
+    clean: float  # accuracy on the validation images
+    robust: float  # the objective
 
     @property
     def finished(self) -> bool:

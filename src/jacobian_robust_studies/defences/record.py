@@ -22,14 +22,8 @@ Evaluations = Mapping[str, tuple[Results, int]]
 class Record:
     """What is known, in ``trials.csv``, ``evaluations.csv`` and a JSON file for each evaluation of each method.
 
-    Rows of another plan are not reported, and are replaced once their method is worked at.
-
-    Args:
-        plan: the study.
-        directory: of the files.
-
-    Raises:
-        UserError: from its methods, if a file is damaged or not of this study.
+    Rows of another plan are not reported, and are replaced once their method is worked at. The methods raise UserError
+    if a file is damaged or not of this study.
     """
 
     def __init__(self, plan: Plan, directory: Path) -> None:
@@ -62,14 +56,7 @@ class Record:
         }
 
     def add_evaluation(self, name: str, kind: str, made: Path, failed: int) -> None:
-        """Keep a copy of an evaluation of a method.
-
-        Args:
-            name: of the method.
-            kind: which of the plan's evaluations.
-            made: its ``robustness.json``.
-            failed: how many seeds' trainings failed.
-        """
+        """Keep a copy of a method's ``robustness.json``, and how many seeds' trainings failed."""
         shutil.copyfile(made, self.directory / f"{name}_{kind}.json")
         row = [name, kind, failed, self._evaluated_by(name, kind, self.trials())]
         self._replace("evaluations.csv", ["method", "evaluation", "failed_seeds", "plan"], [name, kind], [row])

@@ -74,13 +74,7 @@ def protocol(plan: Plan) -> str:
 
 
 def tuned(plan: Plan, trials: Mapping[str, Sequence[Trial]], made: Collection[str]) -> str:
-    """Return, as Markdown, all trials of each method, the chosen one in bold type, and the variations' origin.
-
-    Args:
-        plan: the study.
-        trials: by method.
-        made: the methods that were trained; variations that were not are left out.
-    """
+    """Return, as Markdown, all trials of each method, the chosen one in bold, and the origin of the variations ``made``."""
     lines = ["| | cost | steps | trials: clean / robust, % |", "| --- | --- | --- | --- |"]
     for name, method in plan.methods.items():
         chosen = choice(plan, name, trials)
@@ -102,12 +96,7 @@ def _tried(trial: Trial, *, chosen: bool) -> str:
 
 
 def table(plan: Plan, evaluations: Evaluations) -> str:
-    """Return an evaluation of all methods as Markdown: percentages, mean and standard deviation over the seeds.
-
-    Args:
-        plan: the study.
-        evaluations: of the methods that have one, all of one kind.
-    """
+    """Return an evaluation of all methods as Markdown: percentages, mean and standard deviation over the seeds."""
     first, _ = next(iter(evaluations.values()))
     images, reliability = first.models[0].images, first.models[0].calibration is not None
     judged = any(model.verdict for results, _ in evaluations.values() for model in results.models)

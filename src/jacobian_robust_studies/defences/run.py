@@ -23,15 +23,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Concurrency:
-    """How the commands of a study share the machine.
+    """How the commands of a study share the machine."""
 
-    Attributes:
-        methods: how many are worked at side by side.
-        jobs: how many trainings and attacks of each.
-    """
-
-    methods: int
-    jobs: int
+    methods: int  # worked at side by side
+    jobs: int  # trainings and attacks of each at a time
 
     @classmethod
     def of(cls, jobs: int, names: int) -> "Concurrency":
@@ -65,8 +60,8 @@ def study(
 
     Args:
         plan: the study.
-        names: the methods to work at; what is known of the others is reported too.
-        kinds: the evaluations to make; what is known of the others is reported too.
+        names: the methods to work at.
+        kinds: the evaluations to make. What is known of other methods and evaluations is reported too.
         results: directory of ``defences.md``; its files go into ``defences`` beside it.
         runs: directory for new runs. Runs of another plan stay there as they are.
         jobs: how many trainings and attacks run at a time.

@@ -44,30 +44,19 @@ TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class Displacements:
-    """How the prediction moves from each image to its adversarial example; nan where there is none.
+    """How the prediction moves from each image to its adversarial example; nan where there is none."""
 
-    Attributes:
-        displacement: the Fisher–Rao distance between the two predictions.
-        first_order: ``‖J_μ (x' - x)‖``.
-    """
-
-    displacement: Float[Tensor, "images"]
-    first_order: Float[Tensor, "images"]
+    displacement: Float[Tensor, "images"]  # Fisher–Rao distance between the two predictions
+    first_order: Float[Tensor, "images"]  # ‖J_μ (x' - x)‖
 
 
 @dataclass(frozen=True)
 class Study:
-    """What was measured at one classifier.
+    """The measurements at one classifier."""
 
-    Attributes:
-        result: for ``simplifications.json``.
-        samples: by split, the images with the displacements of their adversarial examples.
-        off: by direction, the radius from which the first order is off at each evaluated image.
-    """
-
-    result: ModelSimplifications
-    samples: dict[Split, tuple[Sample, Displacements]]
-    off: dict[str, Float[Tensor, "images"]]
+    result: ModelSimplifications  # for simplifications.json
+    samples: dict[Split, tuple[Sample, Displacements]]  # the images, and the way to their adversarial examples
+    off: dict[str, Float[Tensor, "images"]]  # by direction, the radius from which the first order is off
 
 
 def distribution(values: Float[Tensor, "n"]) -> Distribution | None:
@@ -123,7 +112,7 @@ def displacements(
 
     Args:
         model: returns logits, in evaluation mode.
-        images: the points ``x``.
+        images: ``x``.
         directions: unit vectors ``v``.
         radii: Euclidean lengths ``r``.
         progress: called with the number of images after each radius.
@@ -251,14 +240,7 @@ def _examples(model: nn.Module, sample: Sample, rate: Float[Tensor, "images"]) -
 
 
 def falls(sample: Sample, examples: Displacements, budgets: Sequence[float], *, split: Split) -> list[Falls]:
-    """Return what the condition promised and the falls, by radius and variant.
-
-    Args:
-        sample: the images.
-        examples: their adversarial examples.
-        budgets: the radii ε.
-        split: which images they are.
-    """
+    """Return what the condition promised and the falls, by radius ε and variant."""
     radii, correct = sample.radii, sample.correct
     allowed = radii.spectral.double() * sample.nearest.length.double()
     reached = (1 + TOLERANCE) * examples.first_order >= radii.boundary.double()

@@ -1,4 +1,4 @@
-"""Everything that is drawn of the toy model, computed in float64."""
+"""The measurements behind the toy model's figures, in float64."""
 
 import math
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ WINDOW = (-0.5, 1.5)
 """Coordinates between which geodesics are followed: the data's square and half its side around it."""
 
 SIDE, FIELD, CIRCLES = 301, 10, 4
-"""Points along a side of the fine grid and of the coarse one; circles drawn of each class."""
+"""Points along a side of the fine grid and of the coarse one; circles of each class."""
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """The budgets of the attacks, as shares of ε."""
@@ -114,15 +114,7 @@ def classifiers(place: Path) -> tuple[list[Classifier], float, Float[Tensor, "po
 def scenes(
     models: list[Classifier], points: Float[Tensor, "points 2"], labels: Int[Tensor, "points"], eps: float, rays: int
 ) -> list[Scene]:
-    """Return what is drawn of the undefended classifier and of the penalised one, and their numbers.
-
-    Args:
-        models: the two.
-        points: test points.
-        labels: their classes.
-        eps: Euclidean radius of the penalty.
-        rays: geodesics of each ball.
-    """
+    """Return the figures' contents and the numbers of both classifiers, with so many rays for each geodesic ball."""
     nearest = [_error_distances(model, points, labels, eps) for model in models]
     shown, attacked = _shown(models, points, labels), _attacked(nearest, labels, eps)
     found = []
@@ -188,7 +180,7 @@ def _shown(models: list[Classifier], points: Float[Tensor, "points 2"], labels: 
 
 
 def _attacked(nearest: Sequence[Float[Tensor, "points"]], labels: Int[Tensor, "points"], eps: float) -> list[int]:
-    """Return the test points whose attacks are drawn: of each class the first that only vanilla errs near, and both."""
+    """Return the test points to attack: of each class the first that vanilla alone errs near, and that both do."""
     correct = torch.stack(list(nearest)).amin(0) > 0
     vanilla, regularised = (distances <= eps for distances in nearest)
     kinds = [(vanilla & ~regularised), (vanilla & regularised)]

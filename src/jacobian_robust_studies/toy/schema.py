@@ -1,4 +1,4 @@
-"""What is measured and drawn of a classifier of the plane; the numbers of it are what ``toy.json`` holds."""
+"""Measurements of a classifier of the plane: those of ``toy.json``, and those of the figures alone."""
 
 import math
 from collections.abc import Sequence
@@ -89,17 +89,11 @@ class Toy(Strict):
 
 @dataclass(frozen=True)
 class Ball:
-    """A geodesic ball and its flat approximation.
-
-    Attributes:
-        numbers: its centre ``x`` and its radius ``d_B(x)``, among others.
-        rays: the geodesics to its border.
-        flat: ``x + X`` for the tangent vectors ``X`` of that length, in the same directions.
-    """
+    """A geodesic ball and its flat approximation."""
 
     numbers: BallNumbers
-    rays: Geodesics
-    flat: Float[Tensor, "rays 2"]
+    rays: Geodesics  # to its border
+    flat: Float[Tensor, "rays 2"]  # x + X for the tangent vectors X of the ball's radius, in the same directions
 
 
 def samples(rays: Geodesics, ray: int) -> tuple[Float[Tensor, "samples 2"], Float[Tensor, "samples"]]:
@@ -122,28 +116,16 @@ class Attack:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn of a classifier of the unit square.
-
-    Attributes:
-        title: of the classifier.
-        numbers: for ``toy.json``.
-        theta: the predictions on a square grid of points, row by row from below.
-        field: points of a coarser grid.
-        field_theta: the predictions there.
-        field_metric: the pulled-back metric there.
-        balls: geodesic balls.
-        circles: by class and circle, the predictions on circles of radius ε around test points.
-        attacks: paths of attacks.
-    """
+    """The contents of a classifier's figures."""
 
     title: str
     numbers: ClassifierNumbers
-    theta: Float[Tensor, "grid 3"]
-    field: Float[Tensor, "field 2"]
-    field_theta: Float[Tensor, "field 3"]
-    field_metric: Float[Tensor, "field 2 2"]
+    theta: Float[Tensor, "grid 3"]  # the predictions on a square grid of points, row by row from below
+    field: Float[Tensor, "field 2"]  # points of a coarser grid
+    field_theta: Float[Tensor, "field 3"]  # the predictions there
+    field_metric: Float[Tensor, "field 2 2"]  # the pulled-back metric there
     balls: Sequence[Ball]
-    circles: Sequence[tuple[int, Float[Tensor, "circle 3"]]]
+    circles: Sequence[tuple[int, Float[Tensor, "circle 3"]]]  # class, and predictions at radius ε around a test point
     attacks: Sequence[Attack]
 
     @property
