@@ -1,8 +1,8 @@
 """Small networks and checks that the tests of several penalties share."""
 
-import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 
 def smooth_network():
@@ -10,23 +10,18 @@ def smooth_network():
     return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4)).double()
 
 
-def check_gradient(penalty):
-    """Compare the gradient of a penalty's mean with finite differences."""
+def gradient_is_that_of_finite_differences(penalty) -> bool:
+    """Return whether it is, for a penalty's mean and every weight of the first layer; raise an error that says where not.
+
+    Central differences at a step of 1e-6 in float64 are right to about 1e-9.
+    """
     model = smooth_network()
     x, labels = torch.randn(6, 5, dtype=torch.float64), torch.arange(6) % 4
 
-    def value():
+    def value(weight):
         inputs = x.clone().requires_grad_()
-        return penalty(model(inputs), inputs, labels).mean()
+        return penalty(functional_call(model, {"0.weight": weight}, inputs), inputs, labels).mean()
 
-    weight = model[0].weight
-    (gradient,) = torch.autograd.grad(value(), weight)
-    direction = torch.randn_like(weight)
-    step = 1e-5
-    with torch.no_grad():
-        weight += step * direction
-    after = value().item()
-    with torch.no_grad():
-        weight -= 2 * step * direction
-    before = value().item()
-    assert (after - before) / (2 * step) == pytest.approx(float((gradient * direction).sum()), rel=1e-5)
+    weight = model[0].weight.detach().clone().requires_grad_()
+    assert torch.autograd.grad(value(weight), weight)[0].abs().max() > 1e-6, "else any gradient would do"
+    return torch.autograd.gradcheck(value, weight, eps=1e-6, rtol=1e-5, atol=1e-8)

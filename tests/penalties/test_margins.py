@@ -8,7 +8,7 @@ from jacobian_robust.penalties import (
     LinearMargin,
     Margin,
 )
-from tests.penalties.cases import check_gradient, smooth_network
+from tests.penalties.cases import gradient_is_that_of_finite_differences, smooth_network
 
 
 def test_the_margin_penalty_is_its_formula():
@@ -116,4 +116,4 @@ def test_the_linear_margin_and_its_gradient_are_finite_however_confident_the_mod
     [Margin(eps=0.5), LinearMargin(eps=0.5), LinearMargin(eps=0.5, norm="l2", distance="logits", rivals=None)],
 )
 def test_the_gradient_is_that_of_finite_differences(penalty):
-    check_gradient(penalty)
+    assert gradient_is_that_of_finite_differences(penalty)

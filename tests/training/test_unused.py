@@ -16,5 +16,10 @@ def test_the_weight_of_a_penalty_that_is_not_there_is_refused(override):
     check_used(SOME, [override])
 
 
-def test_defaults_and_other_options_are_not():
-    check_used(NONE, ["regularizer=none", "seed=1", "trainer.max_epochs=2", "eta_of_my_own=1"])
+@pytest.mark.parametrize("override", ["regularizer=none", "seed=1", "trainer.max_epochs=2", "eta_of_my_own=1"])
+def test_defaults_and_other_options_are_not(override, capfd):
+    check_used(NONE, [])
+    check_used(NONE, [override])
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(UserError, match=r"^eta\.max: "):  # named alone, whatever stands beside it
+        check_used(NONE, [override, "eta.max=0.1"])
