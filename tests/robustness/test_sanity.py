@@ -239,7 +239,7 @@ def test_an_attack_that_was_stopped_early_is_caught(images):
     early = replace(ATTACK, steps=2, step_size=0.01, random_start=False)
     found = checked(Honest().eval(), images, early)["convergence"]
     assert found.status == "fail"
-    assert re.search(r"stood at ε 0\.\d+, the largest budget that a tenth of the sample withstood$", found.why)
+    assert re.search(r"robust images at ε 0\.\d+, the largest budget with a tenth of the sample robust$", found.why)
 
 
 @pytest.mark.parametrize(
@@ -249,8 +249,8 @@ def test_an_attack_that_was_stopped_early_is_caught(images):
         *((2, 20, "warn"), (3, 20, "fail"), (1, 6, "warn"), (2, 6, "fail"), (1, 1, "warn"), (2, 2, "fail")),
     ],
 )
-def test_a_longer_run_is_judged_by_the_images_that_stood(fragile, standing, status):
-    """Of 60 images so many stood, and so many of these a longer run breaks: their mean is near the boundary."""
+def test_a_longer_run_is_judged_by_the_robust_images(fragile, standing, status):
+    """Of 60 images so many are robust, and so many of these a longer run breaks: their mean is near the boundary."""
 
     class Brighter(nn.Module):
         def forward(self, images):
@@ -265,7 +265,7 @@ def test_a_longer_run_is_judged_by_the_images_that_stood(fragile, standing, stat
     checks = sanity_checks(Brighter().eval(), images, labels, [attack], [stood])
     found = next(check for check in checks if check.name == "convergence")
     assert found.status == status
-    assert f"breaks {fragile or 'none'} of the {standing} images" in found.why
+    assert f"breaks {fragile or 'none'} of the {standing} robust images" in found.why
 
 
 @pytest.mark.parametrize("attack", [ATTACK, FGSM(name="fgsm", eps=[0.02])], ids=["PGD", "FGSM"])
@@ -296,13 +296,13 @@ def test_what_the_evaluations_own_square_broke_after_gradients_is_told(images):
     (broken,), after = outcome(replace(ATTACK, eps=(0.1,)), square)
     assert broken > 10
     assert after.status in ("warn", "fail")
-    assert f"at ε 0.1 {broken} of the" in after.why
+    assert f"Square breaks {broken} of the" in after.why
     _, alone = outcome(square)
     assert "evaluation's own" not in alone.why
 
 
 def test_what_breaks_another_model_and_this_one_too_is_caught(images, monkeypatch):
-    monkeypatch.setattr(sanity, "QUERIES", 1)  # so that there is something left for it
+    monkeypatch.setattr(sanity.balls, "QUERIES", 1)  # so that there is something left for it
     checks = checked(Rounding().eval(), images, others=[Honest().eval()])
     assert checks["transfer"].status == "fail"
     assert checked(Rounding().eval(), images)["transfer"].status == "warn"
@@ -360,23 +360,23 @@ def test_each_ball_has_its_own_checks(images):
     assert not any("gaussian" in name.lower() for name in names)
 
 
-def test_nobody_left_to_attack_is_said(images):
+def test_it_is_said_that_no_image_is_robust(images):
     checks = checked(Honest().eval(), images, replace(ATTACK, eps=(0.5,)))
     assert checks["convergence"].status == checks["gradient-free"].status == "skip"
 
 
-def test_what_withstood_is_attacked_at_a_budget_where_enough_did(images):
+def test_robust_images_are_attacked_at_a_budget_with_enough_of_them(images):
     labels = Honest()(images).argmax(-1)
     few = sanity_checks(Honest().eval(), images, labels, [ATTACK], [of(images, labels, 5, 50, 3)])
-    said = "of the 50 images that stood at ε 0.05, the largest budget that a tenth of the sample withstood"
+    said = "of the 50 robust images at ε 0.05, the largest budget with a tenth of the sample robust"
     assert said in next(c.why for c in few if c.name == "convergence")
     fewer = sanity_checks(Honest().eval(), images, labels, [ATTACK], [of(images, labels, 5, 4, 3)])
-    said = "of the 5 images that stood at ε 0.02, the budget that the most withstood"
+    said = "of the 5 robust images at ε 0.02, the budget with the most of the sample robust"
     assert said in next(c.why for c in fewer if c.name == "convergence")
 
 
 def of(images, labels, *standing):
-    """A result in which so many of the first images withstood each of the attack's budgets."""
+    """A result in which so many of the first images are robust at each of the attack's budgets."""
     result = sweep(Honest().eval(), images, labels, [ATTACK])
     return replace(result, robust=[torch.arange(len(images)) < number for number in standing])
 

@@ -11,7 +11,7 @@ from jacobian_robust.attacks import FAB, PGD, Square
 from jacobian_robust.errors import UserError
 from jacobian_robust.models import LeNet
 from jacobian_robust.robustness.budgets import sweep
-from jacobian_robust.robustness.sanity import _Rescaled
+from jacobian_robust.robustness.sanity.balls import Rescaled
 from jacobian_robust.robustness.workers import full_precision, several
 
 ATTACKS = [
@@ -36,7 +36,7 @@ def test_the_results_are_those_of_one_process():
     before = torch.get_rng_state()
     with several(2, [nn.Identity(), model]) as attackers:
         together = sweep(model, images, labels, ATTACKS, seed=3, attackers=attackers)
-        rescaled = _Rescaled(model, 2.0)  # which they do not know
+        rescaled = Rescaled(model, 2.0)  # which they do not know
         followed = {"pgd": [rescaled]}
         (budget, _) = sweep(model, images, labels, ATTACKS[:1], surrogates=followed, attackers=attackers).budgets
     (here, _) = sweep(model, images, labels, ATTACKS[:1], surrogates=followed).budgets

@@ -16,6 +16,7 @@ from jacobian_robust.errors import UserError, describe
 from jacobian_robust.evaluation.options import Evaluation
 from jacobian_robust.files import distinct_names
 from jacobian_robust.models import PixelInput, SinglePrecision
+from jacobian_robust.robustness.certificates import require_certifiable
 
 __all__ = [
     "Classifier",
@@ -74,6 +75,7 @@ def load_classifiers(
         require_attacks(evaluation, datamodule)
         datamodule.prepare_data()
         made = placed(made, datamodule, checkpoint, gradient=evaluation.needs_gradient)
+        require_certifiable(evaluation.certificates, made, torch.zeros(1, *datamodule.image_shape).to(device()), name)
         found.append(Classifier(name, checkpoint, made, datamodule))
     if len({images_of(classifier.datamodule, evaluation) for classifier in found}) > 1:
         raise UserError(

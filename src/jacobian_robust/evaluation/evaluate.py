@@ -132,6 +132,7 @@ def report(
         results = results_of(
             [model for model, _, _ in measured],
             evaluation.attacks,
+            evaluation.certificates,
             seed=evaluation.seed,
             device=device().type,
             split=evaluation.split,

@@ -17,6 +17,7 @@ from jacobian_robust.evaluation.classifiers import Classifier, device, weights_h
 from jacobian_robust.evaluation.options import Evaluation
 from jacobian_robust.provenance import versions
 from jacobian_robust.reporting.figures import SYMBOLS
+from jacobian_robust.robustness.certificates import Certificate
 from jacobian_robust.robustness.evaluate import parameters
 
 __all__ = ["PROGRESS", "Bars", "FileJournal", "identity_of", "once"]
@@ -84,7 +85,7 @@ def once(journal: FileJournal, make: Callable[[], dict[str, Any]]) -> dict[str, 
 
 
 def identity_of(
-    classifier: Classifier, images: Tensor, attacks: Sequence[Attack], evaluation: Evaluation
+    classifier: Classifier, images: Tensor, attacks: Sequence[Attack | Certificate], evaluation: Evaluation
 ) -> dict[str, Any]:
     """Return what tells a part of an evaluation from that of another."""
     return {

@@ -20,7 +20,8 @@ from jacobian_robust.evaluation.options import Evaluation
 from jacobian_robust.robustness import prediction as first_order
 from jacobian_robust.robustness import reliability
 from jacobian_robust.robustness.budgets import Sweep, predictions, sweep
-from jacobian_robust.robustness.evaluate import Details, model_results
+from jacobian_robust.robustness.certificates import Certificate, Certified, certify
+from jacobian_robust.robustness.evaluate import Details, model_results, parameters
 from jacobian_robust.robustness.sanity import Check, checks_of, sanity_checks
 from jacobian_robust.robustness.schema import FirstOrder, Model, settings_hash
 from jacobian_robust.robustness.workers import Attackers
@@ -70,7 +71,8 @@ def measure(room: Room, i: int) -> tuple[Model, Details, Any]:
         )
         for norm in evaluation.norms
     ]
-    checks = _checks_once(room, i, images, labels, sweeps, [*others, *room.checked_with])
+    certified = [_certified(room, i, images, labels, certificate) for certificate in evaluation.certificates]
+    checks = _checks_once(room, i, images, labels, sweeps, certified, [*others, *room.checked_with])
     log_p = reliability.log_probabilities(classifier.network, images)
     sample = _nearest(classifier, images, labels, sweeps, evaluation, room.progress / f"{i}_geometry.pt", attackers)
     predicted, smallest, compared = _first_order(sample, evaluation)
@@ -80,6 +82,7 @@ def measure(room: Room, i: int) -> tuple[Model, Details, Any]:
         labels,
         sweeps,
         checks,
+        certified,
         classes=classifier.datamodule.classes,
         data=described_data(classifier.datamodule, evaluation),
         sha256=weights_hash(classifier),
@@ -89,7 +92,8 @@ def measure(room: Room, i: int) -> tuple[Model, Details, Any]:
     )
     confidence = log_p.exp().amax(-1)
     pictures = classifier.datamodule.pictures
-    return model, Details(classifier.name, labels, confidence, sweeps, predicted, smallest, pictures), diagnosed
+    details = Details(classifier.name, labels, confidence, sweeps, certified, predicted, smallest, pictures)
+    return model, details, diagnosed
 
 
 def _training_of(classifier: Classifier) -> dict[str, Any]:
@@ -117,19 +121,46 @@ def _reliability(
     }
 
 
+def _certified(room: Room, i: int, images: Tensor, labels: Tensor, certificate: Certificate) -> Certified:
+    """Return what a certificate says of a classifier at the attacked budgets of its norm."""
+    classifier, evaluation = room.models[i], room.evaluation
+    eps = evaluation.budgets(certificate.norm)
+    identity = identity_of(classifier, images, [certificate], evaluation) | {"eps": eps}
+    title = f"{certificate.name} certificate of {classifier.name}"
+    with tqdm(total=len(images), desc=title, unit="image") as bar:
+
+        def progress(done: int, of: int, certified: int) -> None:
+            bar.set_postfix(certified=certified, refresh=False)
+            bar.update(done - bar.n)
+
+        return certify(
+            *(classifier.network, images, labels, certificate, eps),
+            seed=evaluation.seed,
+            progress=progress,
+            journal=FileJournal(room.progress / f"{i}_certificate_{certificate.name}.pt", identity),
+        )
+
+
 def _checks_once(
-    room: Room, i: int, images: Tensor, labels: Tensor, sweeps: Sequence[Sweep], surrogates: Sequence[Classifier]
+    room: Room,
+    i: int,
+    images: Tensor,
+    labels: Tensor,
+    sweeps: Sequence[Sweep],
+    certified: Sequence[Certified],
+    surrogates: Sequence[Classifier],
 ) -> list[Check]:
     """Return the sanity checks of a classifier, made now or before an interruption."""
     classifier, evaluation = room.models[i], room.evaluation
     identity = identity_of(classifier, images, evaluation.attacks, evaluation) | {
         "sanity_images": evaluation.sanity_images,
         "others": [weights_hash(other) for other in surrogates],
+        "certificates": {of.certificate.name: parameters(of.certificate) for of in certified},
     }
 
     def checked() -> dict[str, Any]:
         followed = [other.network for other in surrogates]
-        checks = _checks(classifier, images, labels, sweeps, followed, evaluation, room.attackers)
+        checks = _checks(classifier, images, labels, sweeps, certified, followed, evaluation, room.attackers)
         return {"checks": [asdict(check) for check in checks]}
 
     made = once(FileJournal(room.progress / f"{i}_checks.pt", identity), checked)
@@ -175,19 +206,20 @@ def _checks(
     images: Tensor,
     labels: Tensor,
     sweeps: Sequence[Sweep],
+    certified: Sequence[Certified],
     others: Sequence[nn.Module],
     evaluation: Evaluation,
     attackers: Attackers,
 ) -> list[Check]:
     """Return the sanity checks of the evaluation of a model."""
-    if not evaluation.sanity_images:
+    of = len(checks_of([swept.norm for swept in sweeps], certified, evaluation.sanity_images))
+    if not of:
         return []
     training_images = None
     with contextlib.suppress(UserError):  # its files need not be on this machine, or be named
         trained_on = classifier.checkpoint.datamodule()
         trained_on.setup("fit")
         training_images = trained_on.split("train").images
-    of = len(checks_of([swept.norm for swept in sweeps]))
     with tqdm(total=of, desc=f"sanity checks of {classifier.name}", unit="check") as bar:
 
         def progress(name: str) -> None:
@@ -200,6 +232,7 @@ def _checks(
             labels,
             evaluation.attacks,
             sweeps,
+            certified=certified,
             sample=evaluation.sanity_images,
             seed=evaluation.seed,
             training_images=training_images,

@@ -15,10 +15,11 @@ from jacobian_robust.errors import UserError, describe
 from jacobian_robust.evaluation.diagnostics import Diagnostics
 from jacobian_robust.files import in_project
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
+from jacobian_robust.robustness.certificates import Certificate, unattacked
 
 __all__ = ["EVALUATION_GROUPS", "EVALUATION_OPTIONS", "Evaluation", "Places", "read_evaluation", "read_pixels"]
 
-EVALUATION_GROUPS = ("attack", "diagnostics")
+EVALUATION_GROUPS = ("attack", "certificate", "diagnostics")
 """The groups of ``conf/evaluate.yaml`` that ``conf/train.yaml`` has too, for an evaluation."""
 
 
@@ -78,6 +79,7 @@ class Evaluation:
 
     Attributes:
         attacks: in the order in which they meet the images, cheap ones first; each has another name.
+        certificates: in the norms of the attacks, at whose budgets they say which images are certified.
         seed: of the attacks.
         limit: how many of the split's first images; ``None`` for all.
         split: ``test``, or ``validation`` to choose hyper-parameters by: the images held out from training.
@@ -94,6 +96,7 @@ class Evaluation:
     """
 
     attacks: tuple[Attack, ...]
+    certificates: tuple[Certificate, ...] = ()
     seed: int = 0
     limit: int | None = None
     split: Literal["test", "validation"] = "test"
@@ -110,6 +113,10 @@ class Evaluation:
     def norms(self) -> list[Norm]:
         """The norms of the attacks, in their order."""
         return list(dict.fromkeys(attack.norm for attack in self.attacks))
+
+    def budgets(self, norm: Norm) -> list[float]:
+        """Return the budgets of the attacks in a norm, in ascending order."""
+        return sorted({eps for attack in self.attacks if attack.norm == norm for eps in attack.eps})
 
     @property
     def sanity_sources(self) -> Sequence[str]:
@@ -135,7 +142,9 @@ def read_evaluation(cfg: DictConfig) -> Evaluation:
     """
     diagnostics = build(cfg, "diagnostics", Diagnostics, optional=True)
     attacks = tuple(build_each(cfg, "attack", Attack))
-    evaluation = Evaluation(attacks, diagnostics=diagnostics, **dict(read_options(_Options, cfg)))
+    certificates = tuple(build_each(cfg, "certificate", Certificate)) if cfg.get("certificate") else ()
+    evaluation = Evaluation(attacks, certificates, diagnostics=diagnostics, **dict(read_options(_Options, cfg)))
+    unattacked(certificates, evaluation.norms)
     for place in evaluation.sanity_sources:
         if not in_project(place).exists():
             raise UserError(f"sanity_source={place}: no such file or directory; null for none")

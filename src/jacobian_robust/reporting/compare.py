@@ -93,9 +93,12 @@ def _read_all(places: Sequence[Path]) -> dict[Path, Results]:
             raise UserError(f"{directory} is named twice")
         read[directory] = results
     (first, of), *rest = read.items()
+    certificates = _certificates(list(read.values()))
     for place, other in rest:
         if different := [name for name in ALIKE if getattr(other, name) != getattr(of, name)]:
             raise UserError(f"{place} was evaluated otherwise than {first}: {', '.join(different)} differ")
+        if unlike := [name for name in other.certificates if other.certificates[name] != certificates[name]]:
+            raise UserError(f"{place} was certified otherwise than the others: the parameters of {unlike[0]} differ")
         if list(other.attacks) != list(of.attacks):  # of dictionaries, equality ignores the order
             orders = f"{', '.join(other.attacks)}, not {', '.join(of.attacks)}"
             raise UserError(
@@ -163,6 +166,7 @@ def _together(read: Mapping[Path, Results]) -> Results:
     ]
     evaluations = list(read.values())
     made = {
+        "certificates": _certificates(evaluations),
         "device": _joined([results.device for results in evaluations], ", "),
         "versions": {
             package: _joined([r.versions[package] for r in evaluations if package in r.versions], " / ")
@@ -170,6 +174,11 @@ def _together(read: Mapping[Path, Results]) -> Results:
         },
     }
     return evaluations[0].model_copy(update={"models": models} | made)
+
+
+def _certificates(evaluations: Sequence[Results]) -> dict[str, dict[str, Any]]:
+    """Return the certificates of all evaluations; one that lacks some of them has no figure there."""
+    return {name: options for results in reversed(evaluations) for name, options in results.certificates.items()}
 
 
 def _joined(values: Sequence[str], separator: str) -> str:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jacobian_robust.attacks import Norm
+from jacobian_robust.reporting.certificates import CertifiedTable, certified_table
 from jacobian_robust.reporting.figures import NORMS, SYMBOLS, unmet_note
 from jacobian_robust.robustness.schema import Group, Results
 
@@ -22,6 +23,8 @@ def print_results(results: Results, alike: Sequence[Group], console: Console | N
         console.print(line, soft_wrap=True)
     for norm in results.norms:
         console.print(_table(results, norm))
+        if (certified := certified_table(results, norm)) is not None:
+            console.print(_certified(certified, norm))
     for group in alike:
         console.print(
             f"{group.name}, {len(group.seeds)} seeds: clean {_spread(*group.clean)}; "
@@ -57,6 +60,21 @@ def _verdicts(results: Results) -> list[Text]:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
+
+
+def _certified(certified: CertifiedTable, norm: Norm) -> Table:
+    table = Table(
+        title=f"{NORMS[norm]}, certified beside robust under attack: share of all images",
+        caption="\n".join(certified.notes),
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("model")
+    for name in (SYMBOLS[norm], *certified.columns):
+        table.add_column(name, justify="right")
+    for name, eps, shares in certified.rows:
+        table.add_row(name, f"{eps:g}", *map(_percent, shares))
+    return table
 
 
 def _table(results: Results, norm: Norm) -> Table:

@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,24 @@ from jacobian_robust.errors import UserError
 from jacobian_robust.files import write_atomically
 from jacobian_robust.provenance import git_state, versions
 from jacobian_robust.robustness.budgets import Sweep, sweep
+from jacobian_robust.robustness.certificates import (
+    CROWN,
+    Certificate,
+    Certified,
+    IntervalBounds,
+    Lipschitz,
+    Smoothing,
+    certify,
+    require_certifiable,
+    unattacked,
+)
 from jacobian_robust.robustness.prediction import Radii
 from jacobian_robust.robustness.sanity import Check, Status, sanity_checks, verdict
 from jacobian_robust.robustness.schema import (
     AttackOutcome,
     Budget,
+    Certification,
+    CertifiedBudget,
     ClassAccuracy,
     Model,
     Results,
@@ -54,6 +67,7 @@ class Details:
         labels: the true classes.
         confidence: the probability of each predicted class.
         sweeps: the attacks' results, one a norm.
+        certified: what each certificate says.
         radii: the geometry at the first images, where it was asked for.
         smallest: the length of the smallest ℓ2 perturbation known there.
         pictures: whether the images are pictures, not points.
@@ -63,6 +77,7 @@ class Details:
     labels: Int[Tensor, "images"]
     confidence: Float[Tensor, "images"]
     sweeps: list[Sweep]
+    certified: list[Certified] = field(default_factory=list)
     radii: Radii | None = None
     smallest: Float[Tensor, "first"] | None = None
     pictures: bool = True
@@ -126,6 +141,7 @@ def evaluate_robustness(
     *,
     norm: str = "linf",
     attacks: Sequence[str | Attack] | None = None,
+    certificates: Sequence[str | Certificate] = (),
     seed: int = 0,
     sanity_images: int = 100,
     batch_size: int | None = None,
@@ -144,8 +160,10 @@ def evaluate_robustness(
         norm: of the ball: ``linf`` or ``l2``.
         attacks: :class:`Attack` objects, whose own budgets are replaced by ``eps``, or the names ``pgd``, ``fgsm`` (ℓ∞
             only), ``square`` and ``autoattack``; by default the note's PGD: 40 steps of 0.01 in ℓ∞, of 0.1 in ℓ2.
+        certificates: :class:`Certificate` objects or the names ``interval`` and ``crown`` (ℓ∞), ``lipschitz`` and
+            ``smoothing`` (ℓ2); each says at which of the budgets an image is certified, and every attack tries it.
         seed: of the attacks.
-        sanity_images: how many images the sanity checks attack anew; 0 for no checks.
+        sanity_images: how many images the sanity checks attack anew; 0 for no checks but that of the certificates.
         batch_size: images attacked at once; ``None`` for what suits the device.
         processes: how many attack; the results do not depend on it.
 
@@ -153,23 +171,27 @@ def evaluate_robustness(
         UserError: if an argument is at fault; one line says which.
     """
     chosen = _attacks(attacks, norm, eps, batch_size)
+    certifying = _certificates(certificates)
+    unattacked(certifying, [attack.norm for attack in chosen])
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         images, labels = _inputs(model, images, labels, device)
+        require_certifiable(certifying, model, images[:1])
         with full_precision(), several(processes, [model]) as attackers:
             swept = sweep(model, images, labels, chosen, seed=seed, attackers=attackers)
-            checks = _checks(model, images, labels, chosen, swept, sanity_images, seed, attackers)
+            certified = [certify(model, images, labels, asked, eps, seed=seed) for asked in certifying]
+            checks = _checks(model, images, labels, chosen, swept, certified, sanity_images, seed, attackers)
         with torch.no_grad():
             logits = torch.cat([model(chunk) for chunk in images.split(100)])
     finally:
         for module, mode in modes.items():
             module.training = mode
     name = type(model).__name__
-    result = model_results(name, labels, [swept], checks, classes=logits.shape[-1], data="given images")
-    details = Details(name, labels, logits.softmax(-1).amax(-1), [swept], pictures=images.ndim == 4)
-    return RobustnessEvaluation(results_of([result], chosen, seed=seed, device=device.type), details)
+    result = model_results(name, labels, [swept], checks, certified, classes=logits.shape[-1], data="given images")
+    details = Details(name, labels, logits.softmax(-1).amax(-1), [swept], certified, pictures=images.ndim == 4)
+    return RobustnessEvaluation(results_of([result], chosen, certifying, seed=seed, device=device.type), details)
 
 
 def _checks(
@@ -178,13 +200,27 @@ def _checks(
     labels: Tensor,
     attacks: Sequence[Attack],
     swept: Sweep,
+    certified: Sequence[Certified],
     sample: int,
     seed: int,
     attackers: Attackers,
 ) -> list[Check]:
-    if not sample:
-        return []
-    return sanity_checks(model, images, labels, attacks, [swept], sample=sample, seed=seed, attackers=attackers)
+    options: dict[str, Any] = {"certified": certified, "sample": sample, "seed": seed, "attackers": attackers}
+    return sanity_checks(model, images, labels, attacks, [swept], **options)
+
+
+def _certificates(certificates: Sequence[str | Certificate]) -> list[Certificate]:
+    """Return the certificates that are given as objects or by their names in ``conf/certificate``."""
+    makers = {"interval": IntervalBounds, "crown": CROWN, "lipschitz": Lipschitz, "smoothing": Smoothing}
+    for certificate in certificates:
+        if not isinstance(certificate, Certificate) and certificate not in makers:
+            raise UserError(
+                f"certificates: there is no {certificate!r}; choose of {', '.join(makers)}, or a Certificate"
+            )
+    found = [c if isinstance(c, Certificate) else makers[c](name=c) for c in certificates]
+    if len({certificate.name for certificate in found}) < len(found):
+        raise UserError("certificates: give each another name")
+    return found
 
 
 def _attacks(
@@ -253,6 +289,7 @@ def _inputs(model: nn.Module, images: Tensor, labels: Tensor, device: torch.devi
 def results_of(
     models: Sequence[Model],
     attacks: Sequence[Attack],
+    certificates: Sequence[Certificate] = (),
     *,
     seed: int,
     device: str,
@@ -269,6 +306,7 @@ def results_of(
             "versions": versions(),
             **git_state(),
             "attacks": {attack.name: parameters(attack) for attack in attacks},
+            "certificates": {asked.name: parameters(asked, "certificate") for asked in certificates},
             "models": list(models),
         }
     )
@@ -279,6 +317,7 @@ def model_results(
     labels: Int[Tensor, "images"],
     sweeps: Sequence[Sweep],
     checks: Sequence[Check],
+    certified: Sequence[Certified] = (),
     *,
     classes: int,
     data: str,
@@ -291,6 +330,7 @@ def model_results(
         labels: the true classes.
         sweeps: the attacks' results, one a norm.
         checks: the sanity checks.
+        certified: what each certificate says.
         classes: number of classes.
         data: which images they are, in words.
         known: further fields of :class:`Model`.
@@ -316,7 +356,15 @@ def model_results(
         images=len(labels),
         clean_correct=sweeps[0].clean_correct,
         clean_accuracy=sweeps[0].clean_accuracy,
-        threats=[_threat(swept) for swept in sweeps],
+        threats=[
+            _threat(swept, [found for found in certified if found.certificate.norm == swept.norm]) for swept in sweeps
+        ],
+        certificates=[
+            _certification(found, swept)
+            for found in certified
+            for swept in sweeps
+            if swept.norm == found.certificate.norm
+        ],
         classes=_classes(labels, sweeps, classes),
         **{**unknown, "noise": [], "out_of_distribution": [], **known},
     )
@@ -334,7 +382,10 @@ def write_tables(results: Results, details: Sequence[Details], directory: Path) 
     return rows
 
 
-def _threat(swept: Sweep) -> Threat:
+def _threat(swept: Sweep, certified: Sequence[Certified]) -> Threat:
+    """Return the budgets of a norm, each with the images that one certificate or more of the network covers."""
+    covering = [found.bounded.certified for found in certified if not found.certificate.smoothed]
+    covered = torch.stack(covering).any(0).sum(0).tolist() if covering else [None] * len(swept.budgets)
     return Threat(
         norm=swept.norm,
         budgets=[
@@ -346,9 +397,32 @@ def _threat(swept: Sweep) -> Threat:
                 share_of_attacked=budget.share_of_attacked,
                 robust_accuracy=budget.robust_accuracy,
                 attacks=[AttackOutcome(**asdict(attack)) for attack in budget.attacks],
+                certified=count,
+                certified_accuracy=None if count is None else count / budget.images,
             )
-            for budget in swept.budgets
+            for budget, count in zip(swept.budgets, covered, strict=True)
         ],
+    )
+
+
+def _certification(found: Certified, swept: Sweep) -> Certification:
+    certificate, bounded, images = found.certificate, found.bounded, swept.images
+    counts = bounded.certified.sum(0).tolist()
+    radii = bounded.radius[bounded.correct & bounded.radius.isfinite()]
+    return Certification(
+        certificate=certificate.name,
+        norm=certificate.norm,
+        smoothed=certificate.smoothed,
+        budgets=[
+            CertifiedBudget(eps=eps, certified=count, certified_accuracy=count / images)
+            for eps, count in zip(found.eps, counts, strict=True)
+        ],
+        correct=int(bounded.correct.sum()),
+        abstained=int(bounded.abstained.sum()),
+        samples=certificate.samples_of(images),
+        median_radius=radii.median().item() if len(radii) else None,
+        pairs=found.pairs(swept),
+        broken=found.broken(swept.smallest),
     )
 
 
@@ -366,18 +440,21 @@ def _classes(labels: Tensor, sweeps: Sequence[Sweep], classes: int) -> list[Clas
     ]
 
 
-def parameters(attack: Attack) -> dict[str, Any]:
-    """Return an attack's class and parameters, as JSON has them."""
-    parameters = {key: value for key, value in asdict(attack).items() if key != "name"}
-    plain_parameters: dict[str, Any] = json.loads(json.dumps({"attack": type(attack).__name__} | parameters))
+def parameters(of: Attack | Certificate, kind: str = "attack") -> dict[str, Any]:
+    """Return an attack's or a certificate's class, as ``kind``, and its parameters, as JSON has them."""
+    parameters = {key: value for key, value in asdict(of).items() if key != "name"}
+    plain_parameters: dict[str, Any] = json.loads(json.dumps({kind: type(of).__name__} | parameters))
     return plain_parameters
 
 
 def image_rows(results: Results, details: Sequence[Details]) -> Iterator[list[Any]]:
-    """Return a heading, and a row for each model and image: its classes, and what it withstood."""
+    """Return a heading, and a row for each model and image: its classes, where it is robust and certified."""
     columns = ["name", "image", "label", "predicted", "confidence"]
     for swept in details[0].sweeps:
         columns += [f"robust_{swept.norm}_{budget.eps:g}" for budget in swept.budgets] + [f"smallest_{swept.norm}"]
+    for found in details[0].certified:
+        columns += [f"certified_{found.certificate.name}_{eps:g}" for eps in found.eps]
+        columns += [f"radius_{found.certificate.name}"] if found.certificate.norm == "l2" else []
     geometry = ["delta", "boundary", "jacobian_frobenius", "jacobian_spectral", "predicted_l2", "smallest_known_l2"]
     yield columns + (geometry if details[0].radii else [])
     for detail in details:
@@ -385,6 +462,9 @@ def image_rows(results: Results, details: Sequence[Details]) -> Iterator[list[An
         values.append([f"{confidence:.6g}" for confidence in detail.confidence.tolist()])
         for swept in detail.sweeps:
             values += [robust.int().tolist() for robust in swept.robust] + [_lengths(swept.smallest)]
+        for found in detail.certified:
+            values += [certified.int().tolist() for certified in found.bounded.certified.unbind(-1)]
+            values += [_lengths(found.bounded.radius)] if found.certificate.norm == "l2" else []
         if detail.radii is not None and detail.smallest is not None:
             radii = detail.radii
             known = [radii.center, radii.boundary, radii.frobenius, radii.spectral, radii.predicted, detail.smallest]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from jacobian_robust.attacks import Norm
+from jacobian_robust.attacks import Ball, Norm
 from jacobian_robust.robustness.sanity import Status
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "AttackOutcome",
     "Budget",
     "Calibration",
+    "Certification",
+    "CertifiedBudget",
     "ClassAccuracy",
     "Condition",
     "Finite",
@@ -33,7 +35,7 @@ __all__ = [
     "table_rows",
 ]
 
-FORMAT: Literal[4] = 4
+FORMAT: Literal[5] = 5
 """Raised whenever a field changes its meaning, its type or its place; not for a null where no number can be."""
 
 
@@ -82,6 +84,11 @@ class Budget(Strict):
     """``correct / images``, the field's convention."""
     attacks: list[AttackOutcome]
     """Attack by attack, in the order in which they met the images."""
+    certified: int | None = None
+    """Images classified correctly that one certificate or more of the network covers at this budget; null where none
+    was asked for."""
+    certified_accuracy: float | None = None
+    """``certified / images``."""
 
 
 class Threat(Strict):
@@ -123,6 +130,44 @@ class Condition(Strict):
     """Of those that survived, how many satisfy ``‖J_μ‖₂ ≤ d_B/ε``."""
     boundary_fell: int
     """Of those that fell, how many do."""
+
+
+class CertifiedBudget(Strict):
+    """What a certificate says at one budget."""
+
+    eps: float
+    """The budget, in the units of its norm."""
+    certified: int
+    """Images that are certified and that the certified classifier classifies correctly."""
+    certified_accuracy: float
+    """``certified`` over all images."""
+
+
+class Certification(Strict):
+    """What one certificate says of a model."""
+
+    certificate: str
+    """Its name, a key of ``certificates``."""
+    norm: Ball
+    """``linf`` or ``l2``."""
+    smoothed: bool
+    """Whether it holds for the network's smoothed classifier: attacks on the network then neither break nor confirm
+    it."""
+    budgets: list[CertifiedBudget]
+    """In ascending order."""
+    correct: int
+    """Images that the certified classifier classifies correctly."""
+    abstained: int
+    """Images of which it predicts no class; 0 for the network itself."""
+    samples: int
+    """Noisy images that were classified for it."""
+    median_radius: Finite
+    """Median of the certified radius over the correctly classified images; null for a certificate that has none."""
+    pairs: int
+    """Pairs of a certified image and an attack that met it at a certified budget, in this evaluation."""
+    broken: list[int]
+    """Numbers of the certified images that an attack of this evaluation broke at a certified length: the certificate
+    is wrong if there is one."""
 
 
 class FirstOrder(Strict):
@@ -237,6 +282,8 @@ class Model(Strict):
     """Accuracy under growing noise; empty if not asked for."""
     out_of_distribution: list[OutOfDistribution]
     """Empty if not asked for."""
+    certificates: list[Certification] = []
+    """Empty if not asked for."""
 
     def accuracy(self, norm: Norm) -> list[tuple[float, float]]:
         """Return the points ``(budget, accuracy on all images)`` of one norm, from budget 0 on."""
@@ -244,12 +291,28 @@ class Model(Strict):
         points = {0.0: self.clean_accuracy} | {budget.eps: budget.robust_accuracy for budget in budgets}
         return sorted(points.items())
 
+    def certified(self, norm: Norm) -> list[tuple[float, float]]:
+        """Return the points ``(budget, certified accuracy)`` of one norm; none where no certificate was asked for."""
+        budgets = next((threat.budgets for threat in self.threats if threat.norm == norm), [])
+        found = {b.eps: b.certified_accuracy for b in budgets if b.certified_accuracy is not None}
+        return sorted(({0.0: self.clean_accuracy} | found).items()) if found else []
+
+    def certified_by(self, certificate: str, norm: Norm, eps: float) -> int | None:
+        """Return how many images one certificate covers at a budget of a norm; ``None`` where it was not asked for."""
+        found = (c for c in self.certificates if (c.certificate, c.norm) == (certificate, norm))
+        return next((budget.certified for c in found for budget in c.budgets if budget.eps == eps), None)
+
+    def certified_share(self, certificate: str, norm: Norm, eps: float) -> float | None:
+        """Return the share of all images that one certificate covers; ``None`` where it was not asked for."""
+        count = self.certified_by(certificate, norm, eps)
+        return None if count is None else count / self.images
+
 
 class Results(Strict):
     """An evaluation of one or more classifiers."""
 
-    format: Literal[3, 4] = FORMAT
-    """Version of this schema; files of version 3 lack ``commit`` and ``dirty``."""
+    format: Literal[3, 4, 5] = FORMAT
+    """Version of this schema; files of version 3 lack ``commit`` and ``dirty``, of 3 and 4 all about certificates."""
     split: Literal["test", "validation"]
     """Which images were evaluated."""
     independent: bool
@@ -266,6 +329,8 @@ class Results(Strict):
     """Whether files differed from that commit; null outside a clone."""
     attacks: dict[str, dict[str, Any]]
     """The parameters of each attack, by name, in the order in which they met the images."""
+    certificates: dict[str, dict[str, Any]] = {}
+    """The parameters of each certificate, by name."""
     models: list[Model] = Field(min_length=1)
     """The evaluated classifiers."""
 
@@ -306,6 +371,7 @@ def table_rows(results: Results) -> list[dict[str, Any]]:
             **budget.model_dump(exclude={"attacks"}),
             "clean_correct": model.clean_correct,
             "clean_accuracy": model.clean_accuracy,
+            **{f"certified_{name}": model.certified_by(name, threat.norm, budget.eps) for name in results.certificates},
             **outcome.model_dump(),
             "parameters": json.dumps(results.attacks[outcome.attack]),
             "independent": results.independent,
