@@ -297,9 +297,12 @@ def _write_rows(path: Path, results: Results, varied: Sequence[Mapping[str, Any]
     with write_atomically(path) as file:
         writer = csv.writer(file)
         accuracies = ["clean_accuracy", *(f"robust_accuracy_{norm}_{eps:g}" for norm, eps in budgets)]
-        writer.writerow(["name", *varied[0], *accuracies, "seconds_per_epoch", "checkpoint"])
+        certified = [f"certified_accuracy_{norm}_{eps:g}" for norm, eps in budgets] if results.certificates else []
+        writer.writerow(["name", *varied[0], *accuracies, *certified, "seconds_per_epoch", "checkpoint"])
         for model, options in zip(results.models, varied, strict=True):
             robust = [budget.robust_accuracy for threat in model.threats for budget in threat.budgets]
+            if certified:
+                robust += [budget.certified_accuracy for threat in model.threats for budget in threat.budgets]
             values = [model.clean_accuracy, *robust, model.seconds_per_epoch, model.checkpoint]
             writer.writerow([model.name, *options.values(), *values])
 

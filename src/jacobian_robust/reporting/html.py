@@ -12,13 +12,16 @@ from omegaconf import OmegaConf
 from jacobian_robust.attacks import Norm
 from jacobian_robust.files import write_atomically
 from jacobian_robust.provenance import run_url
+from jacobian_robust.reporting.certificates import certified_table
 from jacobian_robust.reporting.figures import NORMS, SYMBOLS, unmet_note
 from jacobian_robust.robustness.schema import Group, Results
 
 __all__ = ["Section", "Sheet", "write_report"]
 
 CAPTIONS = {
-    "accuracy": "Share of all images that stand under the attacks of each budget.",
+    "accuracy": "Share of all images that are robust under the attacks of each budget.",
+    "certified": "Accuracy under attack (solid) and certified accuracy (dashed): the network's robust accuracy is "
+    "in the shaded area.",
     "seeds": "Mean and standard deviation over training seeds.",
     "trade_off": "Runs over the option that was varied: mean over the seeds, and their smallest and largest value.",
     "first_order": "An image a point: the radius that the geometry predicts to first order against the smallest ℓ2 "
@@ -121,6 +124,7 @@ def write_report(
         examples_caption=CAPTIONS["examples"],
         norms=NORMS,
         symbols=SYMBOLS,
+        certified={norm: certified_table(results, norm) for norm in results.norms},
         unmet={norm: unmet_note(results, norm) for norm in results.norms},
         config=OmegaConf.to_yaml(OmegaConf.create(dict(config))),
     )

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from jacobian_robust.attacks import Norm
 from jacobian_robust.errors import UserError, describe
 from jacobian_robust.options import STRICT, Listed, NonEmpty
+from jacobian_robust.reporting.certificates import certified_table
 from jacobian_robust.reporting.figures import NORMS, Points, Rows, on_log_axes, suffix_of, unmet_note
 from jacobian_robust.robustness.schema import Condition, Group, Model, Results
 
@@ -178,6 +179,7 @@ def log_evaluation(
                 run.summary[_key("training", model.name, "cost_over_first")] = model.seconds_per_epoch / first
     for norm in results.norms:
         _log_curves(run, results, norm)
+        _log_certified(run, results, norm)
     _log_seeds(run, alike)
     _log_classes(run, results.models)
     _log_geometry(run, results.models, points)
@@ -207,6 +209,23 @@ def _log_curves(run: "wandb.Run", results: Results, norm: Norm) -> None:
         for eps, accuracy in curve:
             run.log({f"robustness/eps_{norm}": eps, _key(f"robustness/accuracy_{norm}", name): accuracy})
             run.summary[_key(f"robust_accuracy_{norm}", name, f"{eps:g}")] = accuracy
+
+
+def _log_certified(run: "wandb.Run", results: Results, norm: Norm) -> None:
+    """Log certified accuracy beside accuracy under attack: a table, and each certificate's share as a summary."""
+    table = certified_table(results, norm)
+    if table is None:
+        return
+    data = [[name, eps, *shares] for name, eps, shares in table.rows]
+    columns: list[str | int] = ["model", "eps", *(column.replace(" ", "_") for column in table.columns)]
+    run.log({f"certified/{norm}": wandb.Table(columns=columns, data=data)})
+    for model in results.models:
+        for eps, share in model.certified(norm):
+            run.summary[_key(f"certified_accuracy_{norm}", model.name, f"{eps:g}")] = share
+        for said in model.certificates:
+            for budget in said.budgets if said.norm == norm else ():
+                key = _key(f"certified_{said.certificate}", model.name, f"{budget.eps:g}")
+                run.summary[key] = budget.certified_accuracy
 
 
 def _log_seeds(run: "wandb.Run", alike: Sequence[Group]) -> None:

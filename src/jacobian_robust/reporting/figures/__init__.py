@@ -8,6 +8,7 @@ from jacobian_robust.reporting.figures.accuracy import (
     reliability_diagram,
     trade_off,
 )
+from jacobian_robust.reporting.figures.certified import certified_curves
 from jacobian_robust.reporting.figures.comparison import comparison
 from jacobian_robust.reporting.figures.examples import adversarial_examples
 from jacobian_robust.reporting.figures.geometry import on_log_axes, predicted_against_found
@@ -36,6 +37,7 @@ __all__ = [
     "Rows",
     "accuracy_curves",
     "adversarial_examples",
+    "certified_curves",
     "class_accuracy",
     "comparison",
     "group_curves",

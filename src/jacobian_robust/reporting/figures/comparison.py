@@ -11,6 +11,7 @@ from jacobian_robust.reporting.figures.accuracy import (
     noise_curves,
     reliability_diagram,
 )
+from jacobian_robust.reporting.figures.certified import certified_curves
 from jacobian_robust.reporting.figures.style import suffix_of, unmet_note
 from jacobian_robust.robustness.schema import Group, Results
 
@@ -28,6 +29,8 @@ def comparison(results: Results, alike: Sequence[Group]) -> dict[str, Figure]:
     for norm in results.norms:
         note = unmet_note(results, norm)
         figures[f"accuracy_{norm}"] = accuracy_curves(results.models, norm=norm, split=results.split, note=note)
+        if (certified := certified_curves(results, norm=norm, note=note)) is not None:
+            figures[f"certified_{norm}"] = certified
         if alike:
             images = f"{results.models[0].images} {results.split} images"
             figures[f"seeds_{norm}"] = group_curves(alike, norm=norm, images=images, note=note)

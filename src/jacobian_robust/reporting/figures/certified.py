@@ -1,0 +1,59 @@
+"""Certified accuracy against the budget, beside accuracy under attack."""
+
+from matplotlib.figure import Figure
+
+from jacobian_robust.attacks import Norm
+from jacobian_robust.reporting.figures.style import BUDGET_LABELS, line_style, name_lines, write_note
+from jacobian_robust.robustness.schema import Model, Results
+
+__all__ = ["certified_curves"]
+
+
+def certified_curves(results: Results, *, norm: Norm, note: str = "") -> Figure | None:
+    """Return accuracy under attack and certified accuracy against the budget, with what lies between them shaded.
+
+    The robust accuracy of a network is known to lie in the shaded area. A certificate of a smoothed classifier is a
+    dotted line: it bounds nothing of the network. ``None`` where nothing was certified in the norm.
+
+    Args:
+        results: the evaluation.
+        norm: of the budgets.
+        note: below the axes.
+    """
+    models = [model for model in results.models if any(c.norm == norm for c in model.certificates)]
+    if not models:
+        return None
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for i, model in enumerate(models):
+        style = line_style(i)
+        attacked = model.accuracy(norm)
+        axes.plot(*zip(*attacked, strict=True), **style, label=f"{model.name}: under attack")
+        if certified := model.certified(norm):
+            style |= {"linestyle": "--", "markerfacecolor": "white"}
+            axes.plot(*zip(*certified, strict=True), **style, label=f"{model.name}: certified")
+            eps, upper = zip(*attacked, strict=True)
+            axes.fill_between(eps, [dict(certified)[x] for x in eps], upper, color=style["color"], alpha=0.15, lw=0)
+        for name, points in _smoothed(model, norm).items():
+            style |= {"linestyle": ":", "marker": "x"}
+            axes.plot(*zip(*points, strict=True), **style, label=f"{model.name}: {name}, of the smoothed classifier")
+    axes.set(
+        xlabel=BUDGET_LABELS[norm],
+        ylabel="accuracy on all images",
+        ylim=(-0.02, 1.02),
+        title=f"Certified and under attack, {models[0].images} {results.split} images",
+    )
+    write_note(figure, note)
+    axes.grid(alpha=0.3)
+    name_lines(figure, axes)
+    return figure
+
+
+def _smoothed(model: Model, norm: Norm) -> dict[str, list[tuple[float, float]]]:
+    return {
+        c.certificate: sorted(
+            {0.0: c.correct / model.images, **{b.eps: b.certified_accuracy for b in c.budgets}}.items()
+        )
+        for c in model.certificates
+        if c.smoothed and c.norm == norm
+    }
