@@ -20,7 +20,7 @@ def output_of(name, tmp_path):
 
 
 def test_all_examples_are_run_here():
-    run = ["norm_of_your_model", "penalty_in_your_module", "plain_loop", "robustness_monitor"]
+    run = ["norm_of_your_model", "penalty_in_your_module", "plain_loop", "regression", "robustness_monitor"]
     assert [script.stem for script in SCRIPTS] == run
 
 
@@ -34,6 +34,14 @@ def test_a_plain_loop_lowers_the_penalty_and_learns_a_weight(tmp_path):
     without, with_it, multiplier = output_of("plain_loop", tmp_path)
     assert with_it < 0.8 * without
     assert multiplier > 0
+
+
+def test_a_penalised_regression_has_a_smaller_norm_and_more_robust_predictions(tmp_path):
+    norm, within, robust, penalised_norm, penalised_within, penalised_robust = output_of("regression", tmp_path)
+    assert penalised_norm < norm
+    assert penalised_robust > robust + 0.1
+    assert within > 0.9
+    assert penalised_within > 0.9
 
 
 def test_the_penalty_falls_in_a_module_that_knows_nothing_of_it(tmp_path):

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from jacobian_robust.geometry import fisher_metric as fisher_metric
     from jacobian_robust.geometry import fisher_rao_distance as fisher_rao_distance
     from jacobian_robust.geometry import signed_distance_to_boundary as signed_distance_to_boundary
+    from jacobian_robust.geometry.families import BernoulliProduct as BernoulliProduct
+    from jacobian_robust.geometry.families import Categorical as Categorical
+    from jacobian_robust.geometry.families import Family as Family
+    from jacobian_robust.geometry.families import Gaussian as Gaussian
+    from jacobian_robust.geometry.families import GaussianMeanScale as GaussianMeanScale
+    from jacobian_robust.geometry.families import PixelCategorical as PixelCategorical
+    from jacobian_robust.geometry.families import Poisson as Poisson
     from jacobian_robust.geometry.pullback import pullback_metric as pullback_metric
     from jacobian_robust.jacobian import frobenius_norm as frobenius_norm
     from jacobian_robust.jacobian import gram_matrix as gram_matrix
@@ -47,6 +54,11 @@ _PUBLIC = {
     "geometry": (
         *("fisher_metric", "fisher_rao_distance", "distance_to_center"),
         *("distance_to_boundary", "signed_distance_to_boundary"),
+    ),
+    # what the model's outputs are the parameters of
+    "geometry.families": (
+        *("Family", "Categorical", "BernoulliProduct", "PixelCategorical"),
+        *("Gaussian", "GaussianMeanScale", "Poisson"),
     ),
     "geometry.pullback": ("pullback_metric",),
     # penalties

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field, Strict
 
-__all__ = ["STRICT", "Count", "Flag", "Listed", "NonEmpty", "Seed", "Size"]
+__all__ = ["STRICT", "Count", "Flag", "Listed", "Magnitude", "NonEmpty", "Seed", "Size"]
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 """No unknown option, no nan, and no ``true``, ``1.0`` or ``'1'`` where 1 is meant; an integer is a number, though."""
@@ -14,6 +14,9 @@ Count = Annotated[int, Strict(), Field(gt=0, lt=2**31)]
 
 Size = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
 """Of what there may be none."""
+
+Magnitude = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""A positive number that float32 can be multiplied with, divided by and squared."""
 
 Flag = Annotated[bool, Strict()]
 

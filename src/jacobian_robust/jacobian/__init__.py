@@ -1,6 +1,6 @@
 """Norms of the input–output Jacobian in the Fisher metric of the prediction."""
 
-from jacobian_robust.jacobian.factors import FisherFactor, random_signs, tangent_directions
+from jacobian_robust.geometry.factors import FisherFactor, random_signs, tangent_directions
 from jacobian_robust.jacobian.norms import frobenius_norm, gram_matrix, jacobian_norms
 from jacobian_robust.jacobian.spectral import spectral_norm, stretch, worst_direction
 

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from jacobian_robust.jacobian.factors import FisherFactor, random_signs, tangent_directions
+from jacobian_robust.geometry.factors import random_signs
+from jacobian_robust.geometry.families import CATEGORICAL, Family, flat
 from jacobian_robust.jacobian.norms import frobenius_norm
 from jacobian_robust.jacobian.products import vjp
 
@@ -18,7 +19,7 @@ _STEP = 1e-8  # of the length of all parameters: small, so that piecewise-linear
 _AGREEMENT = 0.05
 
 
-def check_model(model: nn.Module, inputs: Float[Tensor, "batch *shape"]) -> None:
+def check_model(model: nn.Module, inputs: Float[Tensor, "batch *shape"], family: Family = CATEGORICAL) -> None:
     """Make sure that ``‖J_μ‖`` of each sample and its gradient are defined and right for a model, as it stands.
 
     Three things go wrong elsewhere, two of them silently: samples of a batch that influence each other, as in batch
@@ -29,6 +30,7 @@ def check_model(model: nn.Module, inputs: Float[Tensor, "batch *shape"]) -> None
     Args:
         model: maps inputs to logits ``(batch, classes)``; in the mode, training or evaluation, that it is used in.
         inputs: at least two samples.
+        family: of the distribution that the outputs describe.
 
     Raises:
         ValueError: if one of the three is found; the message names the cause and a remedy.
@@ -51,7 +53,7 @@ def check_model(model: nn.Module, inputs: Float[Tensor, "batch *shape"]) -> None
         )
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        norm = frobenius_norm(logits, inputs, probes=1, create_graph=True)
+        norm = frobenius_norm(logits, inputs, family=family, probes=1, create_graph=True)
         torch.autograd.grad(norm.sum(), parameters, allow_unused=True)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
@@ -59,7 +61,7 @@ def check_model(model: nn.Module, inputs: Float[Tensor, "batch *shape"]) -> None
             f"a layer has no second derivative ({reason}); for attention choose the plain kernel: "
             "torch.nn.attention.sdpa_kernel(SDPBackend.MATH) around it"
         ) from error
-    _check_second_derivative(model, inputs.detach())
+    _check_second_derivative(model, inputs.detach(), family)
 
 
 def _say_unchecked() -> None:
@@ -69,7 +71,7 @@ def _say_unchecked() -> None:
     )
 
 
-def _check_second_derivative(model: nn.Module, inputs: Tensor) -> None:
+def _check_second_derivative(model: nn.Module, inputs: Tensor, family: Family) -> None:
     twin = copy.deepcopy(model).double().eval()
     parameters = [parameter for parameter in twin.parameters() if parameter.requires_grad]
     x = inputs.double().requires_grad_()
@@ -79,10 +81,11 @@ def _check_second_derivative(model: nn.Module, inputs: Tensor) -> None:
     def norm(*, create_graph: bool) -> Tensor:
         logits = twin(x)
         if not directions:  # the same at each step of the finite differences
-            signs = random_signs(len(logits), logits.shape[-1], torch.Generator().manual_seed(0), device=x.device)
-            directions.extend(tangent_directions(logits, min(2, logits.shape[-1] - 1), signs))
-        factor = FisherFactor(logits)
-        rows = [vjp(logits, x, factor @ direction, create_graph=create_graph) for direction in directions]
+            generator = torch.Generator().manual_seed(0)
+            signs = random_signs(len(logits), flat(logits).shape[1], generator, device=x.device)
+            directions.extend(family.directions(logits, min(2, family.rank(logits)), signs))
+        factor = family.factor(logits)
+        rows = [vjp(flat(logits), x, factor @ direction, create_graph=create_graph) for direction in directions]
         return torch.linalg.vector_norm(torch.stack(rows), dim=(0, -1)).sum()
 
     try:

@@ -1,21 +1,26 @@
-"""Vector–Jacobian and Jacobian–vector products of the logits, one vector a sample."""
+"""Vector–Jacobian and Jacobian–vector products of a model's outputs, one vector a sample."""
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_robust.jacobian.factors import FisherFactor
+from jacobian_robust.geometry.families import CATEGORICAL, Factor, Family
 
 __all__ = ["check_graph", "finite_part", "jvp_of", "leading_rows", "vjp", "vjps"]
 
 
-def check_graph(logits: Tensor, inputs: Tensor) -> None:
-    """Raise a ValueError unless logits ``(batch, classes ≥ 2)`` can be differentiated by inputs ``(batch, …)``."""
-    if logits.ndim != 2 or logits.shape[0] != inputs.shape[0] or logits.shape[1] < 2:
+_TOGETHER = 1024
+"""So many products in one batched pass, at most."""
+
+
+def check_graph(logits: Tensor, inputs: Tensor, family: Family = CATEGORICAL) -> None:
+    """Raise a ValueError unless outputs that fit the family can be differentiated by inputs ``(batch, …)``."""
+    if not family.fits(logits) or logits.shape[0] != inputs.shape[0]:
         raise ValueError(
-            f"expected logits (batch, classes ≥ 2) of inputs (batch, …), "
+            f"expected {family.expects} of inputs (batch, …), "
             f"got shapes {tuple(logits.shape)} and {tuple(inputs.shape)}"
         )
     if not (inputs.requires_grad and logits.requires_grad):
@@ -33,40 +38,45 @@ def vjp(logits: Tensor, inputs: Tensor, v: Tensor, *, create_graph: bool) -> Flo
 
 
 def vjps(
-    logits: Tensor, inputs: Tensor, vectors: list[Tensor], *, create_graph: bool, batched: bool | None
-) -> Iterable[Float[Tensor, "batch inputs"]]:
-    """Return ``vᵀ J_s`` for each vector; one at a time they need the least memory, all at once the fewest kernels."""
-    if batched or (batched is None and logits.is_cuda and len(vectors) > 1):
-        try:
-            (products,) = torch.autograd.grad(
-                logits,
-                inputs,
-                torch.stack(vectors).to(logits.dtype),
-                create_graph=create_graph,
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=True,
-            )
-        except RuntimeError:  # a layer without a rule for batches, or too little memory for them
-            if batched:
-                raise
+    logits: Tensor, inputs: Tensor, vectors: Iterable[Tensor], *, create_graph: bool, batched: bool | None
+) -> Iterator[Float[Tensor, "batch inputs"]]:
+    """Yield ``vᵀ J_s`` for each vector; one at a time they need the least memory, all at once the fewest kernels."""
+    left = iter(vectors)
+    together = batched or (batched is None and logits.is_cuda)
+    while chunk := list(itertools.islice(left, _TOGETHER if together else 1)):
+        products = None
+        if together and (batched or len(chunk) > 1):
+            try:
+                (products,) = torch.autograd.grad(
+                    logits,
+                    inputs,
+                    torch.stack(chunk).to(logits.dtype),
+                    create_graph=create_graph,
+                    retain_graph=True,
+                    allow_unused=True,
+                    is_grads_batched=True,
+                )
+            except RuntimeError:  # a layer without a rule for batches, or too little memory for them
+                if batched:
+                    raise
+                together = False
+        if products is not None:
+            yield from products.flatten(2).to(chunk[0].dtype).unbind()
         else:
-            if products is not None:
-                return products.flatten(2).to(vectors[0].dtype).unbind()
-    return (vjp(logits, inputs, v, create_graph=create_graph) for v in vectors)
+            yield from (vjp(logits, inputs, v, create_graph=create_graph) for v in chunk)
 
 
 def leading_rows(
     logits: Tensor,
     inputs: Tensor,
-    factor: FisherFactor,
+    factor: Factor,
     directions: Iterable[Tensor],
     *,
     create_graph: bool = False,
     batched: bool | None = None,
 ) -> Float[Tensor, "batch size inputs"]:
     """Return the rows ``wᵀ J_μ`` of some directions."""
-    vectors = [factor @ direction for direction in directions]
+    vectors = (factor @ direction for direction in directions)
     return torch.stack(list(vjps(logits, inputs, vectors, create_graph=create_graph, batched=batched)), dim=1)
 
 

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from jacobian_robust.jacobian.factors import FisherFactor, random_signs, tangent_directions
+from jacobian_robust.geometry.factors import FisherFactor, random_signs, tangent_directions
+from jacobian_robust.geometry.families import CATEGORICAL, Family, flat
 from jacobian_robust.jacobian.products import check_graph, finite_part, jvp_of, leading_rows, vjp
 
 __all__ = ["spectral_norm", "stretch", "worst_direction"]
@@ -14,9 +15,10 @@ _CONFIRMATIONS = 2
 
 
 def spectral_norm(
-    logits: Float[Tensor, "batch classes"],
+    logits: Float[Tensor, "batch *outputs"],
     inputs: Float[Tensor, "batch *shape"],
     *,
+    family: Family = CATEGORICAL,
     columns: int | None = None,
     tolerance: float | None = None,
     create_graph: bool = False,
@@ -37,9 +39,12 @@ def spectral_norm(
     subgradients.
 
     Args:
-        logits: the model's outputs before the softmax, with a graph to ``inputs``, which is kept.
+        logits: the model's outputs before the softmax, with a graph to ``inputs``, which is kept; or the parameters of
+            the family.
         inputs: what the model was given, with ``requires_grad`` set before the forward pass.
-        columns: size of the first subspace, at least 1; ``None``, or ``classes - 1`` and more, is exact.
+        family: of the distribution that the outputs describe.
+        columns: size of the first subspace, at least 1; ``None``, or ``classes - 1`` and more
+            (:meth:`Family.rank`), is exact.
         tolerance: relative accuracy of the norm, above 0; ``None`` leaves it at the first subspace.
         create_graph: make the norm differentiable with respect to the model's parameters.
 
@@ -47,35 +52,35 @@ def spectral_norm(
         ValueError: if ``columns`` or ``tolerance`` is out of range, the shapes do not match, or the logits do not
             depend on the inputs.
     """
-    check_graph(logits, inputs)
+    check_graph(logits, inputs, family)
     if columns is not None and columns < 1:
         raise ValueError(f"columns must be at least 1, or None for the exact norm, not {columns}")
     if tolerance is not None and not tolerance > 0:
         raise ValueError(f"tolerance must be above 0, or None, not {tolerance}")
-    value, direction = _top_singular(logits, inputs, columns, tolerance)
+    value, direction = _top_singular(logits, inputs, family, columns, tolerance)
     if not create_graph:
         return value
-    top_row = vjp(logits, inputs, FisherFactor(logits) @ direction, create_graph=True)
+    top_row = vjp(flat(logits), inputs, family.factor(logits) @ direction, create_graph=True)
     return torch.linalg.vector_norm(top_row, dim=-1)
 
 
 def _top_singular(
-    logits: Tensor, inputs: Tensor, columns: int | None, tolerance: float | None
-) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch classes"]]:
+    logits: Tensor, inputs: Tensor, family: Family, columns: int | None, tolerance: float | None
+) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch outputs"]]:
     """Return the largest singular value of ``J_μ`` that a subspace shows, and its left vector, no graph."""
-    factor = FisherFactor(logits.detach())
-    all_directions = logits.shape[-1] - 1
+    factor, outputs = family.factor(logits.detach()), flat(logits)
+    all_directions = family.rank(logits)
     size = all_directions if columns is None else min(columns, all_directions)
     more = tolerance is not None and size < all_directions
     # A little of everything else: where the top direction has no part in the subspace, no residual leads to it, and
     # another singular value would be taken for the top one. Always the same signs: the norm is a function.
-    signs = random_signs(1, logits.shape[-1], torch.Generator().manual_seed(0)).to(logits.device).expand(logits.shape)
-    directions = tangent_directions(logits, size, signs if more else None)
+    signs = random_signs(1, outputs.shape[1], torch.Generator().manual_seed(0)).to(logits.device).expand(outputs.shape)
+    directions = list(family.directions(logits, size, signs if more else None))
     basis = torch.stack(directions[:size], dim=1)
-    rows = leading_rows(logits, inputs, factor, basis.unbind(1))
+    rows = leading_rows(outputs, inputs, factor, basis.unbind(1))
 
     def grown(basis: Tensor, rows: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        row = vjp(logits, inputs, factor @ direction, create_graph=False)
+        row = vjp(outputs, inputs, factor @ direction, create_graph=False)
         return torch.cat([basis, direction[:, None]], dim=1), torch.cat([rows, row[:, None]], dim=1)
 
     if more:
@@ -88,7 +93,7 @@ def _top_singular(
         direction = (combination @ basis)[:, 0]
         if tolerance is None or basis.shape[1] == all_directions:
             break
-        jvp = jvp or jvp_of(logits, inputs)
+        jvp = jvp or jvp_of(outputs, inputs)
         residual = _outside(basis, factor.transposed(jvp((combination @ rows)[:, 0])))
         # An eigenvalue lies within this length of `value`; the norm is its root. Samples that are not finite stay so.
         if not (torch.linalg.vector_norm(residual, dim=-1) > 2 * tolerance * value).any():

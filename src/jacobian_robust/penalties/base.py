@@ -9,21 +9,19 @@ norm of the Jacobian matrix".
 import abc
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
-from pydantic import Field
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from jacobian_robust.errors import UserError
+from jacobian_robust.geometry.families import Categorical, Family
+from jacobian_robust.options import Magnitude
 
 __all__ = ["Bound", "Condition", "Magnitude", "Model", "Penalty", "Reduce", "vector_jacobian_product"]
 
 Bound = Literal["center", "boundary"]
-
-Magnitude = Annotated[float, Field(ge=1e-6, le=1e6)]
-"""A positive number that float32 can be multiplied with, divided by and squared."""
 
 Model = Callable[[Tensor], Tensor]
 """Maps inputs to logits."""
@@ -54,9 +52,9 @@ class Penalty(abc.ABC):
     @abc.abstractmethod
     def __call__(
         self,
-        logits: Float[Tensor, "batch classes"],
+        logits: Float[Tensor, "batch *outputs"],
         inputs: Float[Tensor, "batch *shape"],
-        labels: Int[Tensor, "batch"],
+        labels: Shaped[Tensor, "batch *_"],
         *,
         model: Model | None = None,
         generator: torch.Generator | None = None,
@@ -65,9 +63,10 @@ class Penalty(abc.ABC):
         """Return the penalty of each sample, differentiable with respect to the model's parameters.
 
         Args:
-            logits: the model's outputs before the softmax, with a graph to ``inputs`` if ``needs_graph``.
+            logits: the model's outputs before the softmax, with a graph to ``inputs`` if ``needs_graph``; or the
+                parameters of the penalty's family.
             inputs: what the model was given, with ``requires_grad`` set before the forward pass if ``needs_graph``.
-            labels: the true classes.
+            labels: the true classes; or the targets of the family.
             model: maps other inputs to logits; given if ``needs_model``.
             generator: source of the penalty's random numbers; torch's global one by default.
             create_graph: make the penalty differentiable; without it, only its value is computed.
@@ -98,6 +97,22 @@ class Penalty(abc.ABC):
         if radius is None:
             raise UserError(f"eps_schedule: {type(self).__name__} has no radius ε; give eps_schedule=none")
         changed: Penalty = replace(self, eps=radius * share)  # type: ignore[type-var]
+        return changed
+
+    def with_family(self, family: Family) -> "Penalty":
+        """Return the penalty for outputs that are parameters of a family.
+
+        Raises:
+            UserError: if the penalty is of class logits alone.
+        """
+        if isinstance(family, Categorical):
+            return self
+        if not hasattr(self, "family"):
+            raise UserError(
+                f"regularizer: {type(self).__name__} is for classification alone; choose frobenius, spectral, margin "
+                "or linear_margin"
+            )
+        changed: Penalty = replace(self, family=family)  # type: ignore[type-var]
         return changed
 
     def condition(self, classes: int) -> Condition | None:
@@ -138,9 +153,9 @@ class Penalty(abc.ABC):
 
 
 def vector_jacobian_product(
-    logits: Float[Tensor, "batch classes"],
+    logits: Float[Tensor, "batch *outputs"],
     inputs: Float[Tensor, "batch *shape"],
-    direction: Float[Tensor, "batch classes"],
+    direction: Float[Tensor, "batch *outputs"],
     *,
     create_graph: bool,
 ) -> Float[Tensor, "batch n"]:

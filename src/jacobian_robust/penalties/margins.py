@@ -1,14 +1,15 @@
 """Penalties on the margin: a ball around each image shall stay, to first order, inside the true class."""
 
-import math
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from jacobian_robust.geometry import signed_distance_to_boundary
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.jacobian import frobenius_norm
 from jacobian_robust.options import STRICT, Count
 from jacobian_robust.penalties.base import Condition, Magnitude, Model, Penalty, vector_jacobian_product
@@ -30,11 +31,14 @@ class Margin(Penalty):
         kappa: sharpness ``κ``; the penalty is the violation's positive part for large ones.
         probes: number of vector–Jacobian products for the norm, see :func:`jacobian_robust.jacobian.frobenius_norm`;
             ``None`` is exact.
+        family: of the distribution that the outputs describe; ``d_y`` is then its signed distance to the boundary of
+            what is right.
     """
 
     eps: Magnitude
     kappa: Magnitude = 4.0
     probes: Count | None = None
+    family: Family = CATEGORICAL
 
     def condition(self, classes: int) -> Condition:
         """Return ``ε`` and the exact distance."""
@@ -42,17 +46,19 @@ class Margin(Penalty):
 
     def __call__(
         self,
-        logits: Float[Tensor, "batch classes"],
+        logits: Float[Tensor, "batch *outputs"],
         inputs: Float[Tensor, "batch *shape"],
-        labels: Int[Tensor, "batch"],
+        labels: Shaped[Tensor, "batch *_"],
         *,
         model: Model | None = None,
         generator: torch.Generator | None = None,
         create_graph: bool = True,
     ) -> Float[Tensor, "batch"]:
         """Return the penalty of each sample, differentiable with respect to the model's parameters."""
-        norm = frobenius_norm(logits, inputs, probes=self.probes, generator=generator, create_graph=create_graph)
-        distance = signed_distance_to_boundary(logits.to(norm.dtype).softmax(-1), labels)
+        norm = frobenius_norm(
+            logits, inputs, family=self.family, probes=self.probes, generator=generator, create_graph=create_graph
+        )
+        distance = self.family.signed_distance_to_boundary(logits.to(norm.dtype), labels)
         return nn.functional.softplus(self.eps * norm - distance, beta=self.kappa)
 
 
@@ -76,6 +82,8 @@ class LinearMargin(Penalty):
         kappa: sharpness ``κ``; the penalty is the violation's positive part for large ones.
         rivals: how many of the other classes, the most likely ones, are looked at, a vector–Jacobian product each;
             ``None`` for all.
+        family: of the distribution that the outputs describe; ``d_j`` are then its signed distances to the boundaries
+            of what is right, and the nearest ``rivals`` of them are looked at.
     """
 
     eps: Magnitude
@@ -83,6 +91,13 @@ class LinearMargin(Penalty):
     distance: Literal["fisher_rao", "logits"] = "fisher_rao"
     kappa: Magnitude = 4.0
     rivals: Count | None = 1
+    family: Family = CATEGORICAL
+
+    @model_validator(mode="after")
+    def _logits_of_classes(self) -> "LinearMargin":
+        if self.distance == "logits" and not isinstance(self.family, Categorical):
+            raise ValueError("distance=logits is the lead of a class; give distance=fisher_rao")
+        return self
 
     def condition(self, classes: int) -> Condition:
         """Return ``ε`` and the exact distance: an ℓ∞ ball holds the Euclidean one of its radius."""
@@ -90,43 +105,30 @@ class LinearMargin(Penalty):
 
     def __call__(
         self,
-        logits: Float[Tensor, "batch classes"],
+        logits: Float[Tensor, "batch *outputs"],
         inputs: Float[Tensor, "batch *shape"],
-        labels: Int[Tensor, "batch"],
+        labels: Shaped[Tensor, "batch *_"],
         *,
         model: Model | None = None,
         generator: torch.Generator | None = None,
         create_graph: bool = True,
     ) -> Float[Tensor, "batch"]:
         """Return the penalty of each sample, differentiable with respect to the model's parameters."""
-        classes = logits.shape[-1]
-        own = nn.functional.one_hot(labels, classes)
-        others = min(self.rivals or classes, classes - 1)
-        rivals = logits.detach().masked_fill(own.bool(), -torch.inf).topk(others, dim=-1).indices
         violations = []
-        for rival in rivals.unbind(-1):
-            distance, slope = self._distance(logits, own, nn.functional.one_hot(rival, classes))
+        for distance, slope in self._nearest(logits, labels):
             gradient = vector_jacobian_product(logits, inputs, slope.to(logits.dtype), create_graph=create_graph)
             fall = self.eps * torch.linalg.vector_norm(gradient, ord=1 if self.norm == "linf" else 2, dim=-1)
             violations.append(fall - distance)
         return nn.functional.softplus(torch.stack(violations).amax(0), beta=self.kappa)
 
-    def _distance(
-        self,
-        logits: Float[Tensor, "batch classes"],
-        own: Int[Tensor, "batch classes"],
-        rival: Int[Tensor, "batch classes"],
-    ) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch classes"]]:
-        """Return the distance and its derivative with respect to the logits; the classes are one-hot.
-
-        No root is differentiated where a probability underflows, and ``u² ≤ 1/2``.
-        """
+    def _nearest(
+        self, logits: Float[Tensor, "batch *outputs"], labels: Shaped[Tensor, "batch *_"]
+    ) -> Iterator[tuple[Float[Tensor, "batch"], Float[Tensor, "batch *outputs"]]]:
+        """Yield distances and their derivatives with respect to the logits."""
+        if self.distance == "fisher_rao" or not isinstance(self.family, Categorical):
+            yield from self.family.nearest_boundaries(logits, labels, self.rivals)
+            return
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.distance == "logits":
-            difference = (own - rival).to(logits.dtype)
-            return (logits * difference).sum(-1), difference
-        theta, roots = logits.softmax(-1), (logits.log_softmax(-1) / 2).exp()
-        signed = roots * (own - rival)
-        u = signed.sum(-1, keepdim=True) / math.sqrt(2)
-        slope = (signed - u * math.sqrt(2) * theta) / (2 * (1 - u.square())).sqrt()
-        return 2 * u.squeeze(-1).asin(), slope
+        for rivalry in self.family.rivalries(logits, labels, self.rivals):
+            difference = rivalry.to(logits.dtype)
+            yield (logits * difference).sum(-1), difference

@@ -6,17 +6,13 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from jacobian_robust.geometry import (
-    distance_to_boundary,
-    distance_to_center,
-    log_conformal_factor,
-    max_distance_to_center,
-)
+from jacobian_robust.geometry import distance_to_center, log_conformal_factor, max_distance_to_center
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.jacobian import frobenius_norm, gram_matrix, spectral_norm
 from jacobian_robust.options import STRICT, Count
 from jacobian_robust.penalties.base import Bound, Condition, Magnitude, Model, Penalty
@@ -50,22 +46,30 @@ def capped_exp(exponent: Float[Tensor, "*shape"], cap: float) -> Float[Tensor, "
 
 
 def satisfies_condition(
-    norm: Float[Tensor, "batch"], logits: Float[Tensor, "batch classes"], *, bound: Bound, eps: float
+    norm: Float[Tensor, "batch"],
+    logits: Float[Tensor, "batch *outputs"],
+    *,
+    bound: Bound,
+    eps: float,
+    family: Family = CATEGORICAL,
 ) -> Bool[Tensor, "batch"]:
     """Return whether ``‖J_μ‖ ≤ d / ε`` for each sample: eq. 14 when ``norm`` is the spectral norm.
 
     Args:
         norm: a norm of the Jacobian ``J_μ``.
-        logits: the model's outputs before the softmax.
-        bound: the Fisher–Rao distance ``d``: to the ``center`` (the note's ``δ``) or to the decision ``boundary``.
+        logits: the model's outputs before the softmax, or the parameters of the family.
+        bound: the Fisher–Rao distance ``d``: to the ``center`` (the note's ``δ``) or to the decision ``boundary``; to
+            the boundary where the family has no center, as all but the categorical one.
         eps: the Euclidean radius ``ε``, in units of the inputs.
+        family: of the distribution that the outputs describe.
     """
-    return norm <= _distance(logits, bound) / eps
+    return norm <= _distance(logits, bound, family) / eps
 
 
-def _distance(logits: Tensor, bound: Bound) -> Float[Tensor, "batch"]:
-    p = logits.softmax(-1)
-    return distance_to_center(p) if bound == "center" else distance_to_boundary(p)
+def _distance(logits: Tensor, bound: Bound, family: Family) -> Float[Tensor, "batch"]:
+    if bound == "center" and isinstance(family, Categorical):
+        return distance_to_center(logits.softmax(-1))
+    return family.distance_to_boundary(logits)
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -119,7 +123,7 @@ class RadiusPenalty(Penalty):
         """Whether the model's last layer is a softmax."""
         return self.outputs == "probabilities"
 
-    def _logits(self, outputs: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+    def _logits(self, outputs: Float[Tensor, "batch *outputs"]) -> Float[Tensor, "batch *outputs"]:
         """Return logits whose softmax is the prediction; that of a class without probability is finite, too."""
         return outputs if self.outputs == "logits" else outputs.clamp_min(1e-12).log()
 
@@ -130,16 +134,22 @@ class ExponentialPenalty(RadiusPenalty, abc.ABC):
 
     On the sphere it is ``exp(‖J_μ‖ - d/ε)``; in the stereographic chart the exponent is that, divided by ``ρ``.
 
+    Of another family than the categorical one ``J_μ`` is ``Lᵀ J_s`` with a factor ``L`` of its Fisher metric, and
+    ``d`` its distance to the boundary of what is right; it has no chart and no center, and ``chart`` and ``bound`` are
+    not looked at. ``δ_m`` is then the largest such distance.
+
     Args:
         cap: the exponent above which the exponential goes on as a straight line.
+        family: of the distribution that the outputs describe.
     """
 
     cap: float = Field(default=10.0, gt=0, le=40)
+    family: Family = CATEGORICAL
 
     @abc.abstractmethod
     def norm(
         self,
-        logits: Float[Tensor, "batch classes"],
+        logits: Float[Tensor, "batch *outputs"],
         inputs: Float[Tensor, "batch *shape"],
         *,
         generator: torch.Generator | None,
@@ -149,9 +159,9 @@ class ExponentialPenalty(RadiusPenalty, abc.ABC):
 
     def __call__(
         self,
-        logits: Float[Tensor, "batch classes"],
+        logits: Float[Tensor, "batch *outputs"],
         inputs: Float[Tensor, "batch *shape"],
-        labels: Int[Tensor, "batch"] | None = None,
+        labels: Shaped[Tensor, "batch *_"] | None = None,
         *,
         model: Model | None = None,
         generator: torch.Generator | None = None,
@@ -164,8 +174,12 @@ class ExponentialPenalty(RadiusPenalty, abc.ABC):
         logits = self._logits(logits)
         norm = self.norm(logits, inputs, generator=generator, create_graph=create_graph)
         logits = logits.to(norm.dtype)
-        exponent = norm - _distance(logits, self.bound) / self.radius(logits.shape[-1])
-        if self.chart == "stereographic":
+        eps = self.eps
+        if eps is None:
+            assert self.delta_over_eps is not None
+            eps = self.family.largest_distance(logits) / self.delta_over_eps
+        exponent = norm - _distance(logits, self.bound, self.family) / eps
+        if self.chart == "stereographic" and isinstance(self.family, Categorical):
             exponent = exponent * (-log_conformal_factor(logits)).exp()
         return capped_exp(exponent, self.cap)
 
@@ -183,14 +197,16 @@ class Frobenius(ExponentialPenalty):
 
     def norm(
         self,
-        logits: Float[Tensor, "batch classes"],
+        logits: Float[Tensor, "batch *outputs"],
         inputs: Float[Tensor, "batch *shape"],
         *,
         generator: torch.Generator | None,
         create_graph: bool,
     ) -> Float[Tensor, "batch"]:
         """Return ``‖J_μ‖_F``."""
-        return frobenius_norm(logits, inputs, probes=self.probes, generator=generator, create_graph=create_graph)
+        return frobenius_norm(
+            logits, inputs, family=self.family, probes=self.probes, generator=generator, create_graph=create_graph
+        )
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -214,14 +230,21 @@ class Spectral(ExponentialPenalty):
 
     def norm(
         self,
-        logits: Float[Tensor, "batch classes"],
+        logits: Float[Tensor, "batch *outputs"],
         inputs: Float[Tensor, "batch *shape"],
         *,
         generator: torch.Generator | None,
         create_graph: bool,
     ) -> Float[Tensor, "batch"]:
         """Return ``‖J_μ‖₂``."""
-        return spectral_norm(logits, inputs, columns=self.columns, tolerance=self.tolerance, create_graph=create_graph)
+        return spectral_norm(
+            logits,
+            inputs,
+            family=self.family,
+            columns=self.columns,
+            tolerance=self.tolerance,
+            create_graph=create_graph,
+        )
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -257,7 +280,7 @@ class Isometry(RadiusPenalty):
         logits = self._logits(logits)
         gram = gram_matrix(logits, inputs, create_graph=create_graph)
         logits = logits.to(gram.dtype)
-        wanted = torch.diag_embed(_distance(logits, self.bound).square()[:, None].expand(gram.shape[:2]))
+        wanted = torch.diag_embed(_distance(logits, self.bound, CATEGORICAL).square()[:, None].expand(gram.shape[:2]))
         value = torch.linalg.matrix_norm(self.radius(logits.shape[-1]) ** 2 * gram - wanted)
         if self.chart == "stereographic":
             value = value * (-2 * log_conformal_factor(logits).clamp_min(math.log(self.rho_min))).exp()
