@@ -11,7 +11,7 @@ def smooth_network():
 
 
 def gradient_is_that_of_finite_differences(penalty) -> bool:
-    """Return whether it is, for a penalty's mean and every weight of the first layer; raise an error that says where not.
+    """Return whether it is, for a penalty's mean and each weight of the first layer; an error says where not.
 
     Central differences at a step of 1e-6 in float64 are right to about 1e-9.
     """

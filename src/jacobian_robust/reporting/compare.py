@@ -300,10 +300,9 @@ def _write_rows(path: Path, results: Results, varied: Sequence[Mapping[str, Any]
         certified = [f"certified_accuracy_{norm}_{eps:g}" for norm, eps in budgets] if results.certificates else []
         writer.writerow(["name", *varied[0], *accuracies, *certified, "seconds_per_epoch", "checkpoint"])
         for model, options in zip(results.models, varied, strict=True):
-            robust = [budget.robust_accuracy for threat in model.threats for budget in threat.budgets]
-            if certified:
-                robust += [budget.certified_accuracy for threat in model.threats for budget in threat.budgets]
-            values = [model.clean_accuracy, *robust, model.seconds_per_epoch, model.checkpoint]
+            met = [budget for threat in model.threats for budget in threat.budgets]
+            shares = [*(b.robust_accuracy for b in met), *(b.certified_accuracy for b in met if certified)]
+            values = [model.clean_accuracy, *shares, model.seconds_per_epoch, model.checkpoint]
             writer.writerow([model.name, *options.values(), *values])
 
 

@@ -105,7 +105,7 @@ def _side_by_side(cfg: DictConfig, options: Options, name: str) -> dict[str, Dic
         with open_dict(configs[key]):
             for group, choice in differences.items():
                 configs[key][group] = choice  # in place of the run's own, not merged with it
-        configs[key] = settled(configs[key], MAY_BE_NONE)
+        configs[key] = without_none(configs[key], MAY_BE_NONE)
     return configs
 
 
