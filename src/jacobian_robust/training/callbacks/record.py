@@ -100,7 +100,7 @@ class EpochRecord(pl.Callback):
             for monitor in self.monitors:
                 measured |= monitor.latest.get(stage, {})
             row |= {f"{stage}_{name}": measured[name] for name in METRICS if name in measured}
-        row["skipped_steps"] = pl_module.skipped_steps
+        row["skipped_steps"] = pl_module.nonfinite.skipped
         row["seconds"] = round(self._last_batch_ended - self._epoch_started, 3)
         self.rows.append(row)
         pl_module.log_dict({name.replace("_", "/", 1): float(value) for name, value in row.items()})
