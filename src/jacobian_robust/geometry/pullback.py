@@ -40,6 +40,8 @@ Logits = Callable[[Float[Tensor, "batch n"]], Float[Tensor, "batch classes"]]
 End = Literal["radius", "window", "fold", "length"]
 """What can end a geodesic."""
 
+_ENDS: tuple[End, ...] = ("radius", "window", "fold")
+
 
 def sphere_point(logits: Logits, points: Float[Tensor, "batch n"]) -> Float[Tensor, "batch classes"]:
     """Return ``μ = 2√θ`` at each point (eq. 5), by the logarithm of ``θ``: smooth however confident the prediction."""
@@ -167,6 +169,94 @@ class Geodesics:
     why: tuple[End, ...]
 
 
+@dataclass(frozen=True)
+class _Flow:
+    """The geodesic equation of some rays at once, as scipy integrates it: each has a position, a heading and a length.
+
+    Attributes:
+        logits: the classifier.
+        n: the number of inputs.
+        orientation: of ``μ`` at the start.
+        radius: the length at which a ray ends.
+        low: the window's least coordinate.
+        high: its greatest.
+    """
+
+    logits: Logits
+    n: int
+    orientation: float
+    radius: float
+    low: float
+    high: float
+
+    def parts(self, y: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        x, e, t = torch.from_numpy(np.reshape(y, (-1, 2 * self.n + 1)).copy()).split([self.n, self.n, 1], dim=1)
+        return x, e, t[:, 0]
+
+    def derivative(self, _: float, y: np.ndarray) -> np.ndarray:
+        x, e, _t = self.parts(y)
+        a, j = _acceleration(self.logits, x, e)
+        # Beyond a fold the length runs back: a smooth function, whose zero the integration need not slow down for.
+        sign = (_orientation(j, sphere_point(self.logits, x)) * self.orientation).sign()
+        speed = sign * (j @ e[..., None]).squeeze(-1).norm(dim=-1)
+        rates: np.ndarray = torch.cat([e, a - (a * e).sum(-1, keepdim=True) * e, speed[:, None]], dim=1).numpy().ravel()
+        return rates
+
+    def margins(self, y: np.ndarray) -> np.ndarray:
+        """Return how far each ray is from each kind of end; it is there at 0."""
+        x, _, t = self.parts(y)
+        orientation = _orientation(sphere_jacobian(self.logits, x), sphere_point(self.logits, x))
+        regular = orientation * math.copysign(1, self.orientation)
+        edges = torch.minimum(x.amin(1) - self.low, self.high - x.amax(1))
+        result: np.ndarray = torch.stack([self.radius - t, edges, regular], dim=1).numpy()
+        return result
+
+    def integrate(self, state: np.ndarray, times: np.ndarray, rtol: float) -> tuple[np.ndarray, np.ndarray, list[End]]:
+        """Return the states of all rays at the times, nan beyond their ends; their last states; and what ended them.
+
+        All rays are one system: an evaluation costs the same for one as for fifty. At an end the others go on.
+        """
+
+        def first_end(_: float, y: np.ndarray) -> float:
+            return float(self.margins(y).min())
+
+        first_end.terminal = True  # type: ignore[attr-defined]
+        rays, window = len(state), self.high - self.low
+        sampled = np.full((rays, len(times), 2 * self.n + 1), np.nan)
+        why: list[End] = ["length"] * rays
+        last, alive, start, step = state.copy(), np.arange(rays), 0.0, None
+        while alive.size:
+            first = int(np.searchsorted(times, start))
+            solution = solve_ivp(
+                self.derivative,
+                (start, times[-1]),
+                state.ravel(),
+                method="DOP853",
+                t_eval=times[first:],
+                events=first_end,
+                first_step=step,
+                max_step=window / 20,
+                rtol=rtol,
+                atol=rtol / 10,
+            )
+            known = np.reshape(solution.y, (alive.size, 2 * self.n + 1, len(solution.t)))
+            sampled[alive, first : first + len(solution.t)] = known.transpose(0, 2, 1)
+            if solution.status < 0:
+                raise ArithmeticError(f"the geodesic equation could not be integrated: {solution.message}")
+            if solution.status == 0:
+                last[alive] = known[:, :, -1]
+                break
+            start, state = float(solution.t_events[0][-1]), np.reshape(solution.y_events[0][-1], (-1, 2 * self.n + 1))
+            left = self.margins(state)
+            ended = left.min(1) <= max(float(left.min()), 0.0) + 1e-10
+            last[alive[ended]] = state[ended]
+            for ray, kind in zip(alive[ended], left[ended].argmin(1), strict=True):
+                why[ray] = _ENDS[kind]
+            alive, state = alive[~ended], state[~ended]
+            step = min(1e-3 * window, times[-1] - start) or None
+        return sampled, last, why
+
+
 def geodesics(
     logits: Logits,
     point: Float[Tensor, "n"],
@@ -210,67 +300,9 @@ def geodesics(
     if abs(orientation) < 1e-9 or not low < float(point.min()) <= float(point.max()) < high:
         raise ValueError(f"no geodesic can start at {point.tolist()}: degenerate metric, or outside the window")
     heading = torch.nn.functional.normalize(information_ball((jacobian.mT @ jacobian)[0], 1.0, directions), dim=-1)
-
-    def parts(y: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        x, e, t = torch.from_numpy(np.reshape(y, (-1, 2 * n + 1)).copy()).split([n, n, 1], dim=1)
-        return x, e, t[:, 0]
-
-    def derivative(_: float, y: np.ndarray) -> np.ndarray:
-        x, e, _t = parts(y)
-        a, j = _acceleration(logits, x, e)
-        # Beyond a fold the length runs back: a smooth function, whose zero the integration need not slow down for.
-        sign = (_orientation(j, sphere_point(logits, x)) * orientation).sign()
-        speed = sign * (j @ e[..., None]).squeeze(-1).norm(dim=-1)
-        rates: np.ndarray = torch.cat([e, a - (a * e).sum(-1, keepdim=True) * e, speed[:, None]], dim=1).numpy().ravel()
-        return rates
-
-    def margins(y: np.ndarray) -> np.ndarray:
-        """Return how far each ray is from each kind of end; it is there at 0."""
-        x, _, t = parts(y)
-        regular = _orientation(sphere_jacobian(logits, x), sphere_point(logits, x)) * math.copysign(1, orientation)
-        edges = torch.minimum(x.amin(1) - low, high - x.amax(1))
-        result: np.ndarray = torch.stack([radius - t, edges, regular], dim=1).numpy()
-        return result
-
-    def first_end(_: float, y: np.ndarray) -> float:
-        return float(margins(y).min())
-
-    first_end.terminal = True  # type: ignore[attr-defined]
     state = torch.cat([point.expand(rays, n), heading, point.new_zeros(rays, 1)], dim=1).numpy()
-    times = np.linspace(0, 4 * (high - low), samples)
-    sampled = np.full((rays, samples, 2 * n + 1), np.nan)
-    last, why = state.copy(), ["length"] * rays
-    alive, start, step = np.arange(rays), 0.0, None
-    while alive.size:
-        # All rays in one system: an evaluation costs the same for one as for fifty. At an end the others go on.
-        first = int(np.searchsorted(times, start))
-        solution = solve_ivp(
-            derivative,
-            (start, times[-1]),
-            state.ravel(),
-            method="DOP853",
-            t_eval=times[first:],
-            events=first_end,
-            first_step=step,
-            max_step=(high - low) / 20,
-            rtol=rtol,
-            atol=rtol / 10,
-        )
-        known = np.reshape(solution.y, (alive.size, 2 * n + 1, len(solution.t)))
-        sampled[alive, first : first + len(solution.t)] = known.transpose(0, 2, 1)
-        if solution.status < 0:
-            raise ArithmeticError(f"the geodesic equation could not be integrated: {solution.message}")
-        if solution.status == 0:
-            last[alive] = known[:, :, -1]
-            break
-        start, state = float(solution.t_events[0][-1]), np.reshape(solution.y_events[0][-1], (-1, 2 * n + 1))
-        left = margins(state)
-        ended = left.min(1) <= max(float(left.min()), 0.0) + 1e-10
-        last[alive[ended]] = state[ended]
-        for ray, kind in zip(alive[ended], left[ended].argmin(1), strict=True):
-            why[ray] = ("radius", "window", "fold")[kind]
-        alive, state = alive[~ended], state[~ended]
-        step = min(1e-3 * (high - low), times[-1] - start) or None
+    flow = _Flow(logits, n, orientation, radius, low, high)
+    sampled, last, why = flow.integrate(state, np.linspace(0, 4 * (high - low), samples), rtol)
     positions, _, lengths = torch.from_numpy(sampled).split([n, n, 1], dim=2)
-    ends, _, lasts = parts(last)
-    return Geodesics(positions, lengths[..., 0], ends, lasts, tuple(why))  # type: ignore[arg-type]
+    ends, _, lasts = flow.parts(last)
+    return Geodesics(positions, lengths[..., 0], ends, lasts, tuple(why))
