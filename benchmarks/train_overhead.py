@@ -25,10 +25,11 @@ from jacobian_robust.data import MNISTDataModule
 from jacobian_robust.memory import keep_freed_memory, rare_garbage_collection
 from jacobian_robust.models import LeNet
 from jacobian_robust.penalties import Frobenius
-from jacobian_robust.training.callbacks import EpochRecord, GeometricEta, JacobianMonitor, TrainingProgress
+from jacobian_robust.training.build import trainer_arguments
+from jacobian_robust.training.callbacks import EpochRecord, JacobianMonitor, ScheduledEta, TrainingProgress
 from jacobian_robust.training.datamodule import LightningImages
 from jacobian_robust.training.module import RobustClassifier
-from jacobian_robust.training.train import trainer_arguments
+from jacobian_robust.training.schedules import GeometricEta
 
 ETA = 0.002
 PENALTIES = {
@@ -84,7 +85,9 @@ def measure(penalty: Frobenius | None, datamodule: MNISTDataModule, steps: int, 
             limit_val_batches=0,
             accelerator="cpu",
             enable_checkpointing=False,
-            **trainer_arguments([GeometricEta(min=ETA, max=ETA), record, TrainingProgress()], Path(directory)),
+            **trainer_arguments(
+                [ScheduledEta(GeometricEta(min=ETA, max=ETA)), record, TrainingProgress()], Path(directory)
+            ),
         )
         with rare_garbage_collection():
             trainer.fit(module, datamodule=LightningImages(datamodule))

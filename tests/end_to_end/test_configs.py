@@ -13,8 +13,7 @@ from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation.options import read_evaluation
 from jacobian_robust.penalties import Penalty
 from jacobian_robust.reporting.wandb import read_logger
-from jacobian_robust.training.callbacks import EpsSchedule, EtaSchedule
-from jacobian_robust.training.schedules import Schedule
+from jacobian_robust.training.schedules import EpsSchedule, EtaSchedule, Schedule
 
 from .conftest import ROOT, composed
 

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.models import LeNet
 from jacobian_robust.robustness.schema import Results
-from jacobian_robust.training.callbacks import METRICS, JacobianMonitor
+from jacobian_robust.training.callbacks import JacobianMonitor
+from jacobian_robust.training.options import METRICS
 from jacobian_robust.training.train import train
 
 from . import wandb_records

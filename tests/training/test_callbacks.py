@@ -17,13 +17,11 @@ from jacobian_robust.penalties.lagrangian import Lagrangian
 from jacobian_robust.robustness.budgets import sweep
 from jacobian_robust.training.callbacks import (
     AttackMonitor,
-    ConstantEta,
-    GeometricEps,
-    GeometricEta,
     JacobianMonitor,
-    LinearEps,
+    ScheduledEps,
 )
 from jacobian_robust.training.module import RobustClassifier
+from jacobian_robust.training.schedules import ConstantEta, GeometricEps, GeometricEta, LinearEps
 
 
 @given(st.floats(1e-6, 1), st.floats(1e-6, 1), st.integers(2, 100))
@@ -81,7 +79,7 @@ def test_a_share_of_a_radius_is_that_in_either_notation(penalty):
 def test_the_radius_of_a_constrained_penalty_rises_and_the_multipliers_stay():
     constraint = Lagrangian(penalty=Margin(eps=4.0), rate=1.0, damping=1.0)
     module = RobustClassifier(nn.Linear(2, 2), torch.optim.SGD, constraint)
-    schedule = LinearEps(start=0.25, fraction=0.5)
+    schedule = ScheduledEps(LinearEps(start=0.25, fraction=0.5))
     trainer = Mock(spec=pl.Trainer, estimated_stepping_batches=20, global_step=0)
     schedule.on_train_start(trainer, module)
     for step, eps in ((0, 1.0), (5, 2.5), (10, 4.0), (15, 4.0)):

@@ -18,13 +18,13 @@ from jacobian_robust.errors import UserError, describe
 from jacobian_robust.penalties import Penalty, note_condition
 from jacobian_robust.training.averaging import MovingAverage
 from jacobian_robust.training.callbacks import (
-    METRICS,
     AttackMonitor,
     EpochRecord,
-    EpsSchedule,
-    EtaSchedule,
     JacobianMonitor,
     Monitor,
+    ScheduledEps,
+    ScheduledEta,
+    ScheduledRate,
     TrainingProgress,
 )
 from jacobian_robust.training.checkpointing import RunCheckpoint, newest_checkpoint
@@ -36,9 +36,9 @@ from jacobian_robust.training.checks import (
     check_resumable,
 )
 from jacobian_robust.training.module import RobustClassifier
-from jacobian_robust.training.options import NOT_IN_CHECKPOINT, SET_HERE, Options, trainer_options
+from jacobian_robust.training.options import METRICS, NOT_IN_CHECKPOINT, SET_HERE, Options, trainer_options
 from jacobian_robust.training.quiet import quiet
-from jacobian_robust.training.schedules import Schedule
+from jacobian_robust.training.schedules import EpsSchedule, EtaSchedule, Schedule
 
 if TYPE_CHECKING:
     from jacobian_robust.training.search import Pruning
@@ -73,10 +73,10 @@ class _Parts:
     model: nn.Module
     penalty: Penalty | None
     adversary: Adversary | None
-    eta: EtaSchedule
-    rise: EpsSchedule | None
+    eta: ScheduledEta
+    rise: ScheduledEps | None
     optimizer: Callable[..., torch.optim.Optimizer]
-    schedule: Schedule | None
+    schedule: ScheduledRate | None
     average: MovingAverage | None
 
 
@@ -153,7 +153,17 @@ def _build_parts(cfg: DictConfig, options: Options) -> _Parts:
         raise UserError(describe(error, "optimizer")) from error
     schedule: Schedule | None = build(cfg, "scheduler", Schedule, optional=True)
     average: MovingAverage | None = build(cfg, "averaging", MovingAverage, optional=True)
-    return _Parts(datamodule, model, penalty, adversary, eta, rise, optimizer, schedule, average)
+    return _Parts(
+        datamodule,
+        model,
+        penalty,
+        adversary,
+        ScheduledEta(eta),
+        ScheduledEps(rise) if rise is not None else None,
+        optimizer,
+        ScheduledRate(schedule) if schedule is not None else None,
+        average,
+    )
 
 
 def _monitors(cfg: DictConfig, options: Options, parts: _Parts, measured_as: DictConfig) -> list[Monitor]:

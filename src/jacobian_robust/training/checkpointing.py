@@ -12,32 +12,17 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pydantic import BaseModel, PositiveFloat
 from pytorch_lightning.callbacks import Checkpoint
 from rich.console import Console
 
 from jacobian_robust.errors import Terminated, UserError
 from jacobian_robust.loading import ResumableLoader
-from jacobian_robust.options import STRICT, Count
 from jacobian_robust.training.distributed import any_process, gathered
+from jacobian_robust.training.options import Intervals
 
 __all__ = ["Intervals", "RunCheckpoint", "newest_checkpoint"]
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-
-
-class Intervals(BaseModel):
-    """How often a checkpoint is written beside the one at the end of each epoch.
-
-    Attributes:
-        every_steps: after so many optimizer steps; ``None`` for not by steps.
-        every_seconds: after so many seconds; ``None`` for not by time.
-    """
-
-    model_config = STRICT
-
-    every_steps: Count | None = None
-    every_seconds: PositiveFloat | None = 60.0
 
 
 def newest_checkpoint(directory: Path) -> Path | None:

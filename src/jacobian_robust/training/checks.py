@@ -19,23 +19,7 @@ from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.config import flat
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError, describe
-from jacobian_robust.evaluation.options import Evaluation
 from jacobian_robust.jacobian.checks import check_model
-from jacobian_robust.training.callbacks import (
-    COLUMNS,
-)
-from jacobian_robust.training.options import Options
-
-
-def check_objective(objective: str, options: Options, evaluation: Evaluation | None) -> None:
-    """Raise a UserError unless a training returns this metric: a sweep would see nan and say nothing."""
-    attacks = evaluation.attacks if evaluation is not None else ()
-    attacked = [f"robust_accuracy_{attack.norm}_{eps:g}" for attack in attacks for eps in attack.eps]
-    known = [*COLUMNS, *dict.fromkeys(attacked)]
-    if objective not in known and not (options.twin and objective.removeprefix("twin_") in known):
-        raise UserError(f"objective={objective}: a search goes by one of {', '.join(known)}")
-    if objective.endswith("robust_accuracy") and not options.monitor_attack_images:
-        raise UserError(f"objective={objective} needs monitor_attack_images, the number of images to attack, as 500")
 
 
 def check_devices(trainer: pl.Trainer, cfg: DictConfig) -> None:

@@ -4,9 +4,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from lightning_fabric.utilities.rank_zero import _get_rank
 from torch import Tensor
 
-__all__ = ["any_process", "gathered", "summed", "this_process"]
+__all__ = ["any_process", "gathered", "rank", "summed", "this_process"]
 
 T = TypeVar("T")
 
@@ -14,6 +15,11 @@ T = TypeVar("T")
 def this_process() -> int:
     """Return the number of this process among those that train together; 0 for one alone."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+def rank() -> int:
+    """Return the number of this process before they meet, as whoever started it says; 0 for one alone."""
+    return _get_rank() or 0
 
 
 def any_process(*flags: bool, device: torch.device) -> tuple[bool, ...]:

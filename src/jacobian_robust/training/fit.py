@@ -22,13 +22,8 @@ from jacobian_robust.provenance import git_state, versions
 from jacobian_robust.reporting.figures import training_curves
 from jacobian_robust.reporting.wandb import WandbOptions, full_id, log_training, wandb_run
 from jacobian_robust.training.build import Run
-from jacobian_robust.training.callbacks import (
-    METRICS,
-)
 from jacobian_robust.training.datamodule import LightningImages
-from jacobian_robust.training.options import (
-    Options,
-)
+from jacobian_robust.training.options import METRICS, Options
 from jacobian_robust.training.quiet import quiet
 
 Rows = list[dict[str, float | int]]

@@ -45,7 +45,7 @@ class RobustClassifier(pl.LightningModule):
         config: plain containers, stored in every checkpoint so that it can be evaluated alone.
 
     Attributes:
-        eta: the weight ``η`` of the penalty, in [0, 1]; an :class:`EtaSchedule` sets it.
+        eta: the weight ``η`` of the penalty, in [0, 1]; a callback sets it, by its schedule.
         captured: what takes the steps from graphs; ``None`` where all of them are eager.
         nonfinite: counts the steps that were skipped since their loss or gradient was not finite.
     """

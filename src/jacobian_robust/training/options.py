@@ -7,10 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationErro
 
 from jacobian_robust.config import plain
 from jacobian_robust.errors import UserError, describe
-from jacobian_robust.evaluation.options import EVALUATION_GROUPS, EVALUATION_OPTIONS
+from jacobian_robust.evaluation.options import EVALUATION_GROUPS, EVALUATION_OPTIONS, Evaluation
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.penalties import Amortization
-from jacobian_robust.training.checkpointing import Intervals
 
 NOT_IN_CHECKPOINT = (
     *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "beside", "name", "objective"),
@@ -35,6 +34,24 @@ MAY_DIFFER = (
     *("model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler", "averaging", "trainer"),
 )
 """Keys of the config in which runs side by side may differ."""
+
+
+METRICS = (
+    *("loss", "cross_entropy", "penalty", "accuracy"),
+    *("jacobian_norm", "condition_satisfied", "robust_accuracy"),
+)
+"""What is recorded of each split in each epoch."""
+
+
+SCHEDULED = ("eps_share", "multiplier")
+"""What is recorded of an epoch where there is such a thing."""
+
+
+COLUMNS = (
+    *("epoch", "eta", "lr", *SCHEDULED, *(f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS)),
+    *("skipped_steps", "seconds"),
+)
+"""Of ``metrics.csv``."""
 
 
 UNRECORDED = ("resume", "processes", "cuda_graph")
@@ -69,6 +86,20 @@ class TrainerOptions(BaseModel):
     accumulate_grad_batches: Count = 1
     log_every_n_steps: Size | None = None
     reload_dataloaders_every_n_epochs: Size = 0
+
+
+class Intervals(BaseModel):
+    """How often a checkpoint is written beside the one at the end of each epoch.
+
+    Attributes:
+        every_steps: after so many optimizer steps; ``None`` for not by steps.
+        every_seconds: after so many seconds; ``None`` for not by time.
+    """
+
+    model_config = STRICT
+
+    every_steps: Count | None = None
+    every_seconds: PositiveFloat | None = 60.0
 
 
 class Search(BaseModel):
@@ -113,6 +144,17 @@ def trainer_options(cfg: DictConfig) -> TrainerOptions:
         return TrainerOptions.model_validate(plain(cfg.trainer))
     except ValidationError as error:
         raise UserError(describe(error, "trainer")) from error
+
+
+def check_objective(objective: str, options: Options, evaluation: Evaluation | None) -> None:
+    """Raise a UserError unless a training returns this metric: a sweep would see nan and say nothing."""
+    attacks = evaluation.attacks if evaluation is not None else ()
+    attacked = [f"robust_accuracy_{attack.norm}_{eps:g}" for attack in attacks for eps in attack.eps]
+    known = [*COLUMNS, *dict.fromkeys(attacked)]
+    if objective not in known and not (options.twin and objective.removeprefix("twin_") in known):
+        raise UserError(f"objective={objective}: a search goes by one of {', '.join(known)}")
+    if objective.endswith("robust_accuracy") and not options.monitor_attack_images:
+        raise UserError(f"objective={objective} needs monitor_attack_images, the number of images to attack, as 500")
 
 
 def label(cfg: DictConfig) -> str:

@@ -1,39 +1,136 @@
-"""Schedules of the learning rate: what the optimizer's own is multiplied by, as the training goes on."""
+"""Schedules: the penalty's weight ``η`` and radius ``ε``, and the learning rate, as functions of the progress.
+
+A schedule keeps no state: a resumed run has the right value, and a lengthened one that of the longer training. This
+module does without Lightning, whose import takes seconds: a wrong option is refused before it.
+:mod:`jacobian_robust.training.callbacks.scheduled` sets what the schedules say.
+"""
 
 import abc
 import bisect
 import math
-from typing import Annotated, Any
+from typing import Annotated
 
-import pytorch_lightning as pl
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
+from jacobian_robust.errors import UserError
 from jacobian_robust.options import STRICT
 
-__all__ = ["Cosine", "MultiStep", "OneCycle", "Schedule"]
+__all__ = [
+    "ConstantEta",
+    "Cosine",
+    "EpsSchedule",
+    "EtaSchedule",
+    "GeometricEps",
+    "GeometricEta",
+    "LinearEps",
+    "MultiStep",
+    "OneCycle",
+    "Schedule",
+]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Schedule(pl.Callback, abc.ABC):
-    """Sets the learning rate before each step, to a share of the optimizer's own.
+class EtaSchedule(abc.ABC):
+    """The weight ``η`` of the penalty in each epoch."""
 
-    A schedule is a pure function of the training's progress: a resumed run has the right rate without any state, and a
-    lengthened one that of the longer training. torch's own keep the length they began with, and Lightning needs the
-    number of steps for them so early that it forgets where in the epoch a resumed run stands.
+    @abc.abstractmethod
+    def eta(self, epoch: int, epochs: int) -> float:
+        """Return ``η`` for ``epoch``, counted from 0, of ``epochs``."""
+
+
+@dataclass(eq=False, config=STRICT, kw_only=True)
+class GeometricEta(EtaSchedule):
+    """The note's rule, ``η_i = η_min (η_max / η_min)^((i-1)/(N-1))`` for epoch ``i`` of ``N`` (section 4.2).
+
+    With one epoch ``η`` is ``min``.
+
+    Args:
+        min: ``η`` of the first epoch, positive, at most 1.
+        max: ``η`` of the last epoch, at least ``min``, at most 1.
+
+    Raises:
+        UserError: if ``min`` is larger than ``max``.
+    """
+
+    min: float = Field(ge=1e-30, le=1)
+    max: float = Field(ge=1e-30, le=1)
+
+    def __post_init__(self) -> None:
+        if self.min > self.max:
+            raise UserError(f"min={self.min} is larger than max={self.max}; give min ≤ max")
+
+    def eta(self, epoch: int, epochs: int) -> float:
+        """Return ``η`` for ``epoch``, counted from 0, of ``epochs``."""
+        progress = epoch / (epochs - 1) if epochs > 1 else 0.0
+        return self.min * (self.max / self.min) ** progress
+
+
+@dataclass(eq=False, config=STRICT, kw_only=True)
+class ConstantEta(EtaSchedule):
+    """The same ``η`` in every epoch.
+
+    Args:
+        value: ``η``, in [0, 1].
+    """
+
+    value: float = Field(ge=0, le=1)
+
+    def eta(self, epoch: int, epochs: int) -> float:
+        """Return ``η`` for ``epoch``, counted from 0, of ``epochs``."""
+        return self.value
+
+
+@dataclass(eq=False, config=STRICT, kw_only=True)
+class EpsSchedule(abc.ABC):
+    """Lets the radius ``ε`` of the penalty rise over the first steps, to the penalty's own.
+
+    A large radius from the first step on can stall the cross-entropy: nothing is classified yet that could be kept away
+    from the boundary. (Gowal et al., "On the effectiveness of interval bound propagation for training verifiably robust
+    models", 2018, raise theirs linearly.)
+
+    Args:
+        start: share of ``ε`` in the first step, in (0, 1].
+        fraction: of the training's steps, after which ``ε`` is the penalty's own, in (0, 1].
+    """
+
+    start: float = Field(gt=0, le=1)
+    fraction: float = Field(gt=0, le=1)
+
+    @abc.abstractmethod
+    def share(self, progress: float) -> float:
+        """Return the share of ``ε`` at ``progress`` of the rise, in [0, 1]; it is ``start`` at 0 and 1 at 1."""
+
+
+@dataclass(eq=False, config=STRICT, kw_only=True)
+class LinearEps(EpsSchedule):
+    """A rise by equal steps."""
+
+    def share(self, progress: float) -> float:
+        """Return the share of ``ε``."""
+        return self.start + (1 - self.start) * progress
+
+
+@dataclass(eq=False, config=STRICT, kw_only=True)
+class GeometricEps(EpsSchedule):
+    """A rise by equal ratios."""
+
+    def share(self, progress: float) -> float:
+        """Return the share of ``ε``."""
+        return float(self.start ** (1 - progress))
+
+
+class Schedule(abc.ABC):
+    """The learning rate of each step, as a share of the optimizer's own.
+
+    torch's own schedules keep the length they began with, and Lightning needs the number of steps for them so early
+    that it forgets where in the epoch a resumed run stands.
     """
 
     @abc.abstractmethod
     def factor(self, progress: float) -> float:
         """Return the share in the step before which ``progress`` of all steps, in [0, 1), have been taken."""
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Set the rate."""
-        factor = self.factor(trainer.global_step / trainer.estimated_stepping_batches)
-        for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = factor * optimizer.defaults["lr"]
 
 
 def _between(start: float, end: float, progress: float) -> float:

@@ -1,42 +1,34 @@
 """From a config to a trained classifier and the files that tell of it."""
 
 import contextlib
-import json
-from pathlib import Path
 
-import numpy as np
-import pytorch_lightning as pl
-import torch.distributed as dist
-from lightning_fabric.utilities.rank_zero import _get_rank
 from omegaconf import DictConfig, open_dict
-from rich.console import Console
+from torch import nn, optim
 
-from jacobian_robust.checkpoints import load_checkpoint
-from jacobian_robust.config import check, plain, read_options, without_none
+from jacobian_robust.adversaries import Adversary
+from jacobian_robust.config import build, check, plain, read_options, without_none
+from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.evaluation.classifiers import load_classifiers
-from jacobian_robust.evaluation.evaluate import report
-from jacobian_robust.evaluation.options import EVALUATION_OPTIONS, Evaluation, read_evaluation
+from jacobian_robust.evaluation.options import EVALUATION_OPTIONS, read_evaluation
 from jacobian_robust.evaluation.transfer import require_possible
 from jacobian_robust.files import RESULTS, claimed, from_here
 from jacobian_robust.memory import keep_freed_memory
-from jacobian_robust.reporting.wandb import WandbOptions, read_logger
-from jacobian_robust.training.build import Run, assemble, trainer_arguments
-from jacobian_robust.training.checks import (
-    check_objective,
-)
-from jacobian_robust.training.fit import fit, fit_alone, group
+from jacobian_robust.penalties import Penalty
+from jacobian_robust.reporting.wandb import read_logger
 from jacobian_robust.training.options import (
     GROUPS,
     MAY_BE_NONE,
     MAY_DIFFER,
     UNRECORDED,
     Options,
+    check_objective,
     label,
+    trainer_options,
 )
+from jacobian_robust.training.schedules import EpsSchedule, EtaSchedule, Schedule
 from jacobian_robust.training.unused import check_used, given_on_the_command_line
 
-__all__ = ["train", "trainer_arguments"]
+__all__ = ["train"]
 
 
 def train(cfg: DictConfig) -> dict[str, float | int]:
@@ -64,22 +56,31 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
         check_objective(options.objective, options, evaluation)
     directory = from_here(options.output_dir)
     name = options.name or label(cfg)
-    if not (options.twin or options.beside):
-        runs = [assemble(cfg, options, name, directory, measured_as=cfg)]
-    else:
-        configs = _side_by_side(cfg, options, name)
-        runs = [assemble(one, options, key, directory / key, measured_as=cfg) for key, one in configs.items()]
+    several = bool(options.twin or options.beside)
+    configs = _side_by_side(cfg, options, name) if several else {name: cfg}
+    for one in configs.values():
+        _check_parts(one)
+
+    # Not at the top: Lightning's import takes longer than all that was checked until here.
+    from jacobian_robust.training.build import assemble
+    from jacobian_robust.training.distributed import rank
+    from jacobian_robust.training.runs import train_each
+
+    runs = [
+        assemble(one, options, key, directory / key if several else directory, measured_as=cfg)
+        for key, one in configs.items()
+    ]
     if evaluation is not None:
         require_possible(evaluation, runs[0].datamodule, len(runs))
     with contextlib.ExitStack() as claims:
-        if _rank():  # the first process has claimed the directories, and is the only one to write there
-            return _train(runs, cfg, options, evaluation, logger, directory)
+        if rank():  # the first process has claimed the directories, and is the only one to write there
+            return train_each(runs, cfg, options, evaluation, logger, directory)
         # The outer directory first: it says whether the inner ones are this run's to go on with.
         claims.enter_context(claimed(directory, plain(cfg, without=UNRECORDED), resume=options.resume))
-        for run in runs if len(runs) > 1 else ():
+        for run in runs if several else ():
             config = plain(run.cfg, without=UNRECORDED)
             claims.enter_context(claimed(run.directory, config, resume=options.resume))
-        return _train(runs, cfg, options, evaluation, logger, directory)
+        return train_each(runs, cfg, options, evaluation, logger, directory)
 
 
 def _side_by_side(cfg: DictConfig, options: Options, name: str) -> dict[str, DictConfig]:
@@ -109,82 +110,14 @@ def _side_by_side(cfg: DictConfig, options: Options, name: str) -> dict[str, Dic
     return configs
 
 
-def _train(
-    runs: list[Run],
-    cfg: DictConfig,
-    options: Options,
-    evaluation: Evaluation | None,
-    logger: WandbOptions | None,
-    directory: Path,
-) -> dict[str, float | int]:
-    metrics: dict[str, float | int] = {}
-    for run in runs:
-        twin = runs[0].record.rows if options.twin and run is not runs[0] else None
-        if run.done:
-            Console().print(f"[bold]{run.name}[/bold]: trained already → {run.directory}")
-            ended = _recalled(run)
-        elif _rank() == 0:
-            ended = fit(run, logger, options, twin, group(options))
-        else:
-            # Layers that draw, as dropout does, draw something else for each part of a batch.
-            (seed,) = np.random.SeedSequence([options.seed, _rank()]).generate_state(1).tolist()
-            pl.seed_everything(seed, workers=True, verbose=False)
-            fit_alone(run, options)
-            ended = dict(run.record.rows[-1])
-        metrics |= {_prefix(run, runs, options) + key: value for key, value in ended.items()}
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    if evaluation is not None and _rank() == 0:
-        metrics |= _evaluate(runs, cfg, options, evaluation, logger, directory / "evaluation")
-    return metrics
-
-
-def _recalled(run: Run) -> dict[str, float | int]:
-    """Return the metrics of a run that has ended, here or in other processes."""
-    checkpoint = load_checkpoint(run.last_checkpoint)
-    run.record.rows = checkpoint.rows
-    run.module.wandb = checkpoint.wandb
-    pruned = json.loads((run.directory / "summary.json").read_text(encoding="utf-8")).get("pruned")
-    return dict(checkpoint.rows[-1]) | ({"pruned": True} if pruned else {})
-
-
-def _evaluate(
-    runs: list[Run],
-    cfg: DictConfig,
-    options: Options,
-    evaluation: Evaluation,
-    logger: WandbOptions | None,
-    directory: Path,
-) -> dict[str, float | int]:
-    """Attack what was trained, and return the accuracies."""
-    try:
-        results = report(
-            load_classifiers([load_checkpoint(run.last_checkpoint) for run in runs], evaluation),
-            evaluation,
-            directory=directory,
-            logger=logger,
-            group=group(options),
-            config=plain(cfg, without=UNRECORDED),
-            resume=options.resume,
-        )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"the training is done; the same options with hydra.run.dir={directory.parent} and resume=true go on"
-        ) from None
-    return {
-        f"{_prefix(run, runs, options)}robust_accuracy_{threat.norm}_{budget.eps:g}": budget.robust_accuracy
-        for run, model in zip(runs, results.models, strict=True)
-        for threat in model.threats
-        for budget in threat.budgets
-    }
-
-
-def _prefix(run: Run, runs: list[Run], options: Options) -> str:
-    """Return what precedes the names of a run's metrics: nothing for the run itself."""
-    position = runs.index(run) - options.twin
-    return "twin_" if position < 0 else f"{run.name}_" if position else ""
-
-
-def _rank() -> int:
-    """Return the rank of this process, from the environment of whoever started it; 0 for one alone."""
-    return _get_rank() or 0
+def _check_parts(cfg: DictConfig) -> None:
+    """Raise a UserError for a wrong option of a part; those that take time to make are only looked at."""
+    trainer_options(cfg)
+    build(cfg, "data", ImageDataModule, partial=True)
+    build(cfg, "model", nn.Module, partial=True)
+    build(cfg, "regularizer", Penalty, optional=True)
+    build(cfg, "adversary", Adversary, optional=True)
+    build(cfg, "eta", EtaSchedule)
+    build(cfg, "eps_schedule", EpsSchedule, optional=True)
+    build(cfg, "optimizer", optim.Optimizer, partial=True)
+    build(cfg, "scheduler", Schedule, optional=True)

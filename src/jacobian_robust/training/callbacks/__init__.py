@@ -1,23 +1,17 @@
-"""Lightning callbacks: the schedules of η and ε, the measurement of the network, the record of the epochs."""
+"""Lightning callbacks: the scheduled weights and rates, the measurement of the network, the record of the epochs."""
 
-from jacobian_robust.training.callbacks.eps import EpsSchedule, GeometricEps, LinearEps
-from jacobian_robust.training.callbacks.eta import ConstantEta, EtaSchedule, GeometricEta
 from jacobian_robust.training.callbacks.monitors import AttackMonitor, JacobianMonitor, Monitor
 from jacobian_robust.training.callbacks.progress import TrainingProgress
-from jacobian_robust.training.callbacks.record import COLUMNS, METRICS, EpochRecord
+from jacobian_robust.training.callbacks.record import EpochRecord
+from jacobian_robust.training.callbacks.scheduled import ScheduledEps, ScheduledEta, ScheduledRate
 
 __all__ = [
-    "EtaSchedule",
-    "GeometricEta",
-    "ConstantEta",
-    "EpsSchedule",
-    "LinearEps",
-    "GeometricEps",
+    "ScheduledEta",
+    "ScheduledEps",
+    "ScheduledRate",
     "Monitor",
     "JacobianMonitor",
     "AttackMonitor",
-    "METRICS",
-    "COLUMNS",
     "EpochRecord",
     "TrainingProgress",
 ]

@@ -10,26 +10,10 @@ import pytorch_lightning as pl
 import torch
 
 from jacobian_robust.files import write_atomically
-from jacobian_robust.training.callbacks.eps import EpsSchedule
 from jacobian_robust.training.callbacks.monitors import Monitor
+from jacobian_robust.training.callbacks.scheduled import ScheduledEps
 from jacobian_robust.training.module import RobustClassifier
-
-METRICS = (
-    *("loss", "cross_entropy", "penalty", "accuracy"),
-    *("jacobian_norm", "condition_satisfied", "robust_accuracy"),
-)
-"""What is recorded of each split in each epoch."""
-
-
-SCHEDULED = ("eps_share", "multiplier")
-"""What is recorded of an epoch where there is such a thing."""
-
-
-COLUMNS = (
-    *("epoch", "eta", "lr", *SCHEDULED, *(f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS)),
-    *("skipped_steps", "seconds"),
-)
-"""Of ``metrics.csv``."""
+from jacobian_robust.training.options import COLUMNS, METRICS, SCHEDULED
 
 
 class EpochRecord(pl.Callback):
@@ -49,7 +33,7 @@ class EpochRecord(pl.Callback):
 
     """
 
-    def __init__(self, path: Path, monitors: Sequence[Monitor], schedule: EpsSchedule | None = None) -> None:
+    def __init__(self, path: Path, monitors: Sequence[Monitor], schedule: ScheduledEps | None = None) -> None:
         self.path = path
         self.monitors = monitors
         self.schedule = schedule
