@@ -17,7 +17,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, validate_call
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from jacobian_robust.cli.sweeps import Job, read_job
 from jacobian_robust.errors import UserError
@@ -31,41 +32,21 @@ if TYPE_CHECKING:
 __all__ = ["OptunaSearch", "distribution"]
 
 
+@dataclass(config=ConfigDict(arbitrary_types_allowed=True, **STRICT), kw_only=True)
 class OptunaSearch(Sweeper):
     """Searches for the options with the best ``objective``, the metric that a job returns.
 
     The trials are kept in a study. With the same ``hydra.sweep.dir`` and ``resume=true`` the search continues until
     there are ``trials`` of them; interrupted ones are finished first.
-
-    Args:
-        trials: how many, those of earlier runs included.
-        batch: how many at a time, handed to Hydra's launcher together.
-        direction: ``maximize`` or ``minimize`` the objective.
-        sampler: an Optuna sampler.
-        params: the search space by option, see :func:`distribution`.
-        study: name of the study.
-        storage: a file or the URL of a database; ``None`` for ``study.journal`` in the sweep's directory.
     """
 
-    @validate_call(config=ConfigDict(arbitrary_types_allowed=True, **STRICT))
-    def __init__(
-        self,
-        *,
-        trials: Count,
-        batch: Count,
-        direction: Literal["maximize", "minimize"],
-        sampler: Any,
-        params: Any,
-        study: NonEmpty,
-        storage: NonEmpty | None,
-    ) -> None:
-        self.trials = trials
-        self.batch = batch
-        self.direction = direction
-        self.sampler = sampler
-        self.params = params
-        self.study = study
-        self.storage = storage
+    trials: Count  # those of earlier runs included
+    batch: Count  # trials that are given to Hydra's launcher together
+    direction: Literal["maximize", "minimize"]  # of the objective
+    sampler: Any  # Optuna's
+    params: Any  # the search space by option, see distribution
+    study: NonEmpty  # its name
+    storage: NonEmpty | None  # a file or the URL of a database; None for study.journal in the sweep's directory
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keep what a job needs."""

@@ -74,7 +74,7 @@ def protocol(plan: Plan) -> str:
 
 
 def tuned(plan: Plan, trials: Mapping[str, Sequence[Trial]], made: Collection[str]) -> str:
-    """Return, as Markdown, all trials of each method, the chosen one in bold, and where the ``made`` ones are from."""
+    """Return, as Markdown, all trials of each method, the chosen one in bold; variations only if they were ``made``."""
     lines = ["| | cost | steps | trials: clean / robust, % |", "| --- | --- | --- | --- |"]
     for name, method in plan.methods.items():
         chosen = choice(plan, name, trials)

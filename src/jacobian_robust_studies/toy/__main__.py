@@ -12,7 +12,7 @@ from rich.console import Console
 
 from jacobian_robust.errors import UserError, ends_in_one_line
 from jacobian_robust.files import write_atomically
-from jacobian_robust.provenance import versions
+from jacobian_robust.provenance import git_state, versions
 from jacobian_robust_studies.toy import __doc__ as description
 from jacobian_robust_studies.toy import plane, simplex
 from jacobian_robust_studies.toy.measure import classifiers, scenes
@@ -36,7 +36,9 @@ def toy(place: Path, directory: Path, *, rays: int = 56) -> Toy:
         raise UserError(f"{directory} holds something already, which is left as it is: choose another --out")
     models, eps, points, labels = classifiers(place)
     drawn = scenes(models, points, labels, eps, rays)
-    results = Toy(eps=eps, classifiers=[scene.numbers for scene in drawn], versions=versions())
+    results = Toy.model_validate(
+        {"eps": eps, "classifiers": [scene.numbers for scene in drawn], "versions": versions(), **git_state()}
+    )
     directory.mkdir(parents=True, exist_ok=True)
     figures = {
         "decision_regions": plane.decision_regions(drawn, points, labels, eps),

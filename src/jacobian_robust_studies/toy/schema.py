@@ -85,6 +85,8 @@ class Toy(Strict):
     eps: float  # Euclidean radius ε of the penalty; the square's side is 1
     classifiers: list[ClassifierNumbers]  # the undefended one first
     versions: dict[str, str]  # of the packages
+    commit: str | None = None  # of the clone
+    dirty: bool | None = None  # whether the clone had uncommitted changes
 
 
 @dataclass(frozen=True)
