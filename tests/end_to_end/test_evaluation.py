@@ -202,7 +202,7 @@ def test_each_attack_has_a_bar_with_what_stands(trained, tmp_path, capsys):
     bars = capsys.readouterr().err.replace("\r", "\n").splitlines()
     for budget in report.models[0].threats[0].budgets:
         shown = [bar for bar in bars if bar.startswith(f"pgd_linf ε={budget.eps:g} on vanilla")]
-        assert f"standing={budget.correct}]" in shown[-1]
+        assert f"robust={budget.correct}]" in shown[-1]
 
 
 def test_the_bar_of_noise_shows_its_standard_deviation(capsys):

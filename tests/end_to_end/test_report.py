@@ -79,7 +79,7 @@ def test_the_report_needs_nothing_but_itself_and_escapes_what_it_shows(evaluated
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", text)
-    assert text.index("Are these figures to be believed?") < text.index("Accuracy under attack")
+    assert text.index("Sanity checks") < text.index("Accuracy under attack")
     for model in results.models:
         for check in model.checks:
             assert check.name in text

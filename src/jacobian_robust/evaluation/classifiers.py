@@ -106,7 +106,7 @@ def placed(network: nn.Module, datamodule: ImageDataModule, checkpoint: Checkpoi
     """
     network = network.to(device())
     what = f"checkpoint {checkpoint.path}" if checkpoint.path else "model"
-    for batch in (3, 1):  # survivors can be any number
+    for batch in (3, 1):  # any number of images can be left
         images = torch.zeros(batch, *datamodule.image_shape, device=device(), requires_grad=True)
         try:
             logits = network(images)

@@ -35,8 +35,8 @@ from jacobian_robust.provenance import run_url
 from jacobian_robust.reporting.console import print_results
 from jacobian_robust.reporting.evaluation import write_evaluation
 from jacobian_robust.reporting.wandb import WandbOptions, full_id, log_evaluation, read_logger, wandb_run
-from jacobian_robust.robustness.evaluate import results_of
-from jacobian_robust.robustness.schema import Results, groups
+from jacobian_robust.robustness.evaluate import Details, results_of
+from jacobian_robust.robustness.schema import Model, Results, groups
 from jacobian_robust.robustness.workers import full_precision, several
 
 __all__ = ["evaluate", "report"]
@@ -116,7 +116,6 @@ def report(
         evaluation, models[0].datamodule, len(models), trust=trust, network=network, pixels=pixels
     )
     checked_with = list(itertools.chain(*sources.values())) or stand_in(models, evaluation, trust=trust)
-    diagnostics = evaluation.diagnostics
     with contextlib.ExitStack() as stack:
         stack.enter_context(claimed(directory, config, resume=resume))
         finished = directory / "robustness.json"
@@ -129,39 +128,51 @@ def report(
         with full_precision(), several(evaluation.processes, followed) as attackers:
             room = Room(models, evaluation, sources, checked_with, directory / PROGRESS, attackers)
             measured = [measure(room, i) for i in range(len(models))]
-        results = results_of(
-            [model for model, _, _ in measured],
-            evaluation.attacks,
-            evaluation.certificates,
-            seed=evaluation.seed,
-            device=device().type,
-            split=evaluation.split,
-            independent=evaluation.independent,
-        )
-        alike = groups(results.models)
-        diagnosed = [found for _, _, found in measured]
-        if diagnostics is not None:
-            diagnostics.write(diagnosed, results, directory)
-        written = write_evaluation(
-            results,
-            alike,
-            [details for _, details, _ in measured],
-            directory,
-            config=config,
-            figures=diagnostics.figures(diagnosed, results) if diagnostics else None,
-            section=diagnostics.section(diagnosed, results) if diagnostics else None,
-        )
-        if run is not None:
-            report_file = directory / "report.html"
-            log_evaluation(run, results, alike, written.rows, written.points, written.figures, report_file)
+        results, diagnosed = _write(measured, evaluation, directory, run, config)
         with write_atomically(finished) as file:  # last: it says that the evaluation is whole
             file.write(results.model_dump_json(indent=2))
     shutil.rmtree(directory / PROGRESS, ignore_errors=True)
-    print_results(results, alike)
-    if diagnostics is not None:
-        diagnostics.print(diagnosed, results)
+    print_results(results, groups(results.models))
+    if evaluation.diagnostics is not None:
+        evaluation.diagnostics.print(diagnosed, results)
     Console().print(f"results: {directory}/report.html, robustness.json, .csv, images.csv, *.png", soft_wrap=True)
     return results
+
+
+def _write(
+    measured: Sequence[tuple[Model, Details, Any]],
+    evaluation: Evaluation,
+    directory: Path,
+    run: Any,
+    config: dict[str, Any],
+) -> tuple[Results, list[Any]]:
+    """Write all files but ``robustness.json``, and the W&B run; return the results and the diagnostics'."""
+    results = results_of(
+        [model for model, _, _ in measured],
+        evaluation.attacks,
+        evaluation.certificates,
+        seed=evaluation.seed,
+        device=device().type,
+        split=evaluation.split,
+        independent=evaluation.independent,
+    )
+    alike, diagnostics = groups(results.models), evaluation.diagnostics
+    diagnosed = [found for _, _, found in measured]
+    if diagnostics is not None:
+        diagnostics.write(diagnosed, results, directory)
+    written = write_evaluation(
+        results,
+        alike,
+        [details for _, details, _ in measured],
+        directory,
+        config=config,
+        figures=diagnostics.figures(diagnosed, results) if diagnostics else None,
+        section=diagnostics.section(diagnosed, results) if diagnostics else None,
+    )
+    if run is not None:
+        report_file = directory / "report.html"
+        log_evaluation(run, results, alike, written.rows, written.points, written.figures, report_file)
+    return results, diagnosed
 
 
 @contextlib.contextmanager

@@ -100,7 +100,7 @@ def identity_of(
 
 
 class Bars:
-    """A progress bar for each attack at each budget, with how many images stand so far."""
+    """A progress bar for each attack at each budget, with how many images are still robust."""
 
     def __init__(self, name: str, norm: Norm) -> None:
         self.name = name
@@ -108,19 +108,19 @@ class Bars:
         self._of: tuple[str, float] | None = None
         self._bar: tqdm | None = None
 
-    def __call__(self, attack: str, eps: float, met: int, of: int, standing: int) -> None:
+    def __call__(self, attack: str, eps: float, met: int, of: int, robust: int) -> None:
         """Move the bar of an attack at a budget, or begin it."""
         if self._of != (attack, eps):
             self.close()
             self._of = (attack, eps)
             self._bar = tqdm(total=of, desc=f"{attack} {self.symbol}={eps:g} on {self.name}", unit="image")
         assert self._bar is not None
-        self._bar.set_postfix(standing=standing, refresh=False)
+        self._bar.set_postfix(robust=robust, refresh=False)
         self._bar.update(met - self._bar.n)
 
     def close(self) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:
-            self._bar.total = self._bar.n  # later starts met fewer images than the first
+            self._bar.total = self._bar.n  # later starts attacked fewer images than the first
             self._bar.refresh()
             self._bar.close()

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from rich.console import Console
 
 from jacobian_robust.attacks import Attack, GaussianNoise, Norm, Square, Transfer, UniformNoise
 from jacobian_robust.config import build, build_each, plain, read_options
@@ -78,7 +80,7 @@ class Evaluation:
     """How classifiers are evaluated.
 
     Attributes:
-        attacks: in the order in which they meet the images, cheap ones first; each has another name.
+        attacks: in their order, cheap ones first; each has another name.
         certificates: in the norms of the attacks, at whose budgets they say which images are certified.
         seed: of the attacks.
         limit: how many of the split's first images; ``None`` for all.
@@ -145,6 +147,7 @@ def read_evaluation(cfg: DictConfig) -> Evaluation:
     certificates = tuple(build_each(cfg, "certificate", Certificate)) if cfg.get("certificate") else ()
     evaluation = Evaluation(attacks, certificates, diagnostics=diagnostics, **dict(read_options(_Options, cfg)))
     unattacked(certificates, evaluation.norms)
+    _say_what_a_suite_keeps()
     for place in evaluation.sanity_sources:
         if not in_project(place).exists():
             raise UserError(f"sanity_source={place}: no such file or directory; null for none")
@@ -152,6 +155,19 @@ def read_evaluation(cfg: DictConfig) -> Evaluation:
         if isinstance(attack, Transfer) and attack.source and not Path(attack.source).exists():
             raise UserError(f"attack.{attack.name}.source={attack.source}: no such file or directory")
     return evaluation
+
+
+def _say_what_a_suite_keeps() -> None:
+    """Say in one line that attacks or certificates on the command line take the place of a suite's, and nothing else.
+
+    Those options of the suite that are of another attack have been refused.
+    """
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    chosen = {name: value for name, _, value in (option.partition("=") for option in given)}
+    replaced = [f"{name}={chosen[name]}" for name in ("attack", "certificate") if name in chosen]
+    if replaced and (suite := chosen.get("suite")) not in (None, "null"):
+        both = " and ".join(replaced)
+        Console().print(f"suite={suite}: {both} instead of its own; its other settings stay", soft_wrap=True)
 
 
 def read_pixels(cfg: DictConfig) -> dict[str, Any]:

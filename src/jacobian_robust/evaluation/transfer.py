@@ -78,7 +78,7 @@ def source_model(checkpoint: Checkpoint, network: nn.Module | None, pixels: dict
 
 
 def stand_in(models: Sequence[Classifier], evaluation: Evaluation, *, trust: bool) -> list[Classifier]:
-    """Return the model whose examples a classifier meets in its checks that has no other beside it, if one fits.
+    """Return the model whose examples are tried, in the checks, on a classifier that is evaluated alone, if one fits.
 
     One fits that was trained on the same data and is not the classifier itself.
 

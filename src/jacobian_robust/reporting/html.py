@@ -26,7 +26,7 @@ CAPTIONS = {
     "trade_off": "Runs over the option that was varied: mean over the seeds, and their smallest and largest value.",
     "first_order": "An image a point: the radius that the geometry predicts to first order against the smallest ℓ2 "
     "perturbation that an attack found. Below the line the prediction erred on the unsafe side.",
-    "calibration": "Accuracy against confidence on the clean images; the diagonal is a model to be taken at its word.",
+    "calibration": "Accuracy against confidence on the clean images; on the diagonal they are equal.",
     "noise": "Accuracy under Gaussian noise, one draw an image.",
     "classes": "Accuracy by true class, clean and at each budget.",
     "examples": "Images broken within the budget, first those that no smaller one broke: clean, attacked and the "
@@ -87,6 +87,29 @@ def write_report(
         section: of the diagnostics, if any were measured.
         sheets: of earlier evaluations, shown after the figures.
     """
+    captions = CAPTIONS | dict(section.captions if section else {})
+    text = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            results=results,
+            groups=alike,
+            section=section.html if section else "",
+            figures=[_shown(name, file, captions) for name, file in figures.items()],
+            sheets=[_sheet(sheet) for sheet in sheets],
+            examples_caption=CAPTIONS["examples"],
+            norms=NORMS,
+            symbols=SYMBOLS,
+            certified={norm: certified_table(results, norm) for norm in results.norms},
+            unmet={norm: unmet_note(results, norm) for norm in results.norms},
+            config=OmegaConf.to_yaml(OmegaConf.create(dict(config))),
+        )
+    )
+    with write_atomically(path) as file:
+        file.write(text)
+
+
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("jacobian_robust.reporting", "templates"),
         autoescape=True,
@@ -98,35 +121,22 @@ def write_report(
     environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}%"
     environment.filters["significant"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["decimals"] = lambda value, of: "–" if value is None else f"{value:.{of}f}"
-    captions = CAPTIONS | dict(section.captions if section else {})
-    shown = [
-        {
-            "name": name,
-            "caption": next(text for kind, text in captions.items() if name.startswith(kind)),
-            "data": base64.b64encode(file.read_bytes()).decode(),
-        }
-        for name, file in figures.items()
-    ]
-    text = environment.get_template("report.html").render(
-        results=results,
-        groups=alike,
-        section=section.html if section else "",
-        figures=shown,
-        sheets=[
-            {
-                "name": f"{sheet.model}, {NORMS[sheet.norm]}" if sheet.norm else sheet.model,
-                "data": base64.b64encode(sheet.png).decode() if sheet.png else None,
-                "place": sheet.place,
-                "link": sheet.link,
-            }
-            for sheet in sheets
-        ],
-        examples_caption=CAPTIONS["examples"],
-        norms=NORMS,
-        symbols=SYMBOLS,
-        certified={norm: certified_table(results, norm) for norm in results.norms},
-        unmet={norm: unmet_note(results, norm) for norm in results.norms},
-        config=OmegaConf.to_yaml(OmegaConf.create(dict(config))),
-    )
-    with write_atomically(path) as file:
-        file.write(text)
+    return environment
+
+
+def _embedded(png: bytes) -> str:
+    return base64.b64encode(png).decode()
+
+
+def _shown(name: str, file: Path, captions: Mapping[str, str]) -> dict[str, str]:
+    caption = next(text for kind, text in captions.items() if name.startswith(kind))
+    return {"name": name, "caption": caption, "data": _embedded(file.read_bytes())}
+
+
+def _sheet(sheet: Sheet) -> dict[str, str | None]:
+    return {
+        "name": f"{sheet.model}, {NORMS[sheet.norm]}" if sheet.norm else sheet.model,
+        "data": _embedded(sheet.png) if sheet.png else None,
+        "place": sheet.place,
+        "link": sheet.link,
+    }

@@ -56,7 +56,7 @@ class AttackResult:
 
     Attributes:
         attack: its name.
-        met: images that it was given, those that stood before it.
+        met: images that it attacked, those still robust before it.
         broken: how many of them it broke.
         discarded: examples that it returned outside the ball or outside [0, 1]; they break nothing.
     """
@@ -77,7 +77,7 @@ class BudgetResult:
         correct: attacked images that no attack broke, at this budget or at a smaller one, nor at a larger one by an
             example that lies in this ball (each budget on its own: at this one).
         images: all images of the evaluation.
-        attacks: attack by attack, each meeting what stood after the one before.
+        attacks: attack by attack, each on the images still robust after the one before.
     """
 
     eps: float
@@ -163,11 +163,11 @@ def is_allowed(
 
 
 class Position(NamedTuple):
-    """Where an attack of what stands has got to.
+    """How far an attack is.
 
     Attributes:
         start: number of the start, from 0.
-        survivors: which images stood when it began.
+        survivors: which images were still robust when it began.
         batch: number of the batch of these, from 0.
     """
 
@@ -184,7 +184,7 @@ class Attacked(NamedTuple):
         adversarial: what the attack made of them.
         adversarial_class: the classes predicted for that.
         allowed: whether it is inside the ball and inside [0, 1].
-        fallen: whether it is, and the prediction is wrong.
+        fallen: whether it is allowed and misclassified.
         position: where the attack has got to.
     """
 
@@ -209,7 +209,7 @@ def attack_standing(
     after: Position | None = None,
     attackers: Attackers = one_by_one,
 ) -> Iterator[Attacked]:
-    """Attack the images that stand, start after start, and take those that fall out of ``standing``.
+    """Attack the images of ``standing``, start after start, and take those that are broken out of it.
 
     Each batch has its own random stream, given by the seed and its place, so that going on ``after`` one of them is
     the same as not having stopped. Torch's global stream is left as it was.
@@ -218,7 +218,7 @@ def attack_standing(
         model: whose predictions count.
         images: pixels in [0, 1].
         labels: the true classes.
-        standing: which images to attack; changed as they fall.
+        standing: which images to attack; changed as they are broken.
         attack: the attack.
         eps: radius of the ball, instead of the attack's own budgets.
         seed: seed of the attack.
@@ -255,7 +255,7 @@ def _easiest_first(
     labels: Int[Tensor, "images"],
     standing: Bool[Tensor, "images"],
 ) -> Int[Tensor, "survivors"]:
-    """Return which images stand, by the lead of their logit: those that fall early are in batches that end early."""
+    """Return the images to attack, by the lead of their logit: those broken early are in batches that end early."""
     survivors = standing.nonzero().squeeze(-1)
     if not len(survivors):
         return survivors
@@ -299,21 +299,21 @@ def sweep(
 
     An example counts only if it is inside its ball and inside [0, 1] and the model, asked again, errs on it. A ball
     contains the smaller ones, so that an image that a smaller budget broke is not attacked again, nor is it by later
-    attacks and restarts: what stands at a budget is the worst case over all attacks, those at larger budgets among
+    attacks and restarts: what is robust at a budget is the worst case over all attacks, those at larger budgets among
     them, where their example lies in the smaller ball. Torch's global random stream is left as it was.
 
     Args:
         model: returns logits, in evaluation mode, on the device of the images.
         images: pixels in [0, 1].
         labels: the true classes.
-        attacks: one or more, all of one norm; each meets its own budgets, in the order given.
+        attacks: one or more, all of one norm, each at its own budgets, in the order given.
         seed: seed of the attacks.
         independent: attack all correct images anew at each budget, as if it were the only one: the protocol of the
             note's Table 1.
         examples: how many broken images to keep for each budget, first of those that it takes that budget to break.
         surrogates: by the name of an attack, the models that it follows instead of the attacked one.
         progress: called before the first batch and after each with the attack's name, the budget, the number of images
-            that it met so far and at most (its starts times those that stood), and how many stand.
+            that it attacked so far and at most (its starts times the robust ones), and how many are still robust.
         journal: where to note the state after each batch, and to go on from.
         attackers: who attacks the batches.
 
@@ -333,40 +333,50 @@ def sweep(
     state = _State(correct.clone(), images.new_full((len(images),), torch.inf))
     if journal and (saved := journal.load()):
         state = _State.restored(saved, images.device)
-    stages = [
-        (eps, attack)
-        for eps in sorted({eps for attack in attacks for eps in attack.eps})
-        for attack in attacks
-        if eps in attack.eps
-    ]
-    for number, (eps, attack) in enumerate(stages):
-        if number < state.stage:
-            continue
+    stages = _stages(attacks)
+    for number in range(state.stage, len(stages)):
+        eps, attack = stages[number]
         if state.after is None:
             first = number == 0 or stages[number - 1][0] != eps
             state.begin(correct if independent and first else None, first=first)
         followed = (surrogates or {}).get(attack.name)
-        batches = attack_standing(
+        of = attack.restarts * (len(followed) if followed is not None else 1) * state.stood
+        if of:
+            progress(attack.name, eps, state.met, of, int(state.standing.sum()))  # the first batch may take minutes
+        for batch in attack_standing(
             *(model, images, labels, state.standing, attack, eps),
             seed=seed,
             surrogates=followed,
             after=state.after,
             attackers=attackers,
-        )
-        of = attack.restarts * (len(followed) if followed is not None else 1) * state.stood
-        if of:
-            progress(attack.name, eps, state.met, of, int(state.standing.sum()))  # the first batch may take minutes
-        for batch in batches:
+        ):
             state.take(batch, images, norm, eps, examples)
             progress(attack.name, eps, state.met, of, int(state.standing.sum()))
             if journal:
                 journal.save(state.saved)
-        state.end(attack.name)
-        if number + 1 == len(stages) or stages[number + 1][0] != eps:
-            state.finished.append((eps, state.standing.clone(), state.attacks, state.broken))
-        state.stage = number + 1
+        state.end(attack.name, eps, last=number + 1 == len(stages) or stages[number + 1][0] != eps)
         if journal:
             journal.save(state.saved)
+    return _result(model, images, norm, predicted, correct, state, independent, examples)
+
+
+def _stages(attacks: Sequence[Attack]) -> list[tuple[float, Attack]]:
+    """Return each budget with each attack that has it, budget by budget."""
+    budgets = sorted({eps for attack in attacks for eps in attack.eps})
+    return [(eps, attack) for eps in budgets for attack in attacks if eps in attack.eps]
+
+
+def _result(
+    model: nn.Module,
+    images: Float[Tensor, "images *shape"],
+    norm: Norm,
+    predicted: Int[Tensor, "images"],
+    correct: Bool[Tensor, "images"],
+    state: "_State",
+    independent: bool,
+    examples: int,
+) -> Sweep:
+    """Return the accounting of a sweep that is done."""
     result = Sweep(norm, len(images), int(correct.sum()), predicted, state.smallest)
     kept: list[_Broken] = []
     for eps, standing, attacks_made, broken in state.finished:
@@ -394,10 +404,10 @@ class _State:
         smallest: length of the smallest change that broke each image.
         stage: number of the current attack at its budget.
         after: where that has got to.
-        stood: how many images stood when it began.
-        met: how many it was given so far, each start counted.
+        stood: how many images were still robust when it began.
+        met: how many it attacked so far, each start counted.
         discarded: how many of its examples were not allowed.
-        attacks: the fields of :class:`AttackResult` of the attacks that this budget has met.
+        attacks: the fields of :class:`AttackResult` of the attacks at this budget so far.
         broken: examples of this budget.
         finished: eps, standing, attacks and broken of the budgets that are done with.
     """
@@ -432,7 +442,7 @@ class _State:
         )
 
     def begin(self, standing: Tensor | None, *, first: bool) -> None:
-        """Begin with an attack, the first of its budget or not, and from given images or from what stands."""
+        """Begin with an attack, the first of its budget or not, and from given images or from those still robust."""
         if standing is not None:
             self.standing = standing.clone()
         if first:
@@ -452,11 +462,13 @@ class _State:
             self.broken.append((int(batch.indices[i]), batch.adversarial[i].cpu()))
         self.after = batch.position
 
-    def end(self, attack: str) -> None:
-        """Count an attack that has met all that stood."""
-        stood = self.stood
-        self.attacks.append((attack, stood, stood - int(self.standing.sum()), self.discarded))
+    def end(self, attack: str, eps: float, *, last: bool) -> None:
+        """Count an attack that is done, the last of its budget or not, and go on to the next."""
+        self.attacks.append((attack, self.stood, self.stood - int(self.standing.sum()), self.discarded))
         self.after = None
+        if last:
+            self.finished.append((eps, self.standing.clone(), self.attacks, self.broken))
+        self.stage += 1
 
 
 def _gather(

@@ -59,7 +59,7 @@ class AttackOutcome(Strict):
     attack: str
     """Its name, a key of ``attacks``."""
     met: int
-    """Images that it was given: those that stood before it."""
+    """Images that it attacked: those still robust before it."""
     broken: int
     """How many of them it broke, by examples that were checked."""
     discarded: int
@@ -67,7 +67,7 @@ class AttackOutcome(Strict):
 
 
 class Budget(Strict):
-    """The worst case over the attacks that met one budget."""
+    """The worst case over the attacks at one budget."""
 
     eps: float
     """The budget, in the units of its norm."""
@@ -83,7 +83,7 @@ class Budget(Strict):
     robust_accuracy: float
     """``correct / images``, the field's convention."""
     attacks: list[AttackOutcome]
-    """Attack by attack, in the order in which they met the images."""
+    """Attack by attack, in their order."""
     certified: int | None = None
     """Images classified correctly that one certificate or more of the network covers at this budget; null where none
     was asked for."""
@@ -110,7 +110,7 @@ class ClassAccuracy(Strict):
     clean_correct: int
     """How many of them are classified correctly."""
     robust_correct: dict[str, list[int]]
-    """By norm: how many stand at each budget of that norm."""
+    """By norm: how many are robust at each budget of that norm."""
 
 
 class Condition(Strict):
@@ -123,13 +123,13 @@ class Condition(Strict):
     fell: int
     """Correct images whose smallest known adversarial perturbation is not."""
     center_survived: int
-    """Of those that survived, how many satisfy ``‖J_μ‖₂ ≤ δ/ε``."""
+    """Of the former, how many satisfy ``‖J_μ‖₂ ≤ δ/ε``."""
     center_fell: int
-    """Of those that fell, how many do."""
+    """Of the latter, how many do."""
     boundary_survived: int
-    """Of those that survived, how many satisfy ``‖J_μ‖₂ ≤ d_B/ε``."""
+    """Of the former, how many satisfy ``‖J_μ‖₂ ≤ d_B/ε``."""
     boundary_fell: int
-    """Of those that fell, how many do."""
+    """Of the latter, how many do."""
 
 
 class CertifiedBudget(Strict):
@@ -164,7 +164,7 @@ class Certification(Strict):
     median_radius: Finite
     """Median of the certified radius over the correctly classified images; null for a certificate that has none."""
     pairs: int
-    """Pairs of a certified image and an attack that met it at a certified budget, in this evaluation."""
+    """Pairs of a certified image and an attack of this evaluation at a certified budget."""
     broken: list[int]
     """Numbers of the certified images that an attack of this evaluation broke at a certified length: the certificate
     is wrong if there is one."""
@@ -328,7 +328,7 @@ class Results(Strict):
     dirty: bool | None = None
     """Whether files differed from that commit; null outside a clone."""
     attacks: dict[str, dict[str, Any]]
-    """The parameters of each attack, by name, in the order in which they met the images."""
+    """The parameters of each attack, by name, in their order."""
     certificates: dict[str, dict[str, Any]] = {}
     """The parameters of each certificate, by name."""
     models: list[Model] = Field(min_length=1)
@@ -340,7 +340,7 @@ class Results(Strict):
         return [threat.norm for threat in self.models[0].threats]
 
     def unmet(self, norm: Norm) -> dict[float, list[str]]:
-        """Return, by budget of a norm, which attacks of that norm did not meet it: those that have others."""
+        """Return, by budget of a norm, which attacks of that norm do not have it: those that have others."""
         attacks = [name for name, attack in self.attacks.items() if attack["norm"] == norm]
         budgets = next(threat.budgets for threat in self.models[0].threats if threat.norm == norm)
         met = {budget.eps: [outcome.attack for outcome in budget.attacks] for budget in budgets}

@@ -75,7 +75,7 @@ def line_style(i: int) -> dict[str, Any]:
 
 
 def unmet_note(results: Results, norm: Norm) -> str:
-    """Return in words which budgets of a norm some of its attacks did not meet, or nothing where each met all."""
+    """Return in words which budgets of a norm some of its attacks did not have; nothing where each had all."""
     budgets: dict[str, list[str]] = {}
     for eps, names in results.unmet(norm).items():
         budgets.setdefault(", ".join(names), []).append(f"{eps:g}")
