@@ -14,6 +14,8 @@ from jacobian_robust.robustness.schema import (
     AttackOutcome,
     Budget,
     Calibration,
+    Certification,
+    CertifiedBudget,
     ClassAccuracy,
     NoisePoint,
     Results,
@@ -81,6 +83,81 @@ def met(eps, *names):
     outcomes = [AttackOutcome(attack=name, met=50, broken=0, discarded=0) for name in names]
     robust = {"attacked": 90, "correct": 50, "images": 100, "share_of_attacked": 0.5, "robust_accuracy": 0.5}
     return Budget(eps=eps, attacks=outcomes, **robust)
+
+
+def certification(name, norm, shares, *, smoothed=False):
+    budgets = [CertifiedBudget(eps=eps, certified=int(100 * s), certified_accuracy=s) for eps, s in shares.items()]
+    counts = {"correct": 88, "abstained": 2 * smoothed, "samples": 500 * smoothed, "pairs": 40}
+    radius = 0.4 if norm == "l2" else None
+    return Certification(
+        certificate=name, norm=norm, smoothed=smoothed, budgets=budgets, median_radius=radius, broken=[], **counts
+    )
+
+
+@pytest.fixture
+def certified(results):
+    """Of two models, one with an interval certificate in ℓ∞ and a smoothing certificate in ℓ2."""
+    first, second = results.models
+    attacked = {"linf": {0.1: 0.8, 0.2: 0.7, 0.3: 0.3}, "l2": {0.5: 0.6, 1.0: 0.4}}
+    covered = {"linf": {0.1: 0.75, 0.2: 0.5, 0.3: 0.0}, "l2": {}}
+    threats = {}
+    for name, known in (("first", covered), ("second", {"linf": {}, "l2": {}})):
+        threats[name] = [
+            Threat(
+                norm=norm,
+                budgets=[
+                    Budget(
+                        **{"eps": eps, "attacked": 90, "correct": int(100 * share), "images": 100},
+                        **{"share_of_attacked": share / 0.9, "robust_accuracy": share, "attacks": []},
+                        certified_accuracy=known[norm].get(eps),
+                        certified=None if eps not in known[norm] else int(100 * known[norm][eps]),
+                    )
+                    for eps, share in budgets.items()
+                ],
+            )
+            for norm, budgets in attacked.items()
+        ]
+    by_class = [first.classes[0].model_copy(update={"robust_correct": {"linf": [80, 70, 30], "l2": [60, 40]}})]
+    said = [
+        certification("interval", "linf", covered["linf"]),
+        certification("smoothing", "l2", {0.5: 0.85, 1.0: 0.2}, smoothed=True),
+    ]
+    models = [
+        first.model_copy(update={"threats": threats["first"], "certificates": said, "classes": by_class}),
+        second.model_copy(update={"threats": threats["second"], "classes": by_class}),
+    ]
+    parameters = {"interval": {"norm": "linf"}, "smoothing": {"norm": "l2", "sigma": 0.25, "confidence": 0.999}}
+    return results.model_copy(update={"models": models, "certificates": parameters})
+
+
+def test_the_gap_between_certified_and_attacked_is_shaded(certified):
+    figure = plots.certified_curves(certified, norm="linf")
+    (axes,) = figure.axes
+    attacked, covered = axes.lines
+    assert list(attacked.get_ydata()) == [0.9, 0.8, 0.7, 0.3]
+    assert list(covered.get_ydata()) == [0.9, 0.75, 0.5, 0.0]
+    (shaded,) = axes.collections
+    edge = {tuple(round(float(v), 6) for v in point) for point in shaded.get_paths()[0].vertices}
+    assert {(0.2, 0.5), (0.2, 0.7), (0.3, 0.0), (0.3, 0.3)} <= edge
+    assert "100 validation images" in written(figure)
+    smoothed = plots.certified_curves(certified, norm="l2")
+    assert "of the smoothed classifier" in written(smoothed)
+    assert not smoothed.axes[0].collections, "it bounds nothing of the network"
+
+
+def test_certified_stands_beside_robust_under_attack(certified, tmp_path, capsys):
+    write_report(tmp_path / "report.html", certified, [], {}, {})
+    report = (tmp_path / "report.html").read_text()
+    print_results(certified, [])
+    printed = capsys.readouterr().out
+    assert re.search(r"0\.2 │ +70\.0% │ +50\.0% │", printed)
+    assert re.search(r"0\.2 │ +70\.0% │ +– │", printed), "the model without a certificate"
+    assert re.search(r"0\.5 │ +60\.0% │ +85\.0% │", printed)
+    assert "<td>0.2</td><td>70.0%</td><td>50.0%</td>" in report
+    assert "<td>0.5</td><td>60.0%</td><td>85.0%</td>" in report
+    for text in (report, " ".join(printed.split())):
+        assert "not the network that is attacked" in text
+        assert "σ = 0.25, confidence 0.999" in text
 
 
 def starred(text):

@@ -30,7 +30,8 @@ def certified_table(results: Results, norm: Norm) -> CertifiedTable | None:
         return None
     of_network = [name for name, of_smoothed in smoothed.items() if not of_smoothed]
     apart = [*(of_network if len(of_network) > 1 else []), *(name for name in smoothed if smoothed[name])]
-    columns = ["under attack", *(["certified"] if of_network else []), *apart]
+    labels = [f"{name} (smoothed classifier)" if smoothed[name] else name for name in apart]
+    columns = ["under attack", *(["certified"] if of_network else []), *labels]
     rows = [
         (
             model.name,
