@@ -136,6 +136,12 @@ def test_what_cannot_be_certified_is_refused_in_one_line(options, said, trained,
     assert said in door("evaluate", *where, *options, *channels, "logger=csv", "limit=2").error
 
 
+def test_a_training_that_could_not_be_certified_is_refused_before_its_first_step(door):
+    options = ["evaluate=true", "certificate=lipschitz", "attack=pgd_l2", "model=resnet18", "model.channels=1"]
+    refused = door("train", *options, "regularizer=none", "logger=csv", "data.validation_size=200").error
+    assert "certificate.lipschitz: model: the model computes outside its layers before Conv2d" in refused
+
+
 def test_it_is_said_that_a_suites_settings_stay_without_its_attacks(trained, door):
     options = ["suite=note", "attack=fgsm", "attack.fgsm.eps=[0.1]", "limit=2", "sanity_images=0", "geometry_images=0"]
     done = door("evaluate", f"checkpoint={trained.directory}/vanilla", *options, "reliability=false", "logger=csv")

@@ -1,5 +1,6 @@
 """The models that others' examples are transferred from: those of an attack, and of the sanity checks."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,20 +17,25 @@ from jacobian_robust.evaluation.classifiers import Classifier, names_of, placed,
 from jacobian_robust.evaluation.options import Evaluation
 from jacobian_robust.files import in_project
 from jacobian_robust.models import PixelInput
+from jacobian_robust.robustness.certificates import require_certifiable
 
 __all__ = ["require_possible", "source_model", "stand_in", "transferable"]
 
 
-def require_possible(evaluation: Evaluation, datamodule: ImageDataModule, models: int) -> None:
+def require_possible(evaluation: Evaluation, datamodule: ImageDataModule, networks: Sequence[nn.Module]) -> None:
     """Raise a UserError unless models that are yet to be trained can be evaluated so.
 
     Args:
         evaluation: how they will be evaluated.
         datamodule: on what.
-        models: how many of them.
+        networks: the models, wherever they are and in whatever mode.
     """
+    models = len(networks)
     datamodule.require(evaluation.split)
     require_attacks(evaluation, datamodule)
+    for network in networks if evaluation.certificates else ():
+        trial = copy.deepcopy(network).cpu().eval()
+        require_certifiable(evaluation.certificates, trial, torch.zeros(1, *datamodule.image_shape))
     evaluation, sources = transferable(evaluation, datamodule, models, trust=False, network=None, pixels=None)
     if models == 1 and not sources:
         list(_stand_ins(evaluation, datamodule, trust=False))

@@ -71,7 +71,7 @@ def train(cfg: DictConfig) -> dict[str, float | int]:
         for key, one in configs.items()
     ]
     if evaluation is not None:
-        require_possible(evaluation, runs[0].datamodule, len(runs))
+        require_possible(evaluation, runs[0].datamodule, [run.module.model for run in runs])
     with contextlib.ExitStack() as claims:
         if rank():  # the first process has claimed the directories, and is the only one to write there
             return train_each(runs, cfg, options, evaluation, logger, directory)
