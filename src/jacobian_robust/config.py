@@ -87,7 +87,7 @@ def secret(text: str) -> str | None:
     return None
 
 
-def flat(config: Mapping[str, Any], prefix: str = "", *, lists: bool = False) -> dict[str, Any]:
+def flat(config: Mapping[Any, Any], prefix: str = "", *, lists: bool = False) -> dict[str, Any]:
     """Return the leaves of nested mappings by their dotted names; with ``lists``, also those of lists."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ __all__ = ["Batch", "LossTerms", "loss_terms"]
 Batch = tuple[Float[Tensor, "batch *shape"], Int[Tensor, "batch"]]
 
 
+@runtime_checkable
 class Classifier(Protocol):
     """Maps inputs to logits by its ``model``, which an adversary attacks."""
 
