@@ -36,6 +36,9 @@ def test_a_run_directory_holds_what_it_should(trained, name):
     assert (directory / "curves.png").read_bytes().startswith(PNG)
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["steps"] == 120
+    cost = summary["cost"]
+    assert cost["step_ratio"] == pytest.approx(cost["step_seconds"] / cost["plain_step_seconds"])
+    assert cost["plain_step_equivalents"] == pytest.approx(120 * cost["step_ratio"])
     assert summary["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert (directory / summary["checkpoint"]).is_file()
 

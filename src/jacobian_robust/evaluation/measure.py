@@ -1,6 +1,7 @@
 """What an evaluation measures at one classifier: attacks, checks, geometry, reliability, diagnostics."""
 
 import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from jacobian_robust.attacks import Norm, Transfer
+from jacobian_robust.checkpoints import Checkpoint
 from jacobian_robust.data import FashionMNISTDataModule, ImageDataModule, MNISTDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation.classifiers import Classifier, described_data, device, weights_hash
@@ -106,8 +108,22 @@ def _training_of(classifier: Classifier) -> dict[str, Any]:
         "settings": settings_hash(checkpoint.config) if checkpoint.config else None,
         "epochs": checkpoint.epochs,
         "seconds_per_epoch": sum(seconds) / len(seconds) if seconds else None,
+        "plain_step_equivalents": _plain_step_equivalents(checkpoint),
         "wandb": checkpoint.wandb,
     }
+
+
+def _plain_step_equivalents(checkpoint: Checkpoint) -> float | None:
+    """Return what the summary of the run that a checkpoint lies in says of its cost."""
+    if checkpoint.path is None:
+        return None
+    path = checkpoint.path.resolve()
+    run = path.parents[1] if path.parent.name == "checkpoints" else path.parent
+    try:
+        cost = json.loads((run / "summary.json").read_text(encoding="utf-8"))["cost"]["plain_step_equivalents"]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is an older one
+        return None
+    return float(cost) if isinstance(cost, int | float) else None
 
 
 def _reliability(

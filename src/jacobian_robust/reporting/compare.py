@@ -298,11 +298,11 @@ def _write_rows(path: Path, results: Results, varied: Sequence[Mapping[str, Any]
         writer = csv.writer(file)
         accuracies = ["clean_accuracy", *(f"robust_accuracy_{norm}_{eps:g}" for norm, eps in budgets)]
         certified = [f"certified_accuracy_{norm}_{eps:g}" for norm, eps in budgets] if results.certificates else []
-        writer.writerow(["name", *varied[0], *accuracies, *certified, "seconds_per_epoch", "checkpoint"])
+        writer.writerow(["name", *varied[0], *accuracies, *certified, "plain_step_equivalents", "checkpoint"])
         for model, options in zip(results.models, varied, strict=True):
             met = [budget for threat in model.threats for budget in threat.budgets]
             shares = [*(b.robust_accuracy for b in met), *(b.certified_accuracy for b in met if certified)]
-            values = [model.clean_accuracy, *shares, model.seconds_per_epoch, model.checkpoint]
+            values = [model.clean_accuracy, *shares, model.plain_step_equivalents, model.checkpoint]
             writer.writerow([model.name, *options.values(), *values])
 
 

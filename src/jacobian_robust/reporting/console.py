@@ -97,12 +97,12 @@ def _table(results: Results, norm: Norm) -> Table:
     for budget in threats[0].budgets:
         star = "*" if budget.eps in starred else ""
         table.add_column(f"{SYMBOLS[norm]} = {budget.eps:g}{star}", justify="right")
-    timed = [model.seconds_per_epoch for model in models if model.seconds_per_epoch]
-    if len(timed) == len(models):
-        table.add_column("training s/epoch", justify="right")
+    costs = [model.plain_step_equivalents for model in models if model.plain_step_equivalents]
+    if known := len(costs) == len(models):
+        table.add_column("training, plain steps", justify="right")
     for i, (model, threat) in enumerate(zip(models, threats, strict=True)):
         cells = [f"{b.robust_accuracy:.1%} ({_percent(b.share_of_attacked)})" for b in threat.budgets]
-        if len(timed) == len(models):
-            cells.append(f"{timed[i]:.0f} (×{timed[i] / timed[0]:.2f})" if i else f"{timed[0]:.0f}")
+        if known:
+            cells.append(f"{costs[i]:.0f} (×{costs[i] / costs[0]:.2f})" if i else f"{costs[0]:.0f}")
         table.add_row(model.name, f"{model.clean_accuracy:.1%}", *cells)
     return table

@@ -256,6 +256,8 @@ class Model(Strict):
     """Finished epochs."""
     seconds_per_epoch: float | None
     """Mean time of the training steps of an epoch."""
+    plain_step_equivalents: float | None = None
+    """The training's cost in steps by cross-entropy alone, as its ``summary.json`` has it; null where it is unknown."""
     wandb: str | None
     """The W&B run that trained it, as ``entity/project/id`` or ``project/id``."""
     data: str

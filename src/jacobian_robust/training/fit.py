@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -22,6 +23,7 @@ from jacobian_robust.provenance import git_state, versions
 from jacobian_robust.reporting.figures import training_curves
 from jacobian_robust.reporting.wandb import WandbOptions, full_id, log_training, wandb_run
 from jacobian_robust.training.build import Run
+from jacobian_robust.training.cost import measure_cost
 from jacobian_robust.training.datamodule import LightningImages
 from jacobian_robust.training.options import METRICS, Options
 from jacobian_robust.training.quiet import quiet
@@ -54,6 +56,7 @@ def fit(
             run.module.wandb = full_id(wandb)
         fit_alone(run, options)
         seconds = time.perf_counter() - started
+        cost = measure_cost(run, seconds)
         metrics = run.record.rows[-1]
         if pruned := run.pruning is not None and run.pruning.pruned:
             console.print(f"{run.name}: the search ends this trial after {len(run.record.rows)} epochs")
@@ -72,6 +75,7 @@ def fit(
             "epochs": len(run.record.rows),
             "steps": run.trainer.global_step,
             "seconds": round(seconds, 1),
+            "cost": asdict(cost) if cost is not None else None,
             "parameters": sum(parameter.numel() for parameter in run.module.model.parameters()),
             "checkpoint": "checkpoints/last.ckpt",
             "wandb": run.module.wandb,
@@ -84,6 +88,12 @@ def fit(
         if wandb is not None:
             log_training(wandb, run.directory / "curves.png", summary, run.record.rows, twin)
     console.print(_closing_table(run, metrics, seconds))
+    if cost is not None:
+        console.print(
+            f"cost: {cost.plain_step_equivalents:.0f} steps by cross-entropy alone; one of the training's own takes "
+            f"{cost.step_ratio:.2f} times as long on this machine",
+            soft_wrap=True,
+        )
     console.print(
         f"results: {run.directory}/checkpoints/last.ckpt, model.safetensors, metrics.csv, curves.png, summary.json",
         soft_wrap=True,

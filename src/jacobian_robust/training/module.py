@@ -71,7 +71,7 @@ class RobustClassifier(pl.LightningModule):
         self.captured: CapturedSteps | None = None
         self._cuda_graph = cuda_graph
         self.nonfinite = NonFiniteSteps()
-        self._optimizer = optimizer
+        self.make_optimizer = optimizer
         self._config = config or {}
         self.wandb: str | None = None
         self._seed = seed
@@ -117,6 +117,15 @@ class RobustClassifier(pl.LightningModule):
             penalised=penalised,
         )
 
+    def training_terms(self, batch: Batch, step: int) -> LossTerms:
+        """Return the terms of a step's loss, with the penalty as seldom as the amortization says."""
+        weight = self.amortization.weight(step)
+        # The batch is in random order: its first images are a random part of it.
+        penalised = self.amortization.samples(len(batch[1]))
+        return self._captured_terms(batch, weight, penalised) or self.loss_terms(
+            batch, generator=self._generator, weight=weight, penalised=penalised, attacked=True
+        )
+
     def means(self, stage: Stage) -> dict[str, float]:
         """Return the means of the loss terms over the epoch so far, in this process; empty at its start."""
         return self._means[stage].value()
@@ -136,12 +145,7 @@ class RobustClassifier(pl.LightningModule):
         """
         if self.adversary is not None:
             batch = self.adversary.next_batch(batch)
-        weight = self.amortization.weight(self.global_step)
-        # The batch is in random order: its first images are a random part of it.
-        penalised = self.amortization.samples(len(batch[1]))
-        terms = self._captured_terms(batch, weight, penalised) or self.loss_terms(
-            batch, generator=self._generator, weight=weight, penalised=penalised, attacked=True
-        )
+        terms = self.training_terms(batch, self.global_step)
         if self.nonfinite.spoils(batch, terms):
             # Several processes have to meet in the backward pass; what comes of it is thrown away.
             return None if self.trainer.world_size == 1 else terms.loss
@@ -243,7 +247,7 @@ class RobustClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of the model's parameters."""
-        return self._optimizer(self.model.parameters())
+        return self.make_optimizer(self.model.parameters())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the configuration, the state of the probes' generator and the epoch's means so far."""
