@@ -192,7 +192,7 @@ def _make(checkpoint: Checkpoint, group: str, module: ModuleType, base: type) ->
         raise UserError(f"checkpoint {checkpoint.path}: {describe(error, group)}") from error
 
 
-def load_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
+def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
     """Return what a file says of a classifier; only tensors and plain containers are read, no Python code.
 
     It is a checkpoint or an export of this project; or somebody else's: tensors by name (torch.save, safetensors); or,
@@ -205,6 +205,7 @@ def load_checkpoint(path: Path, *, trust: bool = False) -> Checkpoint:
     Raises:
         UserError: if the file is missing, damaged, of none of these kinds, or needs trust.
     """
+    path = Path(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:

@@ -10,11 +10,12 @@ from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from jacobian_robust.models import LeNet
-from jacobian_robust.penalties import Frobenius, Penalty, Spectral
+from jacobian_robust.penalties import Frobenius, Lagrangian, Margin, Penalty, Spectral
 from jacobian_robust.training.module import RobustClassifier
 
 PENALTIES = {
     "frobenius": Frobenius(delta_over_eps=1e-3, chart="sphere"),
+    "lagrangian": Lagrangian(penalty=Margin(eps=1.0), tolerance=0.1, rate=0.5, damping=2.0),
     "spectral": Spectral(delta_over_eps=1e-3, chart="sphere", columns=2),
 }
 
@@ -33,7 +34,7 @@ class Loss(nn.Module):
 
 
 def a_batch() -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+    return torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 0, 2, 1, 1])
 
 
 def one_of_two(rank: int, directory: Path, name: str) -> None:

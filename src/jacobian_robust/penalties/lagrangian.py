@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from pydantic import NonNegativeFloat, PositiveFloat
 from pydantic.dataclasses import dataclass
@@ -13,6 +14,15 @@ from jacobian_robust.options import STRICT
 from jacobian_robust.penalties.base import Condition, Model, Penalty, Reduce
 
 __all__ = ["Lagrangian"]
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor over the processes that train together; with one, the tensor."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
 
 
 class _State:
@@ -39,8 +49,9 @@ class Lagrangian(Penalty):
     batch of what is returned is the sum over the classes by these shares. A constraint that holds loses its weight, and
     one that is violated gains it without end: with ``eta=constant eta.value=0.5`` the loss is half the Lagrangian.
 
-    With several processes the multipliers climb by the violation of the whole batch (:meth:`step`) and are the same in
-    all of them. The quadratic term of each process's loss takes the violation of its own part of the batch.
+    With several processes ``g`` is of the whole batch, here as in :meth:`step`: in training they all call the penalty,
+    and the multipliers are the same in all of them. The mean of their losses, and of its gradients, as
+    DistributedDataParallel takes it of equal parts of a batch, is that of one process with the whole batch.
 
     Args:
         penalty: ``α``.
@@ -75,9 +86,11 @@ class Lagrangian(Penalty):
         state.multipliers = multipliers
         counts = alpha.new_zeros(classes).index_add(0, labels, torch.ones_like(alpha))
         sums = alpha.new_zeros(classes).index_add(0, labels, alpha)
-        violations = sums / counts.clamp_min(1) - self.tolerance
+        violations = self._violations(sums, counts)
         if create_graph:
             state.batches.append(torch.stack([sums.detach(), counts]))
+            # The value of all processes, the derivative of this one.
+            violations = violations - violations.detach() + self._violations(*_summed(state.batches[-1]))
         wanted = (multipliers + self.damping * violations).clamp_min(0)
         return ((wanted.square() - multipliers.square()) / (2 * self.damping))[labels]
 
@@ -118,9 +131,12 @@ class Lagrangian(Penalty):
             return
         assert state.multipliers is not None
         for sums, counts in reduce(torch.stack(state.batches)):
-            violations, shares = sums / counts.clamp_min(1) - self.tolerance, counts / counts.sum()
+            violations, shares = self._violations(sums, counts), counts / counts.sum()
             state.multipliers = (state.multipliers + self.rate * shares * violations).clamp_min(0)
         self.discard()
+
+    def _violations(self, sums: Tensor, counts: Tensor) -> Tensor:
+        return sums / counts.clamp_min(1) - self.tolerance
 
     def discard(self) -> None:
         """Forget the batches since the last step."""
