@@ -86,6 +86,16 @@ def test_a_job_that_finished_keeps_its_record(door, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_option_that_one_choice_lacks_is_given_for_the_others(door, tmp_path):
+    """``regularizer.probes=1`` alone is refused by the job without a penalty."""
+    sweep = ["-m", "regularizer=none,frobenius", "++regularizer.probes=1", "data=toy", "model=mlp", "model.inputs=2"]
+    sweep += ["model.classes=3", "trainer.max_epochs=1", "evaluate=false", "twin=false", "logger=csv"]
+    assert door("train", *sweep, "hydra.sweep.dir=sweep").status == 0
+    jobs = by_option(tmp_path / "sweep", "regularizer")
+    assert {name: job.status for name, job in jobs.items()} == {("none",): "finished", ("frobenius",): "finished"}
+
+
+@pytest.mark.slow
 def test_slurms_launcher_runs_on_this_machine(door, tmp_path):
     result = door("train", "-m", "seed=3", *BRIEF, "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep")
     assert result.status == 0, result.stderr
