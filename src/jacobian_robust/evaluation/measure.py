@@ -295,7 +295,7 @@ def _sample(
 
     def measured() -> dict[str, Any]:
         with tqdm(total=len(images) + int(correct.sum()), desc=title, unit="image") as bar:
-            predicted = first_order.radii(classifier.network, images, progress=bar.update)
+            predicted = first_order.radii(classifier.network, images, bar.update, evaluation.prediction)
             nearest = first_order.smallest_perturbations(
                 *(classifier.network, images, labels, correct),
                 seed=evaluation.seed,
@@ -304,7 +304,8 @@ def _sample(
             )
         return {"radii": asdict(predicted), "nearest": asdict(nearest)}
 
-    made = once(FileJournal(progress, identity_of(classifier, images, [], evaluation)), measured)
+    identity = identity_of(classifier, images, [], evaluation) | {"prediction": evaluation.prediction}
+    made = once(FileJournal(progress, identity), measured)
     nearest = first_order.Nearest(**made["nearest"])
     return first_order.Sample(images, correct, first_order.Radii(**made["radii"]), nearest, nearest.length)
 

@@ -18,6 +18,7 @@ from jacobian_robust.evaluation.diagnostics import Diagnostics
 from jacobian_robust.files import in_project
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.robustness.certificates import Certificate, unattacked
+from jacobian_robust.robustness.estimates import Prediction
 
 __all__ = ["EVALUATION_GROUPS", "EVALUATION_OPTIONS", "Evaluation", "Places", "read_evaluation", "read_pixels"]
 
@@ -35,6 +36,7 @@ class _Options(BaseModel):
     sanity_images: Size
     sanity_source: NonEmpty | list[NonEmpty] | None
     geometry_images: Size | None
+    prediction: Prediction
     reliability: Flag
     processes: Count
 
@@ -91,6 +93,7 @@ class Evaluation:
             checked alone; a relative path is looked for in the working directory, then in the project's.
         geometry_images: for how many images the geometry's prediction is compared with the smallest perturbation found;
             ``None`` for all.
+        prediction: how the geometry's radius is estimated.
         reliability: whether to look at noise, calibration and images of another kind.
         diagnostics: further measurements at each classifier, if any.
         processes: how many share the attacked batches; the results do not depend on it.
@@ -106,6 +109,7 @@ class Evaluation:
     sanity_images: int = 0
     sanity_source: str | Sequence[str] | None = None
     geometry_images: int | None = 0
+    prediction: Prediction = "linearised"
     reliability: bool = False
     diagnostics: Diagnostics | None = None
     processes: int = 1

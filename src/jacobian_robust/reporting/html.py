@@ -24,7 +24,7 @@ CAPTIONS = {
     "in the shaded area.",
     "seeds": "Mean and standard deviation over training seeds.",
     "trade_off": "Runs over the option that was varied: mean over the seeds, and their smallest and largest value.",
-    "first_order": "An image a point: the radius that the geometry predicts to first order against the smallest ℓ2 "
+    "first_order": "An image a point: the radius that the geometry predicts against the smallest ℓ2 "
     "perturbation that an attack found. Below the line the prediction erred on the unsafe side.",
     "calibration": "Accuracy against confidence on the clean images; on the diagonal they are equal.",
     "noise": "Accuracy under Gaussian noise, one draw an image.",

@@ -1,4 +1,4 @@
-"""What the geometry predicts, to first order, against what attacks find: is a Jacobian a promise of robustness?"""
+"""What the geometry predicts against what attacks find: is a Jacobian a promise of robustness?"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from jacobian_robust.geometry import distance_to_boundary, distance_to_center
 from jacobian_robust.jacobian import jacobian_norms
 from jacobian_robust.penalties import Bound
 from jacobian_robust.robustness.budgets import attack_standing
+from jacobian_robust.robustness.estimates import ESTIMATES, Prediction
 from jacobian_robust.robustness.schema import Condition, FirstOrder
 from jacobian_robust.robustness.workers import Attackers, one_by_one
 
@@ -31,17 +32,26 @@ class Radii:
         boundary: d_B, its exact distance to the decision boundary.
         frobenius: ``‖J_μ‖_F``.
         spectral: ``‖J_μ‖₂``.
+        prediction: how the radius was estimated, and
+        estimate: the radius; ``None`` for ``first_order``, which the others imply.
     """
 
     center: Float[Tensor, "images"]
     boundary: Float[Tensor, "images"]
     frobenius: Float[Tensor, "images"]
     spectral: Float[Tensor, "images"]
+    prediction: Prediction = "first_order"
+    estimate: Float[Tensor, "images"] | None = None
 
     @property
     def predicted(self) -> Float[Tensor, "images"]:
-        """The first-order radius ``d_B/‖J_μ‖₂``: the Euclidean length that a linear model of ``μ`` asks for."""
-        return self.boundary / self.spectral
+        """The estimate; else the first-order radius ``d_B/‖J_μ‖₂``, which a linear model of ``μ`` asks for."""
+        return self.boundary / self.spectral if self.estimate is None else self.estimate
+
+    def first(self, number: int) -> "Radii":
+        """Return the same of the first images alone."""
+        values = [getattr(self, field.name) for field in fields(Radii)]
+        return Radii(*(value[:number] if isinstance(value, Tensor) else value for value in values))
 
     def satisfy(self, *, bound: Bound, norm: JacobianNorm, eps: float) -> Bool[Tensor, "images"]:
         """Return at which images ``‖J_μ‖ ≤ d/ε``: eq. 14 for the spectral norm and the distance to the center.
@@ -88,13 +98,17 @@ class Sample:
 
     def first(self, number: int) -> "Sample":
         """Return the same of the first images alone."""
-        radii = Radii(*(getattr(self.radii, field.name)[:number] for field in fields(Radii)))
         nearest = Nearest(self.nearest.length[:number], self.nearest.examples[:number])
-        return Sample(self.images[:number], self.correct[:number], radii, nearest, self.smallest[:number])
+        return Sample(
+            self.images[:number], self.correct[:number], self.radii.first(number), nearest, self.smallest[:number]
+        )
 
 
 def radii(
-    model: nn.Module, images: Float[Tensor, "images *shape"], progress: Callable[[int], None] = lambda images: None
+    model: nn.Module,
+    images: Float[Tensor, "images *shape"],
+    progress: Callable[[int], None] = lambda images: None,
+    prediction: Prediction = "first_order",
 ) -> Radii:
     """Return the distances and the exact norms at images with pixels in [0, 1].
 
@@ -102,7 +116,10 @@ def radii(
         model: returns logits, in evaluation mode.
         images: on the device of the model.
         progress: called with the number of images after each batch.
+        prediction: how the radius is estimated.
     """
+    estimate = ESTIMATES.get(prediction)
+    estimates: list[Tensor] = []
     parts: list[tuple[Tensor, ...]] = []
     for chunk in images.split(50):
         inputs = chunk.clone().requires_grad_()
@@ -111,9 +128,11 @@ def radii(
             frobenius, spectral = jacobian_norms(logits, inputs)
         theta = logits.detach().double().softmax(-1)  # a confident prediction's distance to the vertex needs the digits
         parts.append((distance_to_center(theta), distance_to_boundary(theta), frobenius.detach(), spectral.detach()))
+        if estimate:
+            estimates.append(estimate(model, chunk))
         progress(len(chunk))
     center, boundary, frobenius, spectral = (torch.cat(part).to(images.dtype) for part in zip(*parts, strict=True))
-    return Radii(center, boundary, frobenius, spectral)
+    return Radii(center, boundary, frobenius, spectral, prediction, torch.cat(estimates) if estimate else None)
 
 
 def smallest_perturbations(
@@ -179,6 +198,7 @@ def compare(
             )
         )
     return FirstOrder(
+        prediction=predicted.prediction,
         images=int(correct.sum()),
         found=int(known.sum()),
         rank_correlation=correlation,

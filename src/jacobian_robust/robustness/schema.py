@@ -171,8 +171,10 @@ class Certification(Strict):
 
 
 class FirstOrder(Strict):
-    """The first-order Fisher–Rao radius ``d_B(x)/‖J_μ‖₂`` against the smallest ℓ2 perturbation that an attack found."""
+    """The radius that the geometry predicts against the smallest ℓ2 perturbation that an attack found."""
 
+    prediction: str = "first_order"
+    """How the radius is estimated: ``first_order`` is ``d_B(x)/‖J_μ‖₂``."""
     images: int
     """Correct images of the sample."""
     found: int

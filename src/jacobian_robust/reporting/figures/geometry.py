@@ -11,7 +11,7 @@ __all__ = ["on_log_axes", "predicted_against_found"]
 
 
 def predicted_against_found(points: Points) -> Figure:
-    """Return the first-order radius against the smallest ℓ2 perturbation found, an image a point."""
+    """Return the predicted radius against the smallest ℓ2 perturbation found, an image a point."""
     columns = min(len(points), 3)
     rows = -(-len(points) // columns)
     figure = Figure(figsize=(5.6 * columns, 5 * rows), layout="constrained")
@@ -29,13 +29,13 @@ def predicted_against_found(points: Points) -> Figure:
         low, high = (float(f(torch.cat([x, y]))) if len(x) else 1.0 for f in (torch.min, torch.max))
         axes.plot([low, high], [low, high], color="black", linewidth=0.8)
         axes.set(xscale="log", yscale="log", title=f"{name}, {len(x)} images")
-        axes.set_xlabel("predicted: d_B / ‖J_μ‖₂")
+        axes.set_xlabel("predicted radius")
         axes.set_ylabel("smallest ℓ2 perturbation found")
         axes.grid(alpha=0.3, which="both")
         if known.any():
             axes.set_ylim(0.7 * float(y.min()), 1.5 * float(y.max()))
             axes.legend()
-    figure.suptitle("Fisher–Rao radius to first order, against attacks")
+    figure.suptitle("Radius that the geometry predicts, against attacks")
     return figure
 
 
