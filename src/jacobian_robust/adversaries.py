@@ -8,15 +8,18 @@ new adversary is a subclass of :class:`Adversary` with a ``perturb``, and one YA
 
 import abc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from jacobian_robust import attacks
+from jacobian_robust.errors import UserError
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.options import STRICT, Count
 
 __all__ = ["FGSM", "PGD", "TRADES", "Adversary", "Free", "Noise", "Place"]
@@ -24,8 +27,8 @@ __all__ = ["FGSM", "PGD", "TRADES", "Adversary", "Free", "Noise", "Place"]
 Place = Literal["clean", "adversary"]
 """Where a part of the loss is taken: at the images or at the displaced ones."""
 
-Batch = tuple[Float[Tensor, "_ ..."], Int[Tensor, "_"]]
-LogitsAt = Callable[[Place], Float[Tensor, "batch classes"]]
+Batch = tuple[Float[Tensor, "_ ..."], Shaped[Tensor, "_ ..."]]
+LogitsAt = Callable[[Place], Float[Tensor, "batch *outputs"]]
 
 
 @dataclass(eq=False, config=STRICT, kw_only=True)
@@ -36,15 +39,17 @@ class Adversary(abc.ABC):
         eps: radius of the ball around each image.
         fit_at: where the cross-entropy is taken.
         penalty_at: where the penalty is taken, if there is one.
+        family: of the distribution that the model's outputs describe.
     """
 
     eps: float = Field(gt=0, le=1e6)
     fit_at: Place = "adversary"
     penalty_at: Place = "clean"
+    family: Family = CATEGORICAL
 
     @abc.abstractmethod
     def perturb(
-        self, model: nn.Module, images: Float[Tensor, "batch *shape"], labels: Int[Tensor, "batch"]
+        self, model: nn.Module, images: Float[Tensor, "batch *shape"], labels: Shaped[Tensor, "batch *_"]
     ) -> Float[Tensor, "batch *shape"]:
         """Return the displaced images, in [0, 1].
 
@@ -57,15 +62,30 @@ class Adversary(abc.ABC):
             UserError: if a pixel is outside [0, 1].
         """
 
-    def fit(self, logits_at: LogitsAt, labels: Int[Tensor, "batch"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def fit(
+        self, logits_at: LogitsAt, labels: Shaped[Tensor, "batch *_"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Return what stands in the place of the cross-entropy in the loss, and the cross-entropy, means of the batch.
 
         Args:
             logits_at: returns the model's logits at either place.
             labels: the true classes.
         """
-        cross_entropy = nn.functional.cross_entropy(logits_at(self.fit_at), labels)
+        cross_entropy = self.family.loss(logits_at(self.fit_at), labels)
         return cross_entropy, cross_entropy
+
+    def with_family(self, family: Family) -> "Adversary":
+        """Return the adversary of a model whose outputs are parameters of a family.
+
+        Raises:
+            UserError: if the adversary is of class logits alone.
+        """
+        try:
+            return replace(self, family=family)
+        except ValueError as error:
+            raise UserError(
+                f"adversary: {type(self).__name__} is for classification alone; choose pgd, fgsm, free or noise"
+            ) from error
 
     def idle(self, *, penalised: bool) -> bool:
         """Return whether no part of a loss with, or without, a penalty is taken at the displaced images."""
@@ -102,7 +122,7 @@ class Noise(Adversary):
     norm: Literal["linf", "gaussian"] = "linf"
 
     def perturb(
-        self, model: nn.Module, images: Float[Tensor, "batch *shape"], labels: Int[Tensor, "batch"]
+        self, model: nn.Module, images: Float[Tensor, "batch *shape"], labels: Shaped[Tensor, "batch *_"]
     ) -> Float[Tensor, "batch *shape"]:
         """Return the images with noise, clipped to [0, 1]."""
         noise = attacks.UniformNoise if self.norm == "linf" else attacks.GaussianNoise
@@ -126,7 +146,7 @@ class PGD(Adversary):
     step_size: Annotated[float, Field(gt=0, le=1e6)] | None = None
 
     def perturb(
-        self, model: nn.Module, images: Float[Tensor, "batch *shape"], labels: Int[Tensor, "batch"]
+        self, model: nn.Module, images: Float[Tensor, "batch *shape"], labels: Shaped[Tensor, "batch *_"]
     ) -> Float[Tensor, "batch *shape"]:
         """Return the last iterates."""
         attack = attacks.PGD(
@@ -136,6 +156,7 @@ class PGD(Adversary):
             steps=self.steps,
             step_size=self._step_size(),
             early_stop=False,
+            family=self.family,
         )
         return attack.perturb(model, images, labels, self.eps)
 
@@ -171,16 +192,19 @@ class TRADES(PGD):
 
     norm: Literal["linf"] = "linf"
     fit_at: Literal["clean"] = "clean"
+    family: Categorical = CATEGORICAL
     beta: float = Field(ge=0, le=1e6)
 
     def perturb(
-        self, model: nn.Module, images: Float[Tensor, "batch *shape"], labels: Int[Tensor, "batch"]
+        self, model: nn.Module, images: Float[Tensor, "batch *shape"], labels: Shaped[Tensor, "batch *_"]
     ) -> Float[Tensor, "batch *shape"]:
         """Return the last iterates."""
         attack = attacks.DivergencePGD(name="trades", eps=(self.eps,), steps=self.steps, step_size=self._step_size())
         return attack.perturb(model, images, labels, self.eps)
 
-    def fit(self, logits_at: LogitsAt, labels: Int[Tensor, "batch"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def fit(
+        self, logits_at: LogitsAt, labels: Shaped[Tensor, "batch *_"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Return the paper's loss, and its first term."""
         clean, displaced = logits_at("clean"), logits_at("adversary")
         cross_entropy = nn.functional.cross_entropy(clean, labels)
@@ -227,7 +251,7 @@ class Free(Adversary):
         return images, labels
 
     def perturb(
-        self, model: nn.Module, images: Float[Tensor, "batch *shape"], labels: Int[Tensor, "batch"]
+        self, model: nn.Module, images: Float[Tensor, "batch *shape"], labels: Shaped[Tensor, "batch *_"]
     ) -> Float[Tensor, "batch *shape"]:
         """Return the images where the last step left them, as a leaf that requires a gradient."""
         attacks.check_pixels(images)

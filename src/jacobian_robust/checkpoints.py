@@ -18,9 +18,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 from torch import Tensor, nn
 
-from jacobian_robust import data, models, penalties
+from jacobian_robust import data, models, penalties, task_data
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError, describe
+from jacobian_robust.geometry import families
+from jacobian_robust.geometry.families import CATEGORICAL, Family
 from jacobian_robust.penalties import Bound, Penalty, note_condition
 
 __all__ = ["SUFFIXES", "Checkpoint", "export", "find_checkpoints", "load_checkpoint"]
@@ -138,9 +140,22 @@ class Checkpoint:
         """
         if not self.config:
             raise UserError("data=NAME is missing: the model does not say what to evaluate it on; choose data=mnist")
-        datamodule: ImageDataModule = _make(self, "data", data, ImageDataModule)
+        named = str((self.config.get("data") or {}).get("_target_"))
+        home = task_data if named.startswith(f"{task_data.__name__}.") else data
+        datamodule: ImageDataModule = _make(self, "data", home, ImageDataModule)
         datamodule.fetches = False  # to a place of the file's choice
         return datamodule
+
+    def family(self) -> Family:
+        """Return the family of the model's task: the categorical one where the file says nothing else.
+
+        Raises:
+            UserError: if the file names a class outside :mod:`jacobian_robust.geometry.families`.
+        """
+        if not self.config.get("task"):
+            return CATEGORICAL
+        family: Family = _make(self, "task", families, Family)
+        return family
 
     def penalty(self) -> Penalty | None:
         """Return the penalty that the model was trained with, if it was trained with one.

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from pydantic import Field, validate_call
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import PROJECT
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.loading import BatchLoader, EpochSampler, ResumableLoader
 from jacobian_robust.options import STRICT, Count, NonEmpty, Seed, Size
 
@@ -30,7 +31,7 @@ __all__ = [
     "ToyDataModule",
 ]
 
-Batch = tuple[Float[Tensor, "batch channels height width"], Int[Tensor, "batch"]]
+Batch = tuple[Float[Tensor, "batch channels height width"], Shaped[Tensor, "batch *_"]]
 Images = UInt8[Tensor, "images channels height width"] | Float[Tensor, "images channels height width"]
 
 
@@ -39,10 +40,10 @@ class ImageDataset(Dataset[Batch]):
 
     Args:
         images: ``(images, channels, height, width)``: uint8, or float32 pixels in [0, 1].
-        labels: ``(images,)``, int64.
+        labels: ``(images,)``, int64; or the targets of a task, ``(images, …)``.
     """
 
-    def __init__(self, images: Images, labels: Int[Tensor, "images"]) -> None:
+    def __init__(self, images: Images, labels: Shaped[Tensor, "images *_"]) -> None:
         self.images = images
         self.labels = labels
 
@@ -101,6 +102,7 @@ class ImageDataModule(abc.ABC):
         classes: number of classes.
         image_shape: channels, height and width of an image.
         pictures: whether the images can be looked at, rotated and inverted.
+        family: of the distribution that a model's outputs describe; :meth:`for_task` sets it.
         fetches: whether missing files may be fetched and put where they are looked for.
 
     Raises:
@@ -121,6 +123,7 @@ class ImageDataModule(abc.ABC):
         self.split_seed = split_seed
         self.validate_on_test = validate_on_test
         self.shuffle_seed = shuffle_seed
+        self.family: Family = CATEGORICAL
         self.fetches = True
         self._splits: dict[str, ImageDataset] = {}
 
@@ -128,6 +131,23 @@ class ImageDataModule(abc.ABC):
     def data_name(self) -> str:
         """What the data are called in results."""
         return type(self).__name__.removesuffix("DataModule")
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of a model's outputs for one image."""
+        return (self.classes,)
+
+    def for_task(self, family: Family) -> None:
+        """Hand out the targets of a task.
+
+        Raises:
+            UserError: if these data have none.
+        """
+        if not isinstance(family, Categorical):
+            raise UserError(
+                f"task: {self.data_name} has a class for each image; give task=classification, or data=mnist_angle, "
+                "mnist_pairs or tabular"
+            )
 
     @abc.abstractmethod
     def _read(self, *, train: bool) -> ImageDataset:

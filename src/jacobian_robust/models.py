@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from jacobian_robust.options import STRICT
 
-__all__ = ["MLP", "ConvSmall", "LeNet", "PixelInput", "ResNet18", "SinglePrecision"]
+__all__ = ["MLP", "ConvPixels", "ConvSmall", "LeNet", "PixelInput", "ResNet18", "SinglePrecision"]
 
 Activation = Literal["relu", "elu", "gelu", "silu", "softplus", "tanh"]
 
@@ -74,7 +74,7 @@ class LeNet(nn.Module):
     @validate_call(config=STRICT)
     def __init__(
         self,
-        classes: int = Field(10, ge=2, le=10**5),
+        classes: int = Field(10, ge=1, le=10**5),
         channels: int = Field(1, gt=0, le=10**4),
         image_size: int = Field(28, ge=6, le=256),
         *,
@@ -124,7 +124,7 @@ class ConvSmall(nn.Module):
     @validate_call(config=STRICT)
     def __init__(
         self,
-        classes: int = Field(10, ge=2, le=10**5),
+        classes: int = Field(10, ge=1, le=10**5),
         channels: int = Field(1, gt=0, le=10**4),
         image_size: int = Field(28, ge=11, le=256),
         *,
@@ -151,6 +151,41 @@ class ConvSmall(nn.Module):
         return logits
 
 
+class ConvPixels(nn.Module):
+    """Convolutions that keep the image's size, for a class of each pixel: four of 3×3, ever further apart, and one 1×1.
+
+    A pixel's logits depend on the 17×17 pixels around it.
+
+    Args:
+        classes: number of logits of a pixel.
+        channels: channels of the images, of any size.
+        width: channels of the hidden layers.
+        activation: what stands for ReLU.
+    """
+
+    @validate_call(config=STRICT)
+    def __init__(
+        self,
+        classes: int = Field(11, ge=2, le=10**5),
+        channels: int = Field(1, gt=0, le=10**4),
+        width: int = Field(32, gt=0, le=10**4),
+        *,
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, spacing in ((channels, 1), (width, 1), (width, 2), (width, 4)):
+            layers += [nn.Conv2d(before, width, 3, padding=spacing, dilation=spacing), _ACTIVATIONS[activation]()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, classes, 1))
+
+    def forward(
+        self, images: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes height width"]:
+        """Return the logits of each pixel of images with pixels in [0, 1]."""
+        logits: Tensor = self.layers(images)
+        return logits
+
+
 class MLP(nn.Module):
     """A small network of infinitely differentiable layers, for which curvature is defined everywhere.
 
@@ -165,7 +200,7 @@ class MLP(nn.Module):
     @validate_call(config=STRICT)
     def __init__(
         self,
-        classes: int = Field(3, ge=2, le=10**5),
+        classes: int = Field(3, ge=1, le=10**5),
         inputs: int = Field(2, gt=0, le=10**6),
         width: int = Field(32, gt=0, le=10**4),
         depth: int = Field(2, gt=0, le=10**3),
@@ -200,7 +235,7 @@ class ResNet18(nn.Module):
     @validate_call(config=STRICT)
     def __init__(
         self,
-        classes: int = Field(10, ge=2, le=10**5),
+        classes: int = Field(10, ge=1, le=10**5),
         channels: int = Field(3, gt=0, le=10**4),
         *,
         norm: Literal["group", "batch"] = "group",

@@ -35,7 +35,7 @@ TRAIN = [
     (["model._target_=tests.end_to_end.models.BatchNormalised"], "samples of a batch", "GroupNorm"),
     (["regularizer.probes=0"], "regularizer.probes", "greater than 0"),
     (["regularizer.chart=flat"], "regularizer.chart", "'stereographic' or 'sphere'"),
-    (["model.classes=1"], "model.classes", "greater than or equal to 2"),
+    (["model.classes=0"], "model.classes", "greater than or equal to 1"),
     (["model.image_size=4"], "model.image_size", "greater than or equal to 6"),
     (["model.classes=5"], "model.classes=5", "10 classes"),
     (["model.image_size=32"], "model", "give model.image_size=28"),

@@ -6,15 +6,17 @@ Images are pixels in [0, 1]; budgets ``eps`` and step sizes are in the same unit
 import abc
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from jacobian_robust.errors import UserError
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.options import STRICT, Count, Listed
 
 __all__ = ["LIBRARY_NORM", "Attack", "Ball", "Budgets", "Norm", "check_pixels", "distances", "seed_from_torch"]
@@ -88,6 +90,7 @@ class Attack(abc.ABC):
         norm: norm of the ball.
         restarts: independent starts; an image is broken if one of them breaks it.
         batch_size: images attacked at once; ``None`` for what suits the device.
+        family: of the distribution that the model's outputs describe; :meth:`with_family` sets it.
     """
 
     name: str
@@ -95,6 +98,10 @@ class Attack(abc.ABC):
     norm: Norm
     restarts: Count = 1
     batch_size: Count | None = None
+    family: Family = CATEGORICAL
+
+    any_family: ClassVar[bool] = False
+    """Whether the attack is for outputs of every family, not for class logits alone."""
 
     on_a_cpu: ClassVar[int] = 50
     """Images at once by default: small batches fit a CPU's cache, and are done sooner where an image takes seconds."""
@@ -102,6 +109,18 @@ class Attack(abc.ABC):
     def images_at_once(self, device: torch.device) -> int:
         """Return the number of images in a batch."""
         return self.batch_size or (_ON_A_GPU if device.type == "cuda" else self.on_a_cpu)
+
+    def with_family(self, family: Family) -> "Attack":
+        """Return the attack of models whose outputs are parameters of a family.
+
+        Raises:
+            UserError: if the attack is of class logits alone.
+        """
+        if not (self.any_family or isinstance(family, Categorical)):
+            raise UserError(
+                f"{self.name}: this attack is for classification alone; choose attack=pgd_linf, pgd_l2, fgsm or noise"
+            )
+        return replace(self, family=family)
 
     def require(self, classes: int, shape: Sequence[int]) -> None:  # noqa: B027 - most attacks take all there are
         """Raise a UserError if such images or classifiers cannot be attacked so.
@@ -119,7 +138,7 @@ class Attack(abc.ABC):
         self,
         model: nn.Module,
         images: Float[Tensor, "batch *shape"],
-        labels: Int[Tensor, "batch"],
+        labels: Shaped[Tensor, "batch *_"],
         eps: float,
     ) -> Float[Tensor, "batch *shape"]:
         """Return the attacked images, from one start, drawing from torch's global random stream.
@@ -127,7 +146,7 @@ class Attack(abc.ABC):
         Args:
             model: returns logits; its mode and its parameters are left as they were.
             images: pixels in [0, 1].
-            labels: the true classes, which the attack moves away from.
+            labels: the true classes, or the family's targets, which the attack moves away from.
             eps: radius of the ball.
 
         Raises:

@@ -1,7 +1,7 @@
 """Noise: what no adversary chose."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic.dataclasses import dataclass
@@ -18,6 +18,7 @@ class UniformNoise(Attack):
     """A point of the ℓ∞ ball drawn uniformly, clipped to [0, 1]."""
 
     norm: Literal["linf"] = "linf"
+    any_family: ClassVar[bool] = True
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda images, labels: (images + eps * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
@@ -28,6 +29,7 @@ class GaussianNoise(Attack):
     """Normal noise of standard deviation ``eps`` in each pixel, clipped to [0, 1]; no ball bounds it."""
 
     norm: Literal["gaussian"] = "gaussian"
+    any_family: ClassVar[bool] = True
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         import torchattacks

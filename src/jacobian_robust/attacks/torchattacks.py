@@ -5,7 +5,7 @@ Source: H. Kim, "Torchattacks: a PyTorch repository for adversarial attacks", 20
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -13,8 +13,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from jacobian_robust.attacks.base import LIBRARY_NORM, Attack, Ball, distances, seed_from_torch
-from jacobian_robust.attacks.iterates import Loss, Watched, ended_early
+from jacobian_robust.attacks.iterates import Loss, Watched, ended_early, labels_for_library
 from jacobian_robust.errors import UserError
+from jacobian_robust.geometry.families import Categorical
 from jacobian_robust.options import STRICT, Count, NonEmpty
 
 __all__ = ["FAB", "FGSM", "PGD", "SQUARES", "DivergencePGD", "Library", "Square"]
@@ -28,11 +29,19 @@ class FGSM(Attack):
     """The fast gradient sign method: one step to the border of the ball (Goodfellow et al., 2015)."""
 
     norm: Literal["linf"] = "linf"
+    any_family: ClassVar[bool] = True
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         import torchattacks
 
-        return torchattacks.FGSM(model, eps=eps)
+        if isinstance(self.family, Categorical):
+            return torchattacks.FGSM(model, eps=eps)
+
+        def attack(images: Tensor, labels: Tensor) -> Tensor:
+            watched = Watched(model, labels, "cross_entropy", False, self.family).eval()
+            return torchattacks.FGSM(watched, eps=eps)(images, labels_for_library(labels, self.family))
+
+        return attack
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -45,6 +54,8 @@ class PGD(Attack):
         random_start: start at a random point of the ball instead of at the image.
         loss: ``cross_entropy``; ``margin``, the lead of the best other class's logit over the true one's; or ``dlr``,
             that lead over the distance of the first to the third logit (Croce & Hein, 2020), free of the logits' scale.
+            Of another family than the categorical one the first is the negative log-likelihood, the second the signed
+            distance to the boundary of what is right, and there is no third.
         early_stop: take the first iterate that breaks an image, and end with the batch's last; otherwise the last
             iterate alone counts, as in the library.
     """
@@ -55,9 +66,12 @@ class PGD(Attack):
     random_start: bool = True
     loss: Loss = "cross_entropy"
     early_stop: bool = True
+    any_family: ClassVar[bool] = True
 
     def require(self, classes: int, shape: Sequence[int]) -> None:
         """Raise a UserError where the DLR loss has no third logit."""
+        if self.loss == "dlr" and not isinstance(self.family, Categorical):
+            raise UserError(f"attack.{self.name}.loss=dlr is of class logits: choose loss=margin")
         if self.loss == "dlr" and classes < 3:
             raise UserError(
                 f"attack.{self.name}.loss=dlr needs at least 3 classes, and there are {classes}: choose loss=margin"
@@ -69,12 +83,12 @@ class PGD(Attack):
         library = torchattacks.PGD if self.norm == "linf" else torchattacks.PGDL2
 
         def attack(images: Tensor, labels: Tensor) -> Tensor:
-            watched = Watched(model, labels, self.loss, self.early_stop).eval()
+            watched = Watched(model, labels, self.loss, self.early_stop, self.family).eval()
             last = None
             with ended_early():
                 last = library(
                     watched, eps=eps, alpha=self.step_size, steps=self.steps, random_start=self.random_start
-                )(images, labels)
+                )(images, labels_for_library(labels, self.family))
             return watched.result(last)
 
         return attack

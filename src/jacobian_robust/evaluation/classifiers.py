@@ -71,6 +71,7 @@ def load_classifiers(
         if pixels:
             made = PixelInput(made, **pixels).eval()
         datamodule = evaluation.data or checkpoint.datamodule()
+        datamodule.for_task(checkpoint.family())
         datamodule.require(evaluation.split)
         require_attacks(evaluation, datamodule)
         datamodule.prepare_data()
@@ -122,9 +123,10 @@ def placed(network: nn.Module, datamodule: ImageDataModule, checkpoint: Checkpoi
 def _require_logits(logits: Any, images: Tensor, what: str, datamodule: ImageDataModule, *, gradient: bool) -> None:
     """Raise a UserError unless a model's answer to images is logits, with a gradient if one is needed."""
     batch = len(images)
-    if not isinstance(logits, Tensor) or logits.shape != (batch, datamodule.classes):
+    if not isinstance(logits, Tensor) or logits.shape != (batch, *datamodule.output_shape):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(f"{what}: must return (batch, {datamodule.classes}) logits, not {shape} for a batch of {batch}")
+        wanted = ", ".join(map(str, datamodule.output_shape))
+        raise UserError(f"{what}: must return (batch, {wanted}) logits, not {shape} for a batch of {batch}")
     if not logits.is_floating_point():
         raise UserError(f"{what}: must return logits, not numbers of type {logits.dtype}")
     if logits.isnan().all():
@@ -147,7 +149,7 @@ def _reaches(logits: Tensor, images: Tensor) -> bool:
 def require_attacks(evaluation: Evaluation, datamodule: ImageDataModule) -> None:
     """Raise a UserError if an attack is not for such images, or so few classes: before others have taken their time."""
     for attack in evaluation.attacks:
-        attack.require(datamodule.classes, datamodule.image_shape)
+        attack.with_family(datamodule.family).require(datamodule.classes, datamodule.image_shape)
 
 
 def names_of(checkpoints: Sequence[Checkpoint]) -> list[str]:

@@ -19,6 +19,7 @@ from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation.classifiers import Classifier, described_data, device, weights_hash
 from jacobian_robust.evaluation.journal import Bars, FileJournal, identity_of, once
 from jacobian_robust.evaluation.options import Evaluation
+from jacobian_robust.geometry.families import Categorical
 from jacobian_robust.robustness import prediction as first_order
 from jacobian_robust.robustness import reliability
 from jacobian_robust.robustness.budgets import Sweep, predictions, sweep
@@ -73,6 +74,8 @@ def measure(room: Room, i: int) -> tuple[Model, Details, Any]:
         )
         for norm in evaluation.norms
     ]
+    if not isinstance(classifier.datamodule.family, Categorical):
+        return _of_task(room, i, labels, sweeps)
     certified = [_certified(room, i, images, labels, certificate) for certificate in evaluation.certificates]
     checks = _checks_once(room, i, images, labels, sweeps, certified, [*others, *room.checked_with])
     log_p = reliability.log_probabilities(classifier.network, images)
@@ -96,6 +99,26 @@ def measure(room: Room, i: int) -> tuple[Model, Details, Any]:
     pictures = classifier.datamodule.pictures
     details = Details(classifier.name, labels, confidence, sweeps, certified, predicted, smallest, pictures)
     return model, details, diagnosed
+
+
+def _of_task(room: Room, i: int, labels: Tensor, sweeps: list[Sweep]) -> tuple[Model, Details, None]:
+    """Return the results of another task than classification, whose only classes are right, 0, and wrong, 1."""
+    classifier, evaluation = room.models[i], room.evaluation
+    left_out = "sanity checks, certificates, geometry, reliability, diagnostics: for task=classification alone"
+    Console().print(f"left out: {left_out}", soft_wrap=True)
+    right = torch.zeros(len(labels), dtype=torch.long, device=labels.device)
+    model = model_results(
+        classifier.name,
+        right,
+        sweeps,
+        [],
+        classes=1,
+        data=described_data(classifier.datamodule, evaluation),
+        sha256=weights_hash(classifier),
+        first_order=None,
+        **_training_of(classifier),
+    )
+    return model, Details(classifier.name, right, torch.full_like(right, torch.nan, dtype=torch.float), sweeps), None
 
 
 def _training_of(classifier: Classifier) -> dict[str, Any]:
@@ -194,7 +217,8 @@ def _sweep(
     attackers: Attackers,
 ) -> Sweep:
     """Attack one of the models in one norm."""
-    attacks = [attack for attack in evaluation.attacks if attack.norm == norm]
+    family = classifier.datamodule.family
+    attacks = [attack.with_family(family) for attack in evaluation.attacks if attack.norm == norm]
     followed = {attack.name: surrogates[attack.name] for attack in attacks if attack.name in surrogates}
     identity = identity_of(classifier, images, attacks, evaluation)
     if followed:
@@ -208,6 +232,7 @@ def _sweep(
             attacks,
             seed=evaluation.seed,
             independent=evaluation.independent,
+            examples=8 if isinstance(family, Categorical) else 0,
             surrogates={name: [other.network for other in others] for name, others in followed.items()},
             progress=bars,
             journal=FileJournal(progress, identity),

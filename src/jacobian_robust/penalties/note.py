@@ -146,6 +146,17 @@ class ExponentialPenalty(RadiusPenalty, abc.ABC):
     cap: float = Field(default=10.0, gt=0, le=40)
     family: Family = CATEGORICAL
 
+    def radius_at(self, outputs: Float[Tensor, "batch *outputs"]) -> float:
+        """Return the Euclidean radius ``ε`` for outputs of this shape.
+
+        Raises:
+            ValueError: if ``delta_over_eps`` is given and the family has no largest distance.
+        """
+        if self.eps is not None:
+            return self.eps
+        assert self.delta_over_eps is not None
+        return self.family.largest_distance(outputs) / self.delta_over_eps
+
     @abc.abstractmethod
     def norm(
         self,
@@ -174,11 +185,7 @@ class ExponentialPenalty(RadiusPenalty, abc.ABC):
         logits = self._logits(logits)
         norm = self.norm(logits, inputs, generator=generator, create_graph=create_graph)
         logits = logits.to(norm.dtype)
-        eps = self.eps
-        if eps is None:
-            assert self.delta_over_eps is not None
-            eps = self.family.largest_distance(logits) / self.delta_over_eps
-        exponent = norm - _distance(logits, self.bound, self.family) / eps
+        exponent = norm - _distance(logits, self.bound, self.family) / self.radius_at(logits)
         if self.chart == "stereographic" and isinstance(self.family, Categorical):
             exponent = exponent * (-log_conformal_factor(logits)).exp()
         return capped_exp(exponent, self.cap)

@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from jacobian_robust.attacks import Attack, Norm, distances
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.robustness.workers import Attackers, Job, one_by_one
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Sweep",
     "attack_standing",
     "is_allowed",
+    "judged",
     "predictions",
     "sweep",
 ]
@@ -140,11 +142,22 @@ def predictions(model: nn.Module, images: Float[Tensor, "batch *shape"], batch_s
     clean and under every attack.
     """
     with torch.no_grad():
-        return torch.cat([_classes(model(chunk)) for chunk in images.split(batch_size)])
+        return torch.cat([CATEGORICAL.predict(model(chunk)) for chunk in images.split(batch_size)])
 
 
-def _classes(logits: Float[Tensor, "batch classes"]) -> Int[Tensor, "batch"]:
-    return logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1)
+def judged(
+    model: nn.Module,
+    images: Float[Tensor, "batch *shape"],
+    labels: Shaped[Tensor, "batch *_"],
+    family: Family,
+) -> tuple[Int[Tensor, "batch"], Int[Tensor, "batch"]]:
+    """Return what is predicted and what would be right, as classes: of another family, 0 is right and 1 is wrong."""
+    if isinstance(family, Categorical):
+        return predictions(model, images), labels
+    with torch.no_grad():
+        parts = zip(images.split(100), labels.split(100), strict=True)
+        right = torch.cat([family.right(model(chunk), targets) for chunk, targets in parts])
+    return (~right).long(), torch.zeros_like(right, dtype=torch.long)
 
 
 def is_allowed(
@@ -199,7 +212,7 @@ class Attacked(NamedTuple):
 def attack_standing(
     model: nn.Module,
     images: Float[Tensor, "images *shape"],
-    labels: Int[Tensor, "images"],
+    labels: Shaped[Tensor, "images *_"],
     standing: Bool[Tensor, "images"],
     attack: Attack,
     eps: float,
@@ -217,7 +230,7 @@ def attack_standing(
     Args:
         model: whose predictions count.
         images: pixels in [0, 1].
-        labels: the true classes.
+        labels: the true classes, or the targets of the attack's family.
         standing: which images to attack; changed as they are broken.
         attack: the attack.
         eps: radius of the ball, instead of the attack's own budgets.
@@ -232,7 +245,7 @@ def attack_standing(
     followed = [model] if surrogates is None else surrogates
     for start in range(after.start if after else 0, attack.restarts * len(followed)):
         resumed = after if after and after.start == start else None
-        survivors = resumed.survivors if resumed else _easiest_first(model, images, labels, standing)
+        survivors = resumed.survivors if resumed else _easiest_first(model, images, labels, standing, attack.family)
         batches = survivors.split(attack.images_at_once(images.device)) if len(survivors) else ()
         left = list(enumerate(batches))[resumed.batch + 1 if resumed else 0 :]
         source = followed[start % len(followed)]
@@ -241,9 +254,9 @@ def attack_standing(
             for batch, indices in left
         )
         for (batch, indices), adversarial in zip(left, attackers(jobs), strict=True):
-            adversarial_class = predictions(model, adversarial)
+            adversarial_class, true_class = judged(model, adversarial, labels[indices], attack.family)
             allowed = is_allowed(images[indices], adversarial, attack.norm, eps)
-            fallen = allowed & (adversarial_class != labels[indices])
+            fallen = allowed & (adversarial_class != true_class)
             standing[indices[fallen]] = False
             position = Position(start, survivors, batch)
             yield Attacked(indices, adversarial, adversarial_class, allowed, fallen, position)
@@ -252,8 +265,9 @@ def attack_standing(
 def _easiest_first(
     model: nn.Module,
     images: Float[Tensor, "images *shape"],
-    labels: Int[Tensor, "images"],
+    labels: Shaped[Tensor, "images *_"],
     standing: Bool[Tensor, "images"],
+    family: Family,
 ) -> Int[Tensor, "survivors"]:
     """Return the images to attack, by the lead of their logit: those broken early are in batches that end early."""
     survivors = standing.nonzero().squeeze(-1)
@@ -261,6 +275,9 @@ def _easiest_first(
         return survivors
     with torch.no_grad():
         logits = torch.cat([model(images[chunk]) for chunk in survivors.split(100)])
+    if not isinstance(family, Categorical):
+        lead = family.signed_distance_to_boundary(logits, labels[survivors])
+        return survivors[lead.argsort(stable=True)]
     own = labels[survivors, None]
     lead = logits.gather(1, own).squeeze(1) - logits.scatter(1, own, -torch.inf).amax(-1)
     return survivors[lead.argsort(stable=True)]
@@ -284,7 +301,7 @@ def _silent(attack: str, eps: float, met: int, of: int, standing: int) -> None:
 def sweep(
     model: nn.Module,
     images: Float[Tensor, "images *shape"],
-    labels: Int[Tensor, "images"],
+    labels: Shaped[Tensor, "images *_"],
     attacks: Sequence[Attack],
     *,
     seed: int = 0,
@@ -305,8 +322,8 @@ def sweep(
     Args:
         model: returns logits, in evaluation mode, on the device of the images.
         images: pixels in [0, 1].
-        labels: the true classes.
-        attacks: one or more, all of one norm, each at its own budgets, in the order given.
+        labels: the true classes, or the targets of the attacks' family.
+        attacks: one or more, all of one norm and one family, each at its own budgets, in the order given.
         seed: seed of the attacks.
         independent: attack all correct images anew at each budget, as if it were the only one: the protocol of the
             note's Table 1.
@@ -328,8 +345,8 @@ def sweep(
         classes = model(images[:1]).shape[-1]
     for attack in attacks:
         attack.require(classes, images.shape[1:])
-    predicted = predictions(model, images)
-    correct = predicted == labels
+    predicted, true_class = judged(model, images, labels, attacks[0].family)
+    correct = predicted == true_class
     state = _State(correct.clone(), images.new_full((len(images),), torch.inf))
     if journal and (saved := journal.load()):
         state = _State.restored(saved, images.device)

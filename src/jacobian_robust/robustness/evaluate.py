@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from jacobian_robust.attacks import PGD, Attack, check_pixels
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import write_atomically
+from jacobian_robust.geometry.families import Categorical
 from jacobian_robust.provenance import git_state, versions
 from jacobian_robust.robustness.budgets import Sweep, sweep
 from jacobian_robust.robustness.certificates import (
@@ -442,7 +443,9 @@ def _classes(labels: Tensor, sweeps: Sequence[Sweep], classes: int) -> list[Clas
 
 def parameters(of: Attack | Certificate, kind: str = "attack") -> dict[str, Any]:
     """Return an attack's or a certificate's class, as ``kind``, and its parameters, as JSON has them."""
-    parameters = {key: value for key, value in asdict(of).items() if key != "name"}
+    parameters = {key: value for key, value in asdict(of).items() if key not in ("name", "family")}
+    if isinstance(of, Attack) and not isinstance(of.family, Categorical):
+        parameters["family"] = {"name": type(of.family).__name__} | asdict(of.family)
     plain_parameters: dict[str, Any] = json.loads(json.dumps({kind: type(of).__name__} | parameters))
     return plain_parameters
 

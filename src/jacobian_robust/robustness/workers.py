@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from jacobian_robust.attacks import Attack
@@ -41,7 +41,7 @@ class Job(NamedTuple):
     model: nn.Module
     attack: Attack
     images: Float[Tensor, "batch *shape"]
-    labels: Int[Tensor, "batch"]
+    labels: Shaped[Tensor, "batch *_"]
     eps: float
     stream: str
 

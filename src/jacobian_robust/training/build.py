@@ -15,7 +15,8 @@ from jacobian_robust.attacks import Attack, Transfer
 from jacobian_robust.config import build, build_each, plain
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError, describe
-from jacobian_robust.penalties import Penalty, note_condition
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
+from jacobian_robust.penalties import Condition, ExponentialPenalty, Penalty, note_condition
 from jacobian_robust.training.averaging import MovingAverage
 from jacobian_robust.training.callbacks import (
     AttackMonitor,
@@ -111,6 +112,7 @@ def assemble(
         parts.optimizer,
         parts.penalty,
         adversary=parts.adversary,
+        family=parts.datamodule.family,
         amortization=options.amortization,
         seed=options.seed,
         cuda_graph=options.cuda_graph,
@@ -127,14 +129,18 @@ def assemble(
 def _build_parts(cfg: DictConfig, options: Options) -> _Parts:
     """Build the parts in the order that the seed fixes, and check each as soon as it can be."""
     datamodule: ImageDataModule = build(cfg, "data", ImageDataModule, shuffle_seed=options.seed)
+    family: Family = build(cfg, "task", Family, optional=True) or CATEGORICAL
+    datamodule.for_task(family)
     model: nn.Module = build(cfg, "model", nn.Module)
     check_fit(model, datamodule, cfg.model)
     penalty: Penalty | None = build(cfg, "regularizer", Penalty, optional=True)
+    penalty = penalty and penalty.with_family(family)
     if penalty is not None and penalty.needs_graph:
         check_differentiable(model, datamodule, cfg.model)
     if penalty is not None and penalty.takes_probabilities:
         check_probabilities(model, datamodule)
     adversary: Adversary | None = build(cfg, "adversary", Adversary, optional=True)
+    adversary = adversary and adversary.with_family(family)
     if adversary is not None and adversary.idle(penalised=penalty is not None):
         raise UserError(
             "adversary: nothing of the loss is taken at the displaced images; give adversary.fit_at=adversary, or "
@@ -169,14 +175,27 @@ def _build_parts(cfg: DictConfig, options: Options) -> _Parts:
 def _monitors(cfg: DictConfig, options: Options, parts: _Parts, measured_as: DictConfig) -> list[Monitor]:
     """Return what measures the network after each epoch."""
     measured: Penalty | None = build(measured_as, "regularizer", Penalty, optional=True)
-    condition = measured.condition(parts.datamodule.classes) if measured is not None else None
-    eps, bound = condition or note_condition(parts.datamodule.classes)
-    monitors: list[Monitor] = [JacobianMonitor(options.monitor_images, eps=eps, bound=bound)]
+    eps, bound = _condition(measured, parts.datamodule)
+    family = parts.datamodule.family
+    monitors: list[Monitor] = [JacobianMonitor(options.monitor_images, eps=eps, bound=bound, family=family)]
     if options.monitor_attack_images:
-        monitors.append(AttackMonitor(options.monitor_attack_images, _first_attack(cfg)))
+        attack = _first_attack(cfg).with_family(family)
+        monitors.append(AttackMonitor(options.monitor_attack_images, attack))
     for monitor in monitors:
         monitor.average = parts.average
     return monitors
+
+
+def _condition(measured: Penalty | None, datamodule: ImageDataModule) -> Condition:
+    """Return the condition that is measured: of another family than the categorical one, by its boundary."""
+    if isinstance(datamodule.family, Categorical):
+        condition = measured.condition(datamodule.classes) if measured is not None else None
+        return condition or note_condition(datamodule.classes)
+    if isinstance(measured, ExponentialPenalty):
+        measured = measured.with_family(datamodule.family)
+        assert isinstance(measured, ExponentialPenalty)
+        return Condition(measured.radius_at(torch.zeros(1, *datamodule.output_shape)), "boundary")
+    return Condition(getattr(measured, "eps", 1.0), "boundary")
 
 
 def _callbacks(

@@ -19,6 +19,7 @@ from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.config import flat
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError, describe
+from jacobian_robust.geometry.families import Categorical
 from jacobian_robust.jacobian.checks import check_model
 
 
@@ -40,7 +41,7 @@ def check_devices(trainer: pl.Trainer, cfg: DictConfig) -> None:
 
 
 def check_fit(model: nn.Module, datamodule: ImageDataModule, options: Mapping[str, Any]) -> None:
-    """Raise a UserError unless the model maps the data's images to a logit for each class."""
+    """Raise a UserError unless the model maps the data's images to a logit for each class, or what the task asks."""
     training = model.training
     try:
         with torch.no_grad():
@@ -51,7 +52,14 @@ def check_fit(model: nn.Module, datamodule: ImageDataModule, options: Mapping[st
         wrong = [f"model.{name}={value}" for name, value in fitting.items() if options.get(name, value) != value]
         remedy = f"give {' '.join(wrong)}" if wrong else describe(error)
         raise UserError(f"model: takes no images of the data's shape {shape}: {remedy}") from error
-    if logits.shape != (2, datamodule.classes):
+    outputs = datamodule.output_shape
+    if logits.shape != (2, *outputs) and not isinstance(datamodule.family, Categorical):
+        remedy = f"give model.classes={outputs[0]}" if len(outputs) == 1 else "choose model=conv_pixels"
+        raise UserError(
+            f"model: the task's outputs are (batch, {', '.join(map(str, outputs))}), not {tuple(logits.shape)} for a "
+            f"batch of 2: {remedy}"
+        )
+    if logits.shape != (2, *outputs):
         raise UserError(
             f"model.classes={logits.shape[-1]}: the data has {datamodule.classes} classes, and the model must return "
             f"(batch, {datamodule.classes}) logits, not {tuple(logits.shape)} for a batch of 2"
@@ -63,7 +71,7 @@ def check_differentiable(model: nn.Module, datamodule: ImageDataModule, options:
     """Raise a UserError unless the gradient of the Jacobian's norm through the model is what it should be."""
     images = torch.rand(4, *datamodule.image_shape, generator=torch.Generator().manual_seed(0))
     try:
-        check_model(copy.deepcopy(model), images)
+        check_model(copy.deepcopy(model), images, datamodule.family)
     except ValueError as error:
         remedy = "; give model.norm=group" if options.get("norm") == "batch" else ""
         raise UserError(f"model: cannot be trained with a penalty on its Jacobian: {error}{remedy}") from error

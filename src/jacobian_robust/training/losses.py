@@ -6,15 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from jacobian_robust.adversaries import Adversary, Place
+from jacobian_robust.geometry.families import CATEGORICAL, Family
 from jacobian_robust.penalties import Penalty
 
 __all__ = ["Batch", "LossTerms", "loss_terms"]
 
-Batch = tuple[Float[Tensor, "batch *shape"], Int[Tensor, "batch"]]
+Batch = tuple[Float[Tensor, "batch *shape"], Shaped[Tensor, "batch *_"]]
 
 
 @runtime_checkable
@@ -23,7 +24,7 @@ class Classifier(Protocol):
 
     model: nn.Module
 
-    def __call__(self, inputs: Float[Tensor, "batch *shape"], /) -> Float[Tensor, "batch classes"]:
+    def __call__(self, inputs: Float[Tensor, "batch *shape"], /) -> Float[Tensor, "batch *outputs"]:
         """Return the logits."""
 
 
@@ -33,7 +34,7 @@ class LossTerms(NamedTuple):
     loss: Float[Tensor, ""]
     cross_entropy: Float[Tensor, ""]
     penalty: Float[Tensor, ""] | None
-    logits: Float[Tensor, "batch classes"]
+    logits: Float[Tensor, "batch *outputs"]
 
 
 @dataclass
@@ -71,6 +72,7 @@ def loss_terms(
     eta: float | Tensor,
     penalty: Penalty | None,
     adversary: Adversary | None,
+    family: Family = CATEGORICAL,
     generator: torch.Generator | None = None,
     create_graph: bool = True,
     weight: int | float = 1,
@@ -84,6 +86,7 @@ def loss_terms(
         eta: ``η``.
         penalty: ``α``; ``None`` leaves ``CE`` alone.
         adversary: displaces the inputs and says what stands for ``CE``.
+        family: of the distribution that the model's outputs describe; its negative log-likelihood is ``CE``.
         generator: source of the penalty's random probes.
         create_graph: make the penalty differentiable; without it, only its value is computed.
         weight: by what ``η·mean(α)`` is multiplied; with 0 the penalty is not computed.
@@ -96,14 +99,14 @@ def loss_terms(
         fit_at = adversary.fit_at
         passes.points["adversary"] = adversary.perturb(classifier.model, inputs, labels)
     if penalty is None or not weight:
-        fit, cross_entropy = _fit(passes, labels, adversary)
+        fit, cross_entropy = _fit(passes, labels, adversary, family)
         loss = fit if penalty is None else (1 - eta) * fit
         return LossTerms(loss, cross_entropy, None, passes.logits_at(fit_at))
     place: Place = "clean" if adversary is None else adversary.penalty_at
     more: dict[str, Any] = {"model": classifier} if penalty.needs_model else {}
     with torch.enable_grad():
         watched, logits = passes.watched(place, penalised, needs_graph=penalty.needs_graph)
-        fit, cross_entropy = _fit(passes, labels, adversary)
+        fit, cross_entropy = _fit(passes, labels, adversary, family)
         with _full_precision(inputs.device):
             alpha = penalty(logits, watched, labels[:penalised], generator=generator, create_graph=create_graph, **more)
             mean = alpha.mean()
@@ -111,11 +114,11 @@ def loss_terms(
     return LossTerms(loss, cross_entropy, mean, passes.logits_at(fit_at))
 
 
-def _fit(passes: _Passes, labels: Tensor, adversary: Adversary | None) -> tuple[Tensor, Tensor]:
+def _fit(passes: _Passes, labels: Tensor, adversary: Adversary | None, family: Family) -> tuple[Tensor, Tensor]:
     """Return the loss that fits the labels, and the cross-entropy."""
     if adversary is not None:
         return adversary.fit(passes.logits_at, labels)
-    cross_entropy = nn.functional.cross_entropy(passes.logits_at("clean"), labels)
+    cross_entropy = family.loss(passes.logits_at("clean"), labels)
     return cross_entropy, cross_entropy
 
 

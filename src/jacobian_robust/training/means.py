@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Shaped
 from torch import Tensor
 
+from jacobian_robust.geometry.families import CATEGORICAL, Family
 from jacobian_robust.training.distributed import gathered
 from jacobian_robust.training.losses import LossTerms
 
@@ -19,12 +20,13 @@ class RunningMeans:
     costs a millisecond a step, where a whole step of a small network takes fifteen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, family: Family = CATEGORICAL) -> None:
+        self._family = family
         self._new: list[tuple[LossTerms, Tensor]] = []
         self._sums: dict[str, float] = {}
         self._samples: dict[str, int] = {}
 
-    def add(self, terms: LossTerms, labels: Int[Tensor, "batch"]) -> None:
+    def add(self, terms: LossTerms, labels: Shaped[Tensor, "batch *_"]) -> None:
         """Add the terms of a batch."""
         penalty = None if terms.penalty is None else terms.penalty.detach()
         kept = LossTerms(terms.loss.detach(), terms.cross_entropy.detach(), penalty, terms.logits.detach())
@@ -67,8 +69,8 @@ class RunningMeans:
         if self._new:
             device = self._new[-1][1].device
             labels = torch.cat([labels.to(device) for _, labels in self._new])
-            predicted = torch.cat([terms.logits.to(device) for terms, _ in self._new]).argmax(-1)
-            self._add("accuracy", (predicted == labels).sum().item(), len(labels))
+            outputs = torch.cat([terms.logits.to(device) for terms, _ in self._new])
+            self._add("accuracy", self._family.right(outputs, labels).sum().item(), len(labels))
         self._new.clear()
 
     def _add(self, name: str, total: float | int, samples: int) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from jacobian_robust.adversaries import Adversary
+from jacobian_robust.geometry.families import CATEGORICAL, Family
 from jacobian_robust.penalties import Amortization, Penalty
 from jacobian_robust.randomness import SharedGenerator
 from jacobian_robust.training.capture import CapturedSteps, NotCaptured
@@ -38,6 +39,8 @@ class RobustClassifier(pl.LightningModule):
         optimizer: makes the optimizer from the parameters.
         penalty: returns ``α`` of each sample from logits and inputs; ``None`` trains with cross-entropy alone.
         adversary: displaces the images in training; ``None`` trains on them as they are.
+        family: of the distribution that the model's outputs describe; its negative log-likelihood takes the place of
+            the cross-entropy, and its targets that of the labels. The penalty and the adversary are of the same.
         amortization: how seldom the penalty is computed in training.
         seed: seed of the penalty's random probes.
         cuda_graph: take the steps on a GPU from CUDA graphs (:mod:`jacobian_robust.training.capture`), where
@@ -57,6 +60,7 @@ class RobustClassifier(pl.LightningModule):
         penalty: Penalty | None = None,
         *,
         adversary: Adversary | None = None,
+        family: Family = CATEGORICAL,
         amortization: Amortization = Amortization(),  # noqa: B008 (it is frozen)
         seed: int = 0,
         cuda_graph: bool | Literal["auto"] = False,
@@ -66,6 +70,7 @@ class RobustClassifier(pl.LightningModule):
         self.model = model
         self.penalty = penalty
         self.adversary = adversary
+        self.family = family
         self.amortization = amortization
         self.eta = 0.0
         self.captured: CapturedSteps | None = None
@@ -76,9 +81,9 @@ class RobustClassifier(pl.LightningModule):
         self.wandb: str | None = None
         self._seed = seed
         self._generator = _generator(seed)
-        self._means: dict[Stage, RunningMeans] = {"train": RunningMeans(), "validation": RunningMeans()}
+        self._means: dict[Stage, RunningMeans] = {"train": RunningMeans(family), "validation": RunningMeans(family)}
 
-    def forward(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *outputs"]:
         """Return the logits, in float32 if the model computes in half precision: losses and norms need the digits."""
         logits: Tensor = self.model(inputs)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
@@ -111,6 +116,7 @@ class RobustClassifier(pl.LightningModule):
             eta=self.eta if eta is None else eta,
             penalty=self.penalty,
             adversary=self.adversary if attacked else None,
+            family=self.family,
             generator=generator,
             create_graph=create_graph,
             weight=weight,
@@ -133,7 +139,7 @@ class RobustClassifier(pl.LightningModule):
     def pop_means(self, stage: Stage) -> dict[str, float]:
         """Return the means of the loss terms over the epoch, and begin anew; empty if there was none."""
         means = self._means[stage].value_of_all_processes()
-        self._means[stage] = RunningMeans()
+        self._means[stage] = RunningMeans(self.family)
         return means
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""] | None:

@@ -22,7 +22,7 @@ NOT_IN_CHECKPOINT = (
 
 
 GROUPS = (
-    *("data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler"),
+    *("task", "data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler"),
     *("averaging", "trainer", "logger", *EVALUATION_GROUPS),
 )
 

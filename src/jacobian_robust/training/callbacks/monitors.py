@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from jacobian_robust.attacks import Attack
-from jacobian_robust.jacobian import jacobian_norms
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
+from jacobian_robust.jacobian import frobenius_norm, jacobian_norms
 from jacobian_robust.penalties import Bound, satisfies_condition
 from jacobian_robust.robustness.budgets import sweep
 from jacobian_robust.training.averaging import MovingAverage
@@ -70,10 +71,13 @@ class JacobianMonitor(Monitor):
         images: how many images of each split; 0 measures nothing.
         eps: the radius ``ε`` of eq. 14.
         bound: the distance ``d`` of eq. 14.
+        family: of the distribution that the outputs describe. Where it has more than a hundred directions the norm is
+            estimated with probes, and its upper bound by the Frobenius norm stands in eq. 14.
     """
 
-    def __init__(self, images: int, *, eps: float, bound: Bound) -> None:
+    def __init__(self, images: int, *, eps: float, bound: Bound, family: Family = CATEGORICAL) -> None:
         super().__init__(images)
+        self.family = family
         self.eps = eps
         self.bound: Bound = bound
 
@@ -91,14 +95,22 @@ class JacobianMonitor(Monitor):
             inputs = chunk.to(dtype).requires_grad_()
             with torch.enable_grad():
                 logits = model(inputs)
-                frobenius, spectral = jacobian_norms(logits, inputs)
-            satisfied = satisfies_condition(spectral, logits, bound=self.bound, eps=self.eps)
+                frobenius, spectral = self._norms(logits, inputs)
+            satisfied = satisfies_condition(spectral, logits, bound=self.bound, eps=self.eps, family=self.family)
             measured[number] = frobenius.sum().item(), int(satisfied.sum())
         if of > 1:
             measured = {number: value for part in gathered(measured) for number, value in part.items()}
         in_order = [measured[number] for number in sorted(measured)]
         norm_sum, holds = sum(norm for norm, _ in in_order), sum(count for _, count in in_order)
         return {"jacobian_norm": norm_sum / len(images), "condition_satisfied": holds / len(images)}
+
+    def _norms(self, logits: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the Frobenius and the spectral norm; of many directions an estimate of the first, twice."""
+        if self.family.rank(logits) <= 100 or isinstance(self.family, Categorical):
+            return jacobian_norms(logits, inputs, family=self.family)
+        generator = torch.Generator().manual_seed(0)
+        norm = frobenius_norm(logits, inputs, family=self.family, probes=8, generator=generator)
+        return norm, norm
 
 
 class AttackMonitor(Monitor):
