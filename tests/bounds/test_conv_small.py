@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -7,9 +9,11 @@ from pydantic import ValidationError
 from jacobian_robust.bounds import interval_bounds
 from jacobian_robust.models import ConvSmall
 
+CONF = Path(__file__).parents[2] / "conf"
+
 
 def test_its_configuration_builds_it_and_it_has_bounds():
-    model = instantiate(OmegaConf.load("conf/model/conv_small.yaml"), first=4, second=8, hidden=16)
+    model = instantiate(OmegaConf.load(CONF / "model" / "conv_small.yaml"), first=4, second=8, hidden=16)
     images = torch.rand(2, 1, 28, 28)
     assert [p.shape[0] for p in model.parameters() if p.dim() > 1] == [4, 8, 16, 10]
     for bound in interval_bounds(model, images, images):

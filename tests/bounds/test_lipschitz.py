@@ -53,6 +53,35 @@ def test_a_constant_by_power_iteration_is_below_the_exact_one_and_ours_is_not():
     assert (weight @ vector).norm().item() < exact <= lipschitz_constant(linear())
 
 
+def test_a_radius_by_plain_power_iteration_is_broken_and_ours_is_not():
+    """The planted fault: two layers whose exact constant is attained, so a constant from below promises too much."""
+    torch.manual_seed(0)
+    first = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q @ torch.diag(torch.arange(1.0, 7.0).double())
+    features, last = nn.Linear(6, 6, bias=False).double(), nn.Linear(6, 2).double()
+    with torch.no_grad():
+        features.weight.copy_(first)
+        left, right = torch.linalg.svd(first)[0][:, 0], torch.linalg.svd(first)[2][0]
+        last.weight.copy_(torch.stack([left, -left]))
+        last.bias.zero_()
+    model = nn.Sequential(features, last)
+    x = right.repeat(3, 1) * torch.tensor([[0.5], [1.0], [2.0]]).double()
+    labels = model(x).argmax(-1)
+    distance = x.norm(dim=-1)  # the boundary is the plane through 0 with the normal `right`
+    ours = lipschitz_margin(model, x, labels)
+    vector = torch.ones(6, dtype=torch.float64)
+    for _ in range(2):
+        vector = nn.functional.normalize(first.T @ (first @ vector), dim=0)
+    planted = ours * lipschitz_constant(nn.Sequential(features)) / (first @ vector).norm()
+
+    def broken(radius):
+        step = nn.functional.normalize(x, dim=-1)  # straight to the boundary
+        return model(x - radius[:, None] * step).argmax(-1) != labels
+
+    torch.testing.assert_close(ours, distance)
+    assert not broken(ours).any()
+    assert broken(planted).all()
+
+
 def test_a_layer_without_a_rule_is_named():
     with pytest.raises(ValueError, match="Softmax"):
         lipschitz_constant(nn.Sequential(nn.Softmax(-1)))

@@ -45,9 +45,7 @@ def test_the_box_makes_the_distance_longer_as_an_independent_solver_finds():
     from scipy.optimize import minimize
 
     model = linear(scale=3, offset=-0.4)
-    image = torch.rand(
-        1, 1, 4, 4, generator=torch.Generator().manual_seed(3)
-    ).round()  # black and white: half is blocked
+    image = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(3)).round()  # half is blocked
     weight = (model[1].weight[1] - model[1].weight[0]).double().detach().numpy()
     own = int(model(image).argmax())
     sign = 1.0 if own == 0 else -1.0

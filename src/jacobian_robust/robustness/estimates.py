@@ -94,7 +94,6 @@ def path_radius(
     at, gone = images, images.new_zeros(len(images), dtype=torch.float64)
     radius = images.new_full((len(images),), torch.inf)
     goal: Tensor | None = None
-    before: Tensor | None = None
     shape = (-1, *[1] * (images.dim() - 1))
     for number in range(steps):
         inputs = at.clone().requires_grad_()
@@ -105,7 +104,7 @@ def path_radius(
             (slope,) = torch.autograd.grad((top[:, 1] - top[:, 0]).sum(), inputs)
         theta = logits.detach().double().softmax(-1)
         if goal is None:
-            goal, before = distance_to_boundary(theta), theta
+            goal = distance_to_boundary(theta)
         downhill = (direction * slope).flatten(1).sum(-1).sign()
         at = (at + step * downhill.view(shape) * direction).clamp(0, 1)
         with torch.no_grad():
