@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -53,7 +54,9 @@ class Counted(nn.Module):
         self.passes += len(gradient)
 
 
-def measured(name: str, data: str, split: str, number: int, estimates: list[str]) -> list[dict[str, float | str]]:
+def measured(
+    name: str, data: str, split: Literal["validation", "test"], number: int, estimates: list[str]
+) -> list[dict[str, Any]]:
     """Return a row of results for each estimate at one network."""
     checkpoint = load_checkpoint(CHECKPOINTS / f"{name}.safetensors")
     model = Counted(checkpoint.model().eval().requires_grad_(False))
@@ -72,9 +75,7 @@ def measured(name: str, data: str, split: str, number: int, estimates: list[str]
     return rows
 
 
-def _row(
-    network: str, estimate: str, predicted: Tensor, found: Tensor, passes: int, seconds: float
-) -> dict[str, float | str]:
+def _row(network: str, estimate: str, predicted: Tensor, found: Tensor, passes: int, seconds: float) -> dict[str, Any]:
     ratio = predicted / found
     return {
         "network": network,
@@ -106,8 +107,8 @@ def main() -> None:
         for row in measured(name, arguments.data, arguments.split, arguments.images, arguments.estimates):
             results.append(row)
             numbers = [f"{row['within']:.1%}", *(f"{row[key]:.2f}" for key in ("median", "low", "high"))]
-            cost = [f"{row['passes']:.0f}", f"{1000 * float(row['seconds']):.1f}"]
-            table.add_row(name, str(row["estimate"]), str(row["images"]), *numbers, *cost)
+            cost = [f"{row['passes']:.0f}", f"{1000 * row['seconds']:.1f}"]
+            table.add_row(name, row["estimate"], str(row["images"]), *numbers, *cost)
             if arguments.out:
                 arguments.out.write_text(json.dumps({"split": arguments.split, "rows": results}, indent=1) + "\n")
     Console(width=140).print(table)

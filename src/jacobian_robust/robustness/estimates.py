@@ -31,7 +31,8 @@ def linearised_radius(
     """
     if steps < 1:
         raise ValueError(f"prediction: steps must be positive, not {steps}")
-    at, own, radius = images, None, images.new_full((len(images),), torch.inf)
+    at, radius = images, images.new_full((len(images),), torch.inf)
+    own: Tensor | None = None
     for _ in range(steps):
         logits, slopes = _logits_and_slopes(model, at)
         own = logits.argmax(-1) if own is None else own
