@@ -1,6 +1,6 @@
 """Estimates of the distance to the nearest ℓ2 adversarial example by the geometry at a few points, not promises."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -120,12 +120,16 @@ def path_radius(
     return radius
 
 
+RADII = [0.1 * 1.3**k for k in range(17)]
+"""The radii at which :func:`sampled_radius` looks, in units of the inputs: 0.1 to 6.7."""
+
+
 def sampled_radius(
     model: nn.Module,
     images: Float[Tensor, "images *shape"],
     *,
     points: int = 4,
-    radii: tuple[float, ...] = tuple(0.1 * 1.3**k for k in range(17)),
+    radii: Sequence[float] = RADII,
     seed: int = 0,
 ) -> Float[Tensor, "images"]:
     """Return the largest ``r`` of ``radii`` with ``r · max ‖J_μ‖₂ ≤ d_B``, the maximum over points of the ball.

@@ -50,8 +50,8 @@ class Radii:
 
     def first(self, number: int) -> "Radii":
         """Return the same of the first images alone."""
-        values = [getattr(self, field.name) for field in fields(Radii)]
-        return Radii(*(value[:number] if isinstance(value, Tensor) else value for value in values))
+        values = {field.name: getattr(self, field.name) for field in fields(Radii)}
+        return Radii(**{name: value[:number] if isinstance(value, Tensor) else value for name, value in values.items()})
 
     def satisfy(self, *, bound: Bound, norm: JacobianNorm, eps: float) -> Bool[Tensor, "images"]:
         """Return at which images ``‖J_μ‖ ≤ d/ε``: eq. 14 for the spectral norm and the distance to the center.
