@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 import torch
@@ -50,8 +50,8 @@ class Radii:
 
     def first(self, number: int) -> "Radii":
         """Return the same of the first images alone."""
-        values = {field.name: getattr(self, field.name) for field in fields(Radii)}
-        return Radii(**{name: value[:number] if isinstance(value, Tensor) else value for name, value in values.items()})
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value[:number] for name, value in values.items() if isinstance(value, Tensor)})
 
     def satisfy(self, *, bound: Bound, norm: JacobianNorm, eps: float) -> Bool[Tensor, "images"]:
         """Return at which images ``‖J_μ‖ ≤ d/ε``: eq. 14 for the spectral norm and the distance to the center.
