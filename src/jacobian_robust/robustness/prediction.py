@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -51,7 +51,8 @@ class Radii:
     def first(self, number: int) -> "Radii":
         """Return the same of the first images alone."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value[:number] for name, value in values.items() if isinstance(value, Tensor)})
+        cut: dict[str, Any] = {name: value[:number] for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **cut)
 
     def satisfy(self, *, bound: Bound, norm: JacobianNorm, eps: float) -> Bool[Tensor, "images"]:
         """Return at which images ``‖J_μ‖ ≤ d/ε``: eq. 14 for the spectral norm and the distance to the center.
