@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from jacobian_robust.attacks import Norm
-from jacobian_robust.reporting.figures.style import BUDGET_LABELS, line_style, name_lines, write_note
+from jacobian_robust.reporting.figures.style import BUDGET_LABELS, line_style, write_note
 from jacobian_robust.robustness.schema import Model, Results
 
 __all__ = ["certified_curves"]
@@ -45,7 +45,8 @@ def certified_curves(results: Results, *, norm: Norm, note: str = "") -> Figure 
     )
     write_note(figure, note)
     axes.grid(alpha=0.3)
-    name_lines(figure, axes)
+    figure.set_figheight(figure.get_figheight() + 0.2 * len(axes.lines))
+    figure.legend(loc="outside upper center", fontsize="small")  # the shaded area fills the axes
     return figure
 
 
