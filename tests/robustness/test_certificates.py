@@ -188,9 +188,26 @@ def batch_norm():
     return nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), Linear()).eval()
 
 
+class Tripled(nn.Module):
+    """Changes what a layer returned in place, between two layers or after the last."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.flat, self.first, self.last, self.at = nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 2), at
+
+    def forward(self, images):
+        hidden = self.first(self.flat(images))
+        if self.at == "between":
+            hidden.mul_(3)
+        logits = self.last(hidden)
+        return logits.mul_(3) if self.at == "after" else logits
+
+
 @pytest.mark.parametrize(
     ("certificate", "model", "said"),
     [
+        (LIPSCHITZ, lambda: Tripled("between"), "computes outside its layers before Linear"),
+        (LIPSCHITZ, lambda: Tripled("after"), "computes outside its layers, after the last"),
         (INTERVAL, batch_norm, "certificate.interval: model: BatchNorm is in training mode"),
         (INTERVAL, lambda: nn.Sequential(nn.BatchNorm2d(1), Linear()).train(), "BatchNorm is in training mode"),
         (

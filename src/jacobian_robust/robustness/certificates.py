@@ -185,30 +185,34 @@ def _in_sequence(model: nn.Module, image: Tensor) -> nn.Sequential:
         ValueError: if it does something else.
     """
     layers: list[nn.Module] = []
-    outputs = [image]
+    last = (image, image._version)  # the version tells of an operation in place between two layers
 
-    def seen(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if len(inputs) != 1 or inputs[0] is not outputs[-1]:
+    def before(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if len(inputs) != 1 or inputs[0] is not last[0] or inputs[0]._version != last[1]:
             raise ValueError(
                 f"the model computes outside its layers before {type(layer).__name__}, or not one after the other, and "
                 "has no Lipschitz rule"
             )
+
+    def after(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        nonlocal last
         layers.append(layer)
-        outputs.append(output)
+        last = (output, output._version)
 
     leaves = [
         module
         for name, module in model.named_modules()
         if "parametrizations" not in name and all(child == "parametrizations" for child, _ in module.named_children())
     ]
-    hooks = [leaf.register_forward_hook(seen) for leaf in leaves]
+    hooks = [leaf.register_forward_pre_hook(before) for leaf in leaves]
+    hooks += [leaf.register_forward_hook(after) for leaf in leaves]
     try:
         with torch.no_grad():
             result = model(image)
     finally:
         for hook in hooks:
             hook.remove()
-    if result is not outputs[-1]:
+    if result is not last[0] or result._version != last[1]:
         raise ValueError("the model computes outside its layers, after the last, and has no Lipschitz rule")
     return nn.Sequential(*layers)
 

@@ -46,7 +46,8 @@ def certificate_check(evaluated: Evaluated, certified: Certified) -> Outcome:
 
 def _smallest_anew(evaluated: Evaluated, certified: Certified) -> Float[Tensor, "images"]:
     """Return by image the smallest change that PGD, at each certified budget, or FAB found to break it."""
-    sample, longest = len(evaluated), float(certified.length[: len(evaluated)].max())
+    sample = len(evaluated)
+    longest = min(float(certified.length[:sample].max()), evaluated.images[0].numel() ** 0.5)  # no change is longer
     smallest = torch.full_like(evaluated.result.smallest, torch.inf)
     at = zip(certified.eps, certified.bounded.certified[:sample].unbind(-1), strict=True)
     tries: list[tuple[Attack, float, Tensor]] = [
