@@ -27,7 +27,7 @@ CERTIFIED = [
     *("certificate=[interval,lipschitz,smoothing]", "certificate.smoothing.samples=60"),
     *("certificate.smoothing.batch_size=3", "certificate.smoothing.sigma=0.2"),
     *("attack=[pgd_linf,pgd_l2]", "attack.pgd_linf.eps=[0.002,0.05]", "attack.pgd_l2.eps=[0.0005,0.1]"),
-    *("attack.pgd_linf.steps=4", "attack.pgd_l2.steps=4", "limit=12", "sanity_images=4", "geometry_images=0"),
+    *("attack.pgd_linf.steps=4", "attack.pgd_l2.steps=4", "limit=12", "sanity_images=2", "geometry_images=0"),
     "reliability=false",
 ]
 
@@ -98,9 +98,9 @@ def test_an_interrupted_evaluation_goes_on_within_a_certificate(trained, tmp_pat
 def test_a_comparison_shows_certificates_where_there_are_any(trained, tmp_path, capsys):
     options = ["attack.pgd_linf.eps=[0.01]", "attack.pgd_linf.steps=2", "limit=5", "sanity_images=0", "logger=csv"]
     options += ["geometry_images=0", "reliability=false"]
-    for name, certificate in (("vanilla", "certificate=null"), ("frobenius", "certificate=interval")):
+    for name, certificate in (("vanilla", []), ("frobenius", ["certificate=interval"])):
         place = [f"checkpoint={trained.directory}/{name}", f"output_dir={tmp_path}/{name}"]
-        evaluate(composed("evaluate", *options, certificate, *place))
+        evaluate(composed("evaluate", *options, *certificate, *place))
     capsys.readouterr()
     together = compare([tmp_path / "vanilla", tmp_path / "frobenius"], tmp_path / "both")
     assert list(together.certificates) == ["interval"]

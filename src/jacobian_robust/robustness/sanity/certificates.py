@@ -55,7 +55,7 @@ def _smallest_anew(evaluated: Evaluated, certified: Certified) -> Float[Tensor, 
     ]
     # a little beyond: the nearest example of an exact certificate lies on the border of its ball
     beyond = 1.01 * longest + 1e-6
-    fab = FAB(name="fab", norm=evaluated.ball, eps=(beyond,), steps=50)
+    fab = FAB(name="fab", norm=evaluated.ball, eps=(beyond,), steps=20)
     tries.append((fab, beyond, certified.length[:sample] >= 0))
     for attack, eps, chosen in tries:
         for batch in attack_standing(
