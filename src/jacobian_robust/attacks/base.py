@@ -116,6 +116,8 @@ class Attack(abc.ABC):
         Raises:
             UserError: if the attack is of class logits alone.
         """
+        if family == self.family:
+            return self
         if not (self.any_family or isinstance(family, Categorical)):
             raise UserError(
                 f"{self.name}: this attack is for classification alone; choose attack=pgd_linf, pgd_l2, fgsm or noise"
