@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from jacobian_robust.attacks import PGD, Attack, check_pixels
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import write_atomically
-from jacobian_robust.geometry.families import Categorical
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.provenance import git_state, versions
 from jacobian_robust.robustness.budgets import Sweep, sweep
 from jacobian_robust.robustness.certificates import (
@@ -143,6 +143,7 @@ def evaluate_robustness(
     norm: str = "linf",
     attacks: Sequence[str | Attack] | None = None,
     certificates: Sequence[str | Certificate] = (),
+    family: Family = CATEGORICAL,
     seed: int = 0,
     sanity_images: int = 100,
     batch_size: int | None = None,
@@ -156,13 +157,15 @@ def evaluate_robustness(
     Args:
         model: returns logits ``(images, classes)`` for pixels in [0, 1].
         images: float pixels ``(images, …)`` in [0, 1].
-        labels: the true classes, integers ``(images,)``.
+        labels: the true classes, integers ``(images,)``; or the targets of the family.
         eps: radii of the ball, in units of pixels.
         norm: of the ball: ``linf`` or ``l2``.
         attacks: :class:`Attack` objects, whose own budgets are replaced by ``eps``, or the names ``pgd``, ``fgsm`` (ℓ∞
             only), ``square`` and ``autoattack``; by default the note's PGD: 40 steps of 0.01 in ℓ∞, of 0.1 in ℓ2.
         certificates: :class:`Certificate` objects or the names ``interval`` and ``crown`` (ℓ∞), ``lipschitz`` and
             ``smoothing`` (ℓ2); each says at which of the budgets an image is certified, and every attack tries it.
+        family: of the distribution that the model's outputs describe; "correct" is what it calls right. Of another than
+            the categorical one there are no certificates and no sanity checks, and PGD and FGSM alone.
         seed: of the attacks.
         sanity_images: how many images the sanity checks attack anew; 0 for no checks but that of the certificates.
         batch_size: images attacked at once; ``None`` for what suits the device.
@@ -171,17 +174,23 @@ def evaluate_robustness(
     Raises:
         UserError: if an argument is at fault; one line says which.
     """
-    chosen = _attacks(attacks, norm, eps, batch_size)
+    chosen = [attack.with_family(family) for attack in _attacks(attacks, norm, eps, batch_size)]
     certifying = _certificates(certificates)
+    classification = isinstance(family, Categorical)
+    if certifying and not classification:
+        raise UserError("certificates: they are for classification alone; leave them out")
     unattacked(certifying, [attack.norm for attack in chosen])
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        images, labels = _inputs(model, images, labels, device)
+        images, labels = _inputs(model, images, labels, device, family)
         require_certifiable(certifying, model, images[:1])
         with full_precision(), several(processes, [model]) as attackers:
-            swept = sweep(model, images, labels, chosen, seed=seed, attackers=attackers)
+            kept = 8 if classification else 0
+            swept = sweep(model, images, labels, chosen, seed=seed, examples=kept, attackers=attackers)
+            if not classification:
+                return _of_task(type(model).__name__, swept, chosen, seed, images)
             certified = [certify(model, images, labels, asked, eps, seed=seed) for asked in certifying]
             checks = _checks(model, images, labels, chosen, swept, certified, sanity_images, seed, attackers)
         with torch.no_grad():
@@ -193,6 +202,15 @@ def evaluate_robustness(
     result = model_results(name, labels, [swept], checks, certified, classes=logits.shape[-1], data="given images")
     details = Details(name, labels, logits.softmax(-1).amax(-1), [swept], certified, pictures=images.ndim == 4)
     return RobustnessEvaluation(results_of([result], chosen, certifying, seed=seed, device=device.type), details)
+
+
+def _of_task(name: str, swept: Sweep, attacks: Sequence[Attack], seed: int, images: Tensor) -> RobustnessEvaluation:
+    """Return the evaluation of a model of another family, whose only classes are right, 0, and wrong, 1."""
+    right = torch.zeros(len(images), dtype=torch.long, device=images.device)
+    result = model_results(name, right, [swept], [], classes=1, data="given images")
+    unknown = torch.full(right.shape, torch.nan, device=images.device)
+    details = Details(name, right, unknown, [swept], pictures=images.ndim == 4)
+    return RobustnessEvaluation(results_of([result], attacks, seed=seed, device=images.device.type), details)
 
 
 def _checks(
@@ -262,7 +280,9 @@ def _attacks(
     return found
 
 
-def _inputs(model: nn.Module, images: Tensor, labels: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+def _inputs(
+    model: nn.Module, images: Tensor, labels: Tensor, device: torch.device, family: Family
+) -> tuple[Tensor, Tensor]:
     """Return images and labels on the device of the model.
 
     Raises:
@@ -271,20 +291,39 @@ def _inputs(model: nn.Module, images: Tensor, labels: Tensor, device: torch.devi
     if not images.is_floating_point() or images.ndim < 2 or not len(images):
         raise UserError(f"images: give float pixels (images, …), not {images.dtype} of shape {tuple(images.shape)}")
     check_pixels(images)
-    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+    classification = isinstance(family, Categorical)
+    if classification and (
+        labels.shape != images.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool
+    ):
         raise UserError(f"labels: give {len(images)} integers, not {labels.dtype} of shape {tuple(labels.shape)}")
-    images, labels = images.detach().to(device, torch.float32), labels.detach().to(device, torch.long)
+    if labels.shape[:1] != images.shape[:1]:
+        raise UserError(f"labels: give the targets of {len(images)} images, not a shape {tuple(labels.shape)}")
+    images, labels = images.detach().to(device, torch.float32), labels.detach().to(device)
+    labels = labels.long() if classification else labels
     with torch.no_grad():
         try:
             logits = model(images[:1])
         except Exception as error:  # a model can fail in any way
             text = " ".join(str(error).split())[:200]
             raise UserError(f"model: takes no image of shape {tuple(images.shape[1:])}: {text}") from error
+    if not classification:
+        return images, _require_targets(logits, labels, family)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
         raise UserError("model: must return logits, a float tensor (images, classes)")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise UserError(f"labels: must be in [0, {logits.shape[1] - 1}], the model's classes")
     return images, labels
+
+
+def _require_targets(outputs: Any, targets: Tensor, family: Family) -> Tensor:
+    """Return the targets, if the model's outputs for the first image are of the family and they fit each other."""
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or not family.fits(outputs):
+        raise UserError(f"model: must return {family.expects}, a float tensor")
+    try:
+        family.loss(outputs, targets[:1])
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise UserError(f"labels: are no targets of such outputs: {' '.join(str(error).split())[:200]}") from error
+    return targets
 
 
 def results_of(
