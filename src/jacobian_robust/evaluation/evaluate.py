@@ -128,7 +128,9 @@ def report(
         with full_precision(), several(evaluation.processes, followed) as attackers:
             room = Room(models, evaluation, sources, checked_with, directory / PROGRESS, attackers)
             measured = [measure(room, i) for i in range(len(models))]
-        results, diagnosed = _write(measured, evaluation, directory, run, config)
+        family = models[0].datamodule.family
+        attacks = tuple(attack.with_family(family) for attack in evaluation.attacks)
+        results, diagnosed = _write(measured, replace(evaluation, attacks=attacks), directory, run, config)
         with write_atomically(finished) as file:  # last: it says that the evaluation is whole
             file.write(results.model_dump_json(indent=2))
     shutil.rmtree(directory / PROGRESS, ignore_errors=True)
