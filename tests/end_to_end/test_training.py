@@ -46,7 +46,7 @@ def test_a_run_directory_holds_what_it_should(trained, name):
 def test_metrics_have_a_row_an_epoch_with_every_measurement(trained):
     table = rows(trained.directory / "frobenius")
     assert [row["epoch"] for row in table] == ["1", "2"]
-    measured = [f"{stage}_{m}" for stage in ("train", "validation") for m in METRICS]
+    measured = [f"{stage}_{m}" for stage in ("train", "validation") for m in METRICS if m != "certified_accuracy"]
     columns = ["epoch", "eta", "lr", *measured, "skipped_steps", "seconds"]
     assert list(table[0]) == columns
     assert all(math.isfinite(float(value)) for row in table for value in row.values())

@@ -12,16 +12,18 @@ from torch import nn
 from jacobian_robust.attacks import PGD
 from jacobian_robust.errors import UserError
 from jacobian_robust.jacobian import frobenius_norm
-from jacobian_robust.penalties import Frobenius, LinearMargin, LogitJacobian, Margin
+from jacobian_robust.penalties import CertifiedMargin, Frobenius, LinearMargin, LogitJacobian, Margin
 from jacobian_robust.penalties.lagrangian import Lagrangian
 from jacobian_robust.robustness.budgets import sweep
 from jacobian_robust.training.callbacks import (
     AttackMonitor,
+    CertificateMonitor,
     JacobianMonitor,
     ScheduledEps,
+    ScheduledEta,
 )
 from jacobian_robust.training.module import RobustClassifier
-from jacobian_robust.training.schedules import ConstantEta, GeometricEps, GeometricEta, LinearEps
+from jacobian_robust.training.schedules import ConstantEta, GeometricEps, GeometricEta, LinearEps, LinearEta
 
 
 @given(st.floats(1e-6, 1), st.floats(1e-6, 1), st.integers(2, 100))
@@ -123,3 +125,23 @@ def test_attack_monitor_measures_the_first_budget_and_draws_nothing():
     with torch.no_grad():
         assert AttackMonitor(60, attack).measure(model, images, labels) == {"robust_accuracy": expected[0]}
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_linear_eta_rises_by_step_to_its_fraction():
+    schedule = LinearEta(min=0.1, max=0.5, fraction=0.5)
+    assert [schedule.eta(epoch, 4) for epoch in (0, 0.5, 1, 2, 4)] == pytest.approx([0.1, 0.2, 0.3, 0.5, 0.5])
+    module = RobustClassifier(nn.Linear(2, 2), torch.optim.SGD, None)
+    for step, eta in ((0, 0.1), (25, 0.3), (99, 0.5)):
+        trainer = Mock(max_epochs=4, global_step=step, estimated_stepping_batches=100)
+        ScheduledEta(schedule).on_train_batch_start(trainer, module, None, 0)
+        assert module.eta == pytest.approx(eta)
+
+
+def test_the_certified_accuracy_of_an_epoch_is_that_at_the_target():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2))
+    images, labels = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.4, 0.6]]), torch.tensor([0, 0, 0])
+    monitor = CertificateMonitor(3, CertifiedMargin(eps=0.15, target=0.2))  # the margin is 0.8, 0.2, −0.2, less 2 ε
+    assert monitor.measure(model, images, labels) == {"certified_accuracy": pytest.approx(1 / 3)}
+    assert CertificateMonitor(3, Margin(eps=1.0)).measure(model, images, labels) == {}

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Shaped
-from torch import Tensor
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
 
 from jacobian_robust.errors import UserError
 from jacobian_robust.geometry.families import Categorical, Family
@@ -120,6 +120,15 @@ class Penalty(abc.ABC):
 
         Args:
             classes: the number of classes.
+        """
+        return None
+
+    def certified(
+        self, model: nn.Module, inputs: Float[Tensor, "batch *shape"], labels: Shaped[Tensor, "batch *_"]
+    ) -> Bool[Tensor, "batch"] | None:
+        """Return whether the bound that the penalty trains is proof of the class of each sample's whole ball.
+
+        ``None`` if the penalty bounds nothing over a ball.
         """
         return None
 

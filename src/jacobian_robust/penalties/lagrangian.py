@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import NonNegativeFloat, PositiveFloat
 from pydantic.dataclasses import dataclass
-from torch import Tensor
+from torch import Tensor, nn
 
 from jacobian_robust.options import STRICT
 from jacobian_robust.penalties.base import Condition, Model, Penalty, Reduce
@@ -118,6 +118,12 @@ class Lagrangian(Penalty):
     def condition(self, classes: int) -> Condition | None:
         """Return the condition of the constrained penalty."""
         return self.penalty.condition(classes)
+
+    def certified(
+        self, model: nn.Module, inputs: Float[Tensor, "batch *shape"], labels: Int[Tensor, "batch"]
+    ) -> Bool[Tensor, "batch"] | None:
+        """Return what the constrained penalty certifies."""
+        return self.penalty.certified(model, inputs, labels)
 
     @property
     def stateful(self) -> bool:

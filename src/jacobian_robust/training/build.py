@@ -20,6 +20,7 @@ from jacobian_robust.penalties import Condition, ExponentialPenalty, Penalty, no
 from jacobian_robust.training.averaging import MovingAverage
 from jacobian_robust.training.callbacks import (
     AttackMonitor,
+    CertificateMonitor,
     EpochRecord,
     JacobianMonitor,
     Monitor,
@@ -33,6 +34,7 @@ from jacobian_robust.training.checks import (
     check_devices,
     check_differentiable,
     check_fit,
+    check_penalty,
     check_probabilities,
     check_resumable,
 )
@@ -137,6 +139,8 @@ def _build_parts(cfg: DictConfig, options: Options) -> _Parts:
     penalty = penalty and penalty.with_family(family)
     if penalty is not None and penalty.needs_graph:
         check_differentiable(model, datamodule, cfg.model)
+    if penalty is not None:
+        check_penalty(penalty, model, datamodule)
     if penalty is not None and penalty.takes_probabilities:
         check_probabilities(model, datamodule)
     adversary: Adversary | None = build(cfg, "adversary", Adversary, optional=True)
@@ -178,6 +182,8 @@ def _monitors(cfg: DictConfig, options: Options, parts: _Parts, measured_as: Dic
     eps, bound = _condition(measured, parts.datamodule)
     family = parts.datamodule.family
     monitors: list[Monitor] = [JacobianMonitor(options.monitor_images, eps=eps, bound=bound, family=family)]
+    if measured is not None:
+        monitors.append(CertificateMonitor(options.monitor_images, measured))
     if options.monitor_attack_images:
         attack = _first_attack(cfg).with_family(family)
         monitors.append(AttackMonitor(options.monitor_attack_images, attack))

@@ -21,6 +21,7 @@ from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError, describe
 from jacobian_robust.geometry.families import Categorical
 from jacobian_robust.jacobian.checks import check_model
+from jacobian_robust.penalties import Penalty
 
 
 def check_devices(trainer: pl.Trainer, cfg: DictConfig) -> None:
@@ -75,6 +76,19 @@ def check_differentiable(model: nn.Module, datamodule: ImageDataModule, options:
     except ValueError as error:
         remedy = "; give model.norm=group" if options.get("norm") == "batch" else ""
         raise UserError(f"model: cannot be trained with a penalty on its Jacobian: {error}{remedy}") from error
+
+
+def check_penalty(penalty: Penalty, model: nn.Module, datamodule: ImageDataModule) -> None:
+    """Raise a UserError unless a penalty on the model itself, without a graph to the images, can be computed of it."""
+    if penalty.needs_graph or not penalty.needs_model:
+        return
+    images, labels = torch.zeros(2, *datamodule.image_shape), torch.arange(2)
+    model = copy.deepcopy(model)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            copy.deepcopy(penalty)(model(images), images, labels, model=model, create_graph=False)
+    except ValueError as error:
+        raise UserError(f"regularizer: cannot be computed of this model in training: {error}") from error
 
 
 def check_probabilities(model: nn.Module, datamodule: ImageDataModule) -> None:

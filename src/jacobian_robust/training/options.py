@@ -38,17 +38,18 @@ MAY_DIFFER = (
 
 METRICS = (
     *("loss", "cross_entropy", "penalty", "accuracy"),
-    *("jacobian_norm", "condition_satisfied", "robust_accuracy"),
+    *("jacobian_norm", "condition_satisfied", "robust_accuracy", "certified_accuracy"),
 )
 """What is recorded of each split in each epoch."""
 
 
-SCHEDULED = ("eps_share", "multiplier")
+OPTIONAL = ("eps_share", "multiplier", "train_certified_accuracy", "validation_certified_accuracy")
 """What is recorded of an epoch where there is such a thing."""
 
 
 COLUMNS = (
-    *("epoch", "eta", "lr", *SCHEDULED, *(f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS)),
+    *("epoch", "eta", "lr", "eps_share", "multiplier"),
+    *(f"{stage}_{name}" for stage in ("train", "validation") for name in METRICS),
     *("skipped_steps", "seconds"),
 )
 """Of ``metrics.csv``."""

@@ -8,7 +8,7 @@ module does without Lightning, whose import takes seconds: a wrong option is ref
 import abc
 import bisect
 import math
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
@@ -24,6 +24,7 @@ __all__ = [
     "GeometricEps",
     "GeometricEta",
     "LinearEps",
+    "LinearEta",
     "MultiStep",
     "OneCycle",
     "Schedule",
@@ -33,10 +34,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class EtaSchedule(abc.ABC):
-    """The weight ``η`` of the penalty in each epoch."""
+    """The weight ``η`` of the penalty in each epoch, or in each step.
+
+    Attributes:
+        each_step: ``η`` is set before each step, with a fraction of an epoch; not at the start of an epoch alone.
+    """
+
+    each_step: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def eta(self, epoch: int, epochs: int) -> float:
+    def eta(self, epoch: float, epochs: int) -> float:
         """Return ``η`` for ``epoch``, counted from 0, of ``epochs``."""
 
 
@@ -61,7 +68,7 @@ class GeometricEta(EtaSchedule):
         if self.min > self.max:
             raise UserError(f"min={self.min} is larger than max={self.max}; give min ≤ max")
 
-    def eta(self, epoch: int, epochs: int) -> float:
+    def eta(self, epoch: float, epochs: int) -> float:
         """Return ``η`` for ``epoch``, counted from 0, of ``epochs``."""
         progress = epoch / (epochs - 1) if epochs > 1 else 0.0
         return self.min * (self.max / self.min) ** progress
@@ -77,9 +84,31 @@ class ConstantEta(EtaSchedule):
 
     value: float = Field(ge=0, le=1)
 
-    def eta(self, epoch: int, epochs: int) -> float:
+    def eta(self, epoch: float, epochs: int) -> float:
         """Return ``η`` for ``epoch``, counted from 0, of ``epochs``."""
         return self.value
+
+
+@dataclass(eq=False, config=STRICT, kw_only=True)
+class LinearEta(EtaSchedule):
+    """A rise by equal steps, to ``max`` after a ``fraction`` of the training.
+
+    Args:
+        min: ``η`` of the first step, in [0, 1].
+        max: ``η`` after the rise, in [0, 1].
+        fraction: of the training's steps, after which ``η`` is ``max``, in (0, 1].
+    """
+
+    each_step: ClassVar[bool] = True
+
+    min: float = Field(ge=0, le=1)
+    max: float = Field(ge=0, le=1)
+    fraction: float = Field(gt=0, le=1)
+
+    def eta(self, epoch: float, epochs: int) -> float:
+        """Return ``η`` after ``epoch`` of ``epochs``."""
+        risen = min(epoch / (self.fraction * epochs), 1.0)
+        return (1 - risen) * self.min + risen * self.max
 
 
 @dataclass(eq=False, config=STRICT, kw_only=True)

@@ -1,6 +1,6 @@
 """Lightning callbacks: the scheduled weights and rates, the measurement of the network, the record of the epochs."""
 
-from jacobian_robust.training.callbacks.monitors import AttackMonitor, JacobianMonitor, Monitor
+from jacobian_robust.training.callbacks.monitors import AttackMonitor, CertificateMonitor, JacobianMonitor, Monitor
 from jacobian_robust.training.callbacks.progress import TrainingProgress
 from jacobian_robust.training.callbacks.record import EpochRecord
 from jacobian_robust.training.callbacks.scheduled import ScheduledEps, ScheduledEta, ScheduledRate
@@ -12,6 +12,7 @@ __all__ = [
     "Monitor",
     "JacobianMonitor",
     "AttackMonitor",
+    "CertificateMonitor",
     "EpochRecord",
     "TrainingProgress",
 ]

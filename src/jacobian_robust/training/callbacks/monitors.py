@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from jacobian_robust.attacks import Attack
 from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.jacobian import frobenius_norm, jacobian_norms
-from jacobian_robust.penalties import Bound, satisfies_condition
+from jacobian_robust.penalties import Bound, Penalty, satisfies_condition
 from jacobian_robust.robustness.budgets import sweep
 from jacobian_robust.training.averaging import MovingAverage
 from jacobian_robust.training.distributed import gathered
@@ -111,6 +111,26 @@ class JacobianMonitor(Monitor):
         generator = torch.Generator().manual_seed(0)
         norm = frobenius_norm(logits, inputs, family=self.family, probes=8, generator=generator)
         return norm, norm
+
+
+class CertificateMonitor(Monitor):
+    """Counts the images that a penalty's own bound certifies, at its target and not at a radius that is still rising.
+
+    Args:
+        images: how many images of each split; 0 measures nothing.
+        penalty: says what is certified; nothing is measured if it bounds nothing over a ball.
+    """
+
+    def __init__(self, images: int, penalty: Penalty) -> None:
+        super().__init__(images)
+        self.penalty = penalty
+
+    def measure(
+        self, model: nn.Module, images: Tensor, labels: Tensor, *, process: int = 0, of: int = 1
+    ) -> dict[str, float]:
+        """Return the certified share of the images; each process certifies them all."""
+        certified = self.penalty.certified(model, images, labels)
+        return {} if certified is None else {"certified_accuracy": certified.double().mean().item()}
 
 
 class AttackMonitor(Monitor):

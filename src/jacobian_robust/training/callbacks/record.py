@@ -13,7 +13,7 @@ from jacobian_robust.files import write_atomically
 from jacobian_robust.training.callbacks.monitors import Monitor
 from jacobian_robust.training.callbacks.scheduled import ScheduledEps
 from jacobian_robust.training.module import RobustClassifier
-from jacobian_robust.training.options import COLUMNS, METRICS, SCHEDULED
+from jacobian_robust.training.options import COLUMNS, METRICS, OPTIONAL
 
 
 class EpochRecord(pl.Callback):
@@ -92,7 +92,7 @@ class EpochRecord(pl.Callback):
             self._write()
 
     def _write(self) -> None:
-        columns = [name for name in COLUMNS if name not in SCHEDULED or name in self.rows[-1]]
+        columns = [name for name in COLUMNS if name not in OPTIONAL or name in self.rows[-1]]
         with write_atomically(self.path) as file:
             writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()

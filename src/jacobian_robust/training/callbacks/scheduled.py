@@ -10,7 +10,7 @@ from jacobian_robust.training.schedules import EpsSchedule, EtaSchedule, Schedul
 
 
 class ScheduledEta(pl.Callback):
-    """Sets the module's ``η`` at the start of each epoch."""
+    """Sets the module's ``η`` at the start of each epoch, or before each step."""
 
     def __init__(self, schedule: EtaSchedule) -> None:
         self.schedule = schedule
@@ -24,6 +24,16 @@ class ScheduledEta(pl.Callback):
         assert trainer.max_epochs is not None
         assert isinstance(pl_module, RobustClassifier)
         pl_module.eta = self.schedule.eta(trainer.current_epoch, trainer.max_epochs)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set ``η`` if the schedule does so before each step."""
+        if self.schedule.each_step:
+            assert trainer.max_epochs is not None
+            assert isinstance(pl_module, RobustClassifier)
+            progress = trainer.global_step / trainer.estimated_stepping_batches
+            pl_module.eta = self.schedule.eta(progress * trainer.max_epochs, trainer.max_epochs)
 
 
 class ScheduledEps(pl.Callback):

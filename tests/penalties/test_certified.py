@@ -1,0 +1,90 @@
+"""Penalties on a bound over the whole ball."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.stateless import _reparametrize_module as parametrized
+
+from jacobian_robust.bounds import certified_margin
+from jacobian_robust.penalties import CertifiedMargin, Lagrangian, Margin
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 4)).double()
+
+
+def batch():
+    return torch.rand(6, 5, dtype=torch.float64), torch.arange(6) % 4
+
+
+def value(penalty, model):
+    inputs, labels = batch()
+    return penalty(model(inputs), inputs, labels, model=model)
+
+
+@pytest.mark.parametrize("form", ["cross_entropy", "margin"])
+def test_gradients_are_those_of_finite_differences(form):
+    model, penalty = network(), CertifiedMargin(eps=0.05, form=form)
+    weights = {name: weight.detach().clone().requires_grad_() for name, weight in model.named_parameters()}
+
+    def of(*values):
+        with parametrized(model, dict(zip(weights, values, strict=True))):
+            return value(penalty, model)
+
+    assert torch.autograd.gradcheck(of, tuple(weights.values()))
+
+
+def test_the_cross_entropy_exceeds_that_at_any_point_of_the_ball():
+    model, (inputs, labels) = network(), batch()
+    bound = value(CertifiedMargin(eps=0.1), model)
+    for _ in range(100):
+        point = (inputs + 0.1 * (2 * torch.rand_like(inputs) - 1)).clamp(0, 1)
+        loss = nn.functional.cross_entropy(model(point), labels, reduction="none")
+        assert (loss <= bound + 1e-12).all()
+    at_the_image = nn.functional.cross_entropy(model(inputs), labels, reduction="none")
+    torch.testing.assert_close(value(CertifiedMargin(eps=1e-6), model), at_the_image, atol=1e-4, rtol=0)
+
+
+def test_the_margin_form_is_small_where_the_image_is_certified():
+    model, (inputs, labels) = network(), batch()
+    margin = certified_margin(model, inputs, labels, 0.02)
+    expected = (1 + (-3.0 * margin).exp()).log() / 3.0
+    torch.testing.assert_close(value(CertifiedMargin(eps=0.02, form="margin", kappa=3.0), model), expected)
+
+
+def test_a_rising_radius_leaves_the_target():
+    model, (inputs, labels) = network(), batch()
+    penalty = CertifiedMargin(eps=0.2)
+    risen = penalty.with_radius(0.1)
+    assert risen.eps == pytest.approx(0.02)
+    for each in (penalty, risen, CertifiedMargin(eps=0.3, target=0.2).with_radius(0.5)):
+        certified = each.certified(model, inputs, labels)
+        assert torch.equal(certified, certified_margin(model, inputs, labels, 0.2) > 0)
+    easy = CertifiedMargin(eps=0.3, target=1e-6).certified(model, inputs, labels)
+    assert torch.equal(easy, model(inputs).argmax(-1) == labels)
+    assert easy.any()
+
+
+def test_a_constraint_certifies_what_its_penalty_does_and_one_at_a_point_nothing():
+    model, (inputs, labels) = network(), batch()
+    penalty = CertifiedMargin(eps=0.01)
+    constraint = Lagrangian(penalty=penalty, rate=1.0, damping=1.0)
+    assert torch.equal(constraint.certified(model, inputs, labels), penalty.certified(model, inputs, labels))
+    assert Margin(eps=1.0).certified(model, inputs, labels) is None
+
+
+def test_a_missing_model_is_named():
+    inputs, labels = batch()
+    with pytest.raises(TypeError, match=r"pass it as model="):
+        CertifiedMargin(eps=0.1)(network()(inputs), inputs, labels)
+
+
+def test_no_gradient_is_kept_for_a_value_alone():
+    inputs, labels = batch()
+    model = network()
+    alpha = CertifiedMargin(eps=0.1)(model(inputs), inputs, labels, model=model, create_graph=False)
+    assert not alpha.requires_grad
+    assert math.isfinite(alpha.mean().item())
