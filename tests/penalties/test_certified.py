@@ -1,14 +1,19 @@
 """Penalties on a bound over the whole ball."""
 
 import math
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.stateless import _reparametrize_module as parametrized
 
+from jacobian_robust.adversaries import FGSM
 from jacobian_robust.bounds import certified_margin
+from jacobian_robust.errors import UserError
 from jacobian_robust.penalties import CertifiedMargin, Lagrangian, Margin
+from jacobian_robust.training.checks import check_penalty
+from jacobian_robust.training.module import RobustClassifier
 
 
 def network():
@@ -88,3 +93,26 @@ def test_no_gradient_is_kept_for_a_value_alone():
     alpha = CertifiedMargin(eps=0.1)(model(inputs), inputs, labels, model=model, create_graph=False)
     assert not alpha.requires_grad
     assert math.isfinite(alpha.mean().item())
+
+
+def test_with_an_adversary_the_loss_is_the_mixture_of_the_bound_and_the_attacked_point():
+    model, (inputs, labels) = network().float(), batch()
+    inputs = inputs.float()
+    adversary = FGSM(eps=0.1)
+    penalty = CertifiedMargin(eps=0.1)
+    module = RobustClassifier(model, torch.optim.SGD, penalty, adversary=adversary)
+    module.eta = 0.25
+    torch.manual_seed(1)
+    loss = module.loss_terms((inputs, labels), attacked=True).loss
+    torch.manual_seed(1)
+    attacked = nn.functional.cross_entropy(model(adversary.perturb(model, inputs, labels)), labels)
+    bound = penalty(model(inputs), inputs, labels, model=model).mean()
+    torch.testing.assert_close(loss, 0.75 * attacked + 0.25 * bound)
+
+
+def test_a_model_that_has_no_bounds_in_training_is_refused_before_it_begins():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.BatchNorm1d(4), nn.Linear(4, 10))
+    images = Mock(image_shape=(1, 28, 28))
+    with pytest.raises(UserError, match="regularizer: cannot be computed of this model in training: bounds: BatchNorm"):
+        check_penalty(CertifiedMargin(eps=0.1), model, images)
+    check_penalty(CertifiedMargin(eps=0.1), nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), images)
