@@ -10,6 +10,7 @@ from torch.nn.utils.stateless import _reparametrize_module as parametrized
 
 from jacobian_robust.adversaries import FGSM
 from jacobian_robust.bounds import certified_margin
+from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.penalties import CertifiedMargin, Lagrangian, Margin
 from jacobian_robust.training.checks import check_penalty
@@ -22,7 +23,8 @@ def network():
 
 
 def batch():
-    return torch.rand(6, 5, dtype=torch.float64), torch.arange(6) % 4
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(6, 5, dtype=torch.float64, generator=generator), torch.arange(6) % 4
 
 
 def value(penalty, model):
@@ -112,7 +114,7 @@ def test_with_an_adversary_the_loss_is_the_mixture_of_the_bound_and_the_attacked
 
 def test_a_model_that_has_no_bounds_in_training_is_refused_before_it_begins():
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.BatchNorm1d(4), nn.Linear(4, 10))
-    images = Mock(image_shape=(1, 28, 28))
+    images = Mock(spec=ImageDataModule, image_shape=(1, 28, 28))
     with pytest.raises(UserError, match="regularizer: cannot be computed of this model in training: bounds: BatchNorm"):
         check_penalty(CertifiedMargin(eps=0.1), model, images)
     check_penalty(CertifiedMargin(eps=0.1), nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), images)

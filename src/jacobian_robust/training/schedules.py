@@ -43,7 +43,7 @@ class EtaSchedule(abc.ABC):
     each_step: ClassVar[bool] = False
 
     @abc.abstractmethod
-    def eta(self, epoch: float, epochs: int) -> float:
+    def eta(self, epoch: int | float, epochs: int) -> float:
         """Return ``η`` for ``epoch``, counted from 0, of ``epochs``."""
 
 
@@ -68,7 +68,7 @@ class GeometricEta(EtaSchedule):
         if self.min > self.max:
             raise UserError(f"min={self.min} is larger than max={self.max}; give min ≤ max")
 
-    def eta(self, epoch: float, epochs: int) -> float:
+    def eta(self, epoch: int | float, epochs: int) -> float:
         """Return ``η`` for ``epoch``, counted from 0, of ``epochs``."""
         progress = epoch / (epochs - 1) if epochs > 1 else 0.0
         return self.min * (self.max / self.min) ** progress
@@ -84,7 +84,7 @@ class ConstantEta(EtaSchedule):
 
     value: float = Field(ge=0, le=1)
 
-    def eta(self, epoch: float, epochs: int) -> float:
+    def eta(self, epoch: int | float, epochs: int) -> float:
         """Return ``η`` for ``epoch``, counted from 0, of ``epochs``."""
         return self.value
 
@@ -105,7 +105,7 @@ class LinearEta(EtaSchedule):
     max: float = Field(ge=0, le=1)
     fraction: float = Field(gt=0, le=1)
 
-    def eta(self, epoch: float, epochs: int) -> float:
+    def eta(self, epoch: int | float, epochs: int) -> float:
         """Return ``η`` after ``epoch`` of ``epochs``."""
         risen = min(epoch / (self.fraction * epochs), 1.0)
         return (1 - risen) * self.min + risen * self.max
