@@ -132,7 +132,7 @@ def test_a_linear_eta_rises_by_step_to_its_fraction():
     assert [schedule.eta(epoch, 4) for epoch in (0, 0.5, 1, 2, 4)] == pytest.approx([0.1, 0.2, 0.3, 0.5, 0.5])
     module = RobustClassifier(nn.Linear(2, 2), torch.optim.SGD, None)
     for step, eta in ((0, 0.1), (25, 0.3), (99, 0.5)):
-        trainer = Mock(max_epochs=4, global_step=step, estimated_stepping_batches=100)
+        trainer = Mock(spec=pl.Trainer, max_epochs=4, global_step=step, estimated_stepping_batches=100)
         ScheduledEta(schedule).on_train_batch_start(trainer, module, None, 0)
         assert module.eta == pytest.approx(eta)
 
