@@ -1,5 +1,7 @@
 """Real training and a real attack on real MNIST images, once, for many tests to look at."""
 
+import copy
+import functools
 import json
 import runpy
 import sys
@@ -11,9 +13,12 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from matplotlib.figure import Figure
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
+
+from jacobian_robust.cli.mistakes import MISTAKES, one_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,9 +26,67 @@ SHORT = ["trainer.enable_progress_bar=false", "data.validation_size=200", "monit
 """Overrides that make a training a matter of seconds."""
 
 
-def composed(config: str, *overrides: str) -> DictConfig:
+TOY = ["data=toy", "model=mlp", "model.inputs=2", "model.classes=3"]
+"""Points of the plane and a small network, where it does not matter what is learnt."""
+
+
+def composed_anew(config: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose(config, list(overrides))
+
+
+_composed_once = functools.cache(composed_anew)
+
+
+def composed(config: str, *overrides: str) -> DictConfig:
+    """Compose a config; values are set in a copy of one composed before: composing would be half of a short test."""
+    parser = OverridesParser.create()
+    choices = tuple(o for o in overrides if o[0] in "+~" or (ROOT / "conf" / o.partition("=")[0]).is_dir())
+    values = [parser.parse_override(o) for o in overrides if o not in choices]
+    cfg = copy.deepcopy(_composed_once(config, *choices))
+    for value in values:
+        if value.is_sweep_override() or not _holds(cfg, value.key_or_group):
+            return composed_anew(config, *overrides)
+        OmegaConf.update(cfg, value.key_or_group, value.value(), merge=False)
+    return cfg
+
+
+def _holds(cfg: DictConfig, name: str) -> bool:
+    *places, last = name.split(".")
+    for place in places:
+        if not OmegaConf.is_dict(cfg) or place not in cfg or OmegaConf.is_missing(cfg, place):
+            return False
+        cfg = cfg[place]
+    return OmegaConf.is_dict(cfg) and last in cfg.keys()  # noqa: SIM118 (a value that is missing is a key all the same)
+
+
+class Accepted(Exception):
+    """The next thing would have been to write."""
+
+
+Refusal = Callable[..., str]
+
+
+@pytest.fixture
+def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refusal:
+    """Return the line in which ``train`` or ``evaluate`` refuses options, in this process, before anything is written."""
+    from jacobian_robust.evaluation import evaluate as evaluation
+    from jacobian_robust.training import train as training
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Accepted
+
+    monkeypatch.setattr(training, "claimed", stop)
+    monkeypatch.setattr(evaluation, "report", stop)
+    monkeypatch.chdir(tmp_path)
+    programs = {"train": training.train, "evaluate": evaluation.evaluate}
+
+    def refuse(program: str, *overrides: str) -> str:
+        with pytest.raises(MISTAKES) as refused:
+            programs[program](composed(program, *overrides, "output_dir=run"))
+        return one_line(refused.value)
+
+    return refuse
 
 
 @dataclass
@@ -80,24 +143,34 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained:
-    """A twin pair, trained for two short epochs with a strong penalty and attacked; its W&B runs are offline.
+    """A twin pair, trained for two short epochs with a strong penalty and attacked."""
+    return _once("pair", tmp_path_factory, worker_id, "logger=csv")
 
-    The worker processes have one in common: the first trains it, the others wait.
-    """
+
+@pytest.fixture(scope="session")
+def logged(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained:
+    """The same with W&B runs, which are offline."""
+    return _once("logged_pair", tmp_path_factory, worker_id, "logger=wandb")
+
+
+def _once(name: str, tmp_path_factory: pytest.TempPathFactory, worker_id: str, logger: str) -> Trained:
+    """Train a pair that the worker processes have in common: the first trains it, the others wait."""
     base = tmp_path_factory.getbasetemp()
     runs = base if worker_id == "master" else base.parent
-    with FileLock(runs / "pair.lock"):
-        if not (runs / "pair.json").is_file():
-            (runs / "pair.json").write_text(json.dumps(_train_pair(runs / "pair")))
-    return Trained(runs / "pair", json.loads((runs / "pair.json").read_text()))
+    result = runs / f"{name}.json"
+    with FileLock(runs / f"{name}.lock"):
+        if not result.is_file():
+            result.write_text(json.dumps(_train_pair(runs / name, logger)))
+    return Trained(runs / name, json.loads(result.read_text()))
 
 
-def _train_pair(directory: Path) -> dict[str, float]:
+def _train_pair(directory: Path, logger: str) -> dict[str, float]:
     from jacobian_robust.training.train import train
 
     cfg = composed(
         "train",
         *SHORT,
+        logger,
         "twin=true",
         "evaluate=true",
         "limit=60",

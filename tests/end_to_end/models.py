@@ -23,8 +23,8 @@ class BatchNormalised(nn.Sequential):
 class WithDropout(nn.Sequential):
     """Draws from torch's global random stream in training."""
 
-    def __init__(self, **_: int) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(784, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, 10))
+    def __init__(self, inputs: int = 784, classes: int = 10, **_: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(inputs, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, classes))
 
 
 class Detached(LeNet):

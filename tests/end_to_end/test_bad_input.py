@@ -85,7 +85,6 @@ TRAIN = [
     (["processes=0", "evaluate=true"], "processes", "greater than 0"),
     (["name=../escaped"], "name", "pattern"),
     (["twin=true", "name=vanilla"], "name=vanilla", "another name"),
-    (["eta=null"], "eta=null", ""),
     (["~eta"], "eta is empty", "conf/eta"),
     (["~model"], "model is empty", "conf/model"),
     (["eta._target_=builtins.dict"], "eta._target_", "EtaSchedule"),
@@ -120,13 +119,60 @@ TRAIN = [
 
 
 @pytest.mark.parametrize(("overrides", "name", "remedy"), TRAIN, ids=[" ".join(o) for o, *_ in TRAIN])
-def test_wrong_training_options(door, tmp_path, overrides, name, remedy):
+def test_wrong_training_options(refusal, tmp_path, overrides, name, remedy):
+    line = refusal("train", *overrides)
+    assert name in line
+    assert remedy in line
+    assert "\n" not in line
+    assert not list(tmp_path.iterdir())
+
+
+WHERE = [
+    ["eta.mx=0.006"],  # Hydra
+    ["regularizer=frobenious"],
+    ["eta.max=1.5"],  # the signature of what is built
+    ["eta.min=0.1", "eta.max=0.01"],
+    ["regularizer=spectral", "regularizer.columns=0"],
+    ["model.image_size=32"],  # the network, given an image
+    ["data.root=/nonexistent"],  # the files
+    ["trainer.accelerator=abacus"],  # Lightning
+    ["adversary=pgd", "adversary.stps=3"],
+    ["seed=-1"],  # the options of a run
+    ["twin=true", "name=vanilla"],  # that contradict one another
+    ["ckpt_path=missing.ckpt"],
+    ["evaluate=true", "attack.pgd_linf.eps=[-0.1]"],  # an attack
+    ["evaluate=true", "sanity_source=nowhere"],
+    ["~model"],
+]
+"""Wrong options by where they are found."""
+
+
+@pytest.mark.parametrize("overrides", WHERE, ids=" ".join)
+def test_wrong_training_options_end_the_program_in_one_line(door, tmp_path, overrides):
+    ((name, remedy),) = [known[1:] for known in TRAIN if known[0] == overrides]
     result = door("train", *overrides, "hydra.run.dir=run")
     assert result.status == 1
     assert name in result.error
     assert remedy in result.error
     assert not (tmp_path / "run").exists()
 
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["eta=null"], "eta=null"),  # Hydra raises a ValueError
+        (["regularizer=none", "eta.max=0.1"], "eta.max: regularizer=none has no penalty for it"),
+        (["regularizer=none", "amortization.every=2"], "amortization.every: regularizer=none has no penalty for it"),
+    ],
+)
+def test_what_only_the_command_line_tells_ends_the_program_in_one_line(door, tmp_path, overrides, name):
+    result = door("train", *overrides, "hydra.run.dir=run")
+    assert result.status == 1
+    assert name in result.error
+    assert not (tmp_path / "run").exists()
+
+
+GOOD = ROOT / "docs" / "results" / "checkpoints" / "note_vanilla.safetensors"
 
 EVALUATE = [
     ([], "checkpoint=RUN_OR_FILE is missing", ""),
@@ -154,14 +200,23 @@ EVALUATE = [
 @pytest.mark.parametrize(
     ("overrides", "name", "remedy"), EVALUATE, ids=[" ".join(o) or "nothing" for o, *_ in EVALUATE]
 )
-def test_wrong_evaluation_options(door, tmp_path, trained, overrides, name, remedy):
-    overrides = [o.replace("GOOD", str(trained.directory / "vanilla")) for o in overrides]
+def test_wrong_evaluation_options(refusal, tmp_path, overrides, name, remedy):
     (tmp_path / "data").mkdir()  # an empty folder of that name does not hide the shipped data
-    result = door("evaluate", *overrides, "logger=csv", "hydra.run.dir=run")
+    line = refusal("evaluate", *[o.replace("GOOD", str(GOOD)) for o in overrides], "logger=csv")
+    assert name in line
+    assert remedy in line
+    assert "\n" not in line
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]  # so that the mended command may use the directory
+
+
+@pytest.mark.parametrize("overrides", [EVALUATE[0][0], EVALUATE[2][0], EVALUATE[5][0]], ids=" ".join)
+def test_wrong_evaluation_options_end_the_program_in_one_line(door, tmp_path, overrides):
+    ((name, remedy),) = [known[1:] for known in EVALUATE if known[0] == overrides]
+    result = door("evaluate", *[o.replace("GOOD", str(GOOD)) for o in overrides], "logger=csv", "hydra.run.dir=run")
     assert result.status == 1
     assert name in result.error
     assert remedy in result.error
-    assert not (tmp_path / "run").exists()  # so that the mended command may use the same directory
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

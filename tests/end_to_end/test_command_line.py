@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from jacobian_robust.cli.mistakes import one_line
 
-from .conftest import ROOT, composed
+from .conftest import ROOT, composed_anew
 from .test_fuzz import CHECKPOINT, leaves, stopped
 
 __all__ = ["stopped"]  # a fixture
@@ -48,7 +48,29 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "line"), LINES, ids=[f"{name} {line[0][:2]} {line[-1]}" for name, line in LINES])
+FEW = [
+    *[("train", [text]) for text in ("eta.max=", "seed=[1", "seed=${nope}", "eta=nope", "~nope", "seed=1,2", "--nope")],
+    ("train", ["search.storage=postgresql://me:word@host/db"]),
+    ("train", ["logger.api_key=1"]),
+    ("train", ["objective=nope"]),
+    ("evaluate", [f"checkpoint={CHECKPOINT}", "monitor_attack_images=many"]),
+    ("evaluate", [f"checkpoint={CHECKPOINT}", "hydra.mode=SIDEWAYS"]),
+    ("train", ["-m", "seed=range("]),
+    ("train", ["-m", "nope=1,2"]),
+    ("train", ["-m", "hydra.sweep.dirr=x"]),
+    ("evaluate", ["-m", f"checkpoint={CHECKPOINT}", "eta=nope,constant"]),
+    ("train", ["hparams_search=optuna", "hydra.sweeper.trials=0"]),
+    ("train", ["hparams_search=optuna", "hydra.sweeper.storage=postgresql://me:word@host/db"]),
+    ("train", ["hparams_search=optuna", "+hydra.sweeper.params.seed=3"]),
+]
+"""One of each kind; all of them are slow."""
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [pytest.param(*line, marks=() if line in FEW else pytest.mark.slow) for line in LINES],
+    ids=[f"{name} {line[0][:2]} {line[-1]}" for name, line in LINES],
+)
 def test_a_broken_command_line_ends_in_one_line_and_leaves_no_result(door, stopped, tmp_path, name, line):
     result = door(name, *line, "hydra.run.dir=run", "hydra.sweep.dir=sweep")
     assert result.status == 1
@@ -58,21 +80,24 @@ def test_a_broken_command_line_ends_in_one_line_and_leaves_no_result(door, stopp
     assert not [path for path in tmp_path.rglob("*") if path.name in ("config.yaml", "job.json", "study.journal")]
 
 
+@pytest.mark.parametrize("every", [20, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["train", "evaluate"])
-def test_every_option_misspelt_is_told(name):
+def test_every_option_misspelt_is_told(name, every):
     """One letter too many in the name of any option, and in the name of any choice."""
-    cfg = composed(name, "output_dir=run")
+    cfg = composed_anew(name, "output_dir=run")
     names = list(leaves(cfg))
     assert len(names) > 30
-    for option in names:
+    for option in names[::every]:
         with pytest.raises(HydraException) as refusal:
-            composed(name, f"{option}x=1")
+            composed_anew(name, f"{option}x=1")
         line = one_line(refusal.value)
         assert f"{option}x" in line, line
         assert "\n" not in line
-    for group in [path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name in cfg]:
+    groups = sorted(path.name for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name in cfg)
+    assert "attack" in groups
+    for group in groups[:: max(1, every // 4)]:
         with pytest.raises(HydraException) as refusal:
-            composed(name, f"{group}=nowhere")
+            composed_anew(name, f"{group}=nowhere")
         assert "nowhere" in one_line(refusal.value)
 
 
@@ -81,7 +106,7 @@ def test_the_composed_config_is_shown(door, tmp_path, name):
     result = door(name, "--cfg", "job", "seed=7", "attack=fgsm", "output_dir=run")
     assert result.status == 0
     shown = yaml.safe_load(result.stdout)
-    assert shown == OmegaConf.to_container(composed(name, "seed=7", "attack=fgsm", "output_dir=run"))
+    assert shown == OmegaConf.to_container(composed_anew(name, "seed=7", "attack=fgsm", "output_dir=run"))
     assert shown["seed"] == 7
     assert not list(tmp_path.iterdir())
 
@@ -103,6 +128,7 @@ def readme_completion():
         ("train.py nope=1 nonsense", []),
     ],
 )
+@pytest.mark.slow
 def test_bash_completes_options(typed, offered):
     """With the function that the README has a shell take in, called as bash calls it for the tabulator key."""
     line = f"python {typed}"

@@ -15,7 +15,7 @@ from jacobian_robust.penalties import Penalty
 from jacobian_robust.reporting.wandb import read_logger
 from jacobian_robust.training.schedules import EpsSchedule, EtaSchedule, Schedule
 
-from .conftest import ROOT, composed
+from .conftest import ROOT, composed_anew
 
 CHOICES = [
     (group.name, choice.stem)
@@ -29,7 +29,7 @@ EXPERIMENTS = [path.stem for path in sorted((ROOT / "conf" / "experiment").glob(
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_of_every_group_can_be_made(group, choice):
-    cfg = composed("train", f"{group}={choice}", "output_dir=somewhere")
+    cfg = composed_anew("train", f"{group}={choice}", "output_dir=somewhere")
     assert plain(cfg)["seed"] == 0
     if group == "logger":
         assert (read_logger(cfg) is None) == (choice == "csv")
@@ -63,7 +63,7 @@ def test_every_choice_of_every_group_can_be_made(group, choice):
 
 def test_the_full_suite_has_what_its_row_says_at_the_other_suites_budgets():
     full, *others = (
-        {attack.name: attack for attack in read_evaluation(composed("evaluate", f"suite={suite}")).attacks}
+        {attack.name: attack for attack in read_evaluation(composed_anew("evaluate", f"suite={suite}")).attacks}
         for suite in ("full", "standard", "quick")
     )
     every = {choice for group, choice in CHOICES if group == "attack"}
@@ -76,7 +76,7 @@ def test_the_full_suite_has_what_its_row_says_at_the_other_suites_budgets():
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_can_be_made_and_tells_its_command(experiment):
-    cfg = composed("train", f"experiment={experiment}", "output_dir=somewhere")
+    cfg = composed_anew("train", f"experiment={experiment}", "output_dir=somewhere")
     training = ("regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler", "averaging", "trainer")
     groups = ("data", "model", *training)
     for group in groups:
@@ -90,7 +90,7 @@ def test_every_experiment_can_be_made_and_tells_its_command(experiment):
 
 def test_the_notes_experiments_are_the_notes():
     names = ("vanilla", "regularized", "constant_eta", "vanilla_double_softmax", "isometry")
-    configs = [composed("train", f"experiment=note_{name}") for name in names]
+    configs = [composed_anew("train", f"experiment=note_{name}") for name in names]
     for cfg in configs:
         assert cfg.trainer.max_epochs == 30
         assert cfg.data.batch_size == 32
@@ -109,7 +109,7 @@ def test_the_notes_experiments_are_the_notes():
 
 
 def test_none_is_none_whatever_an_experiment_sets_of_another_choice():
-    cfg = composed("train", "experiment=toy", "regularizer=none")
+    cfg = composed_anew("train", "experiment=toy", "regularizer=none")
     assert cfg.regularizer.eps == 0.1
     assert build(cfg, "regularizer", optional=True) is None
     assert without_none(cfg, ["regularizer"]).regularizer is None
@@ -149,5 +149,5 @@ def test_the_readmes_commands_compose(command):
         )
         if not override.is_hydra_override():
             single.append(f"{override.key_or_group}={value}")
-    cfg = composed(command[door].removesuffix(".py"), *single)
+    cfg = composed_anew(command[door].removesuffix(".py"), *single)
     assert cfg.attack

@@ -21,7 +21,7 @@ from jacobian_robust.training.module import RobustClassifier
 from jacobian_robust.training.train import train
 
 from . import wandb_records
-from .conftest import ROOT, SHORT, composed
+from .conftest import ROOT, SHORT, TOY, composed
 
 OPTIONS = [
     *("regularizer.probes=1", "trainer.max_epochs=3", "trainer.limit_train_batches=7", "trainer.limit_val_batches=2"),
@@ -29,8 +29,9 @@ OPTIONS = [
 ]
 
 
-def start(directory, *overrides, logger="csv"):
-    return train(composed("train", *SHORT, *OPTIONS, f"logger={logger}", f"output_dir={directory}", *overrides))
+def start(directory, *overrides, logger="csv", network=TOY):
+    options = [*SHORT, *network, *OPTIONS, f"logger={logger}", f"output_dir={directory}"]
+    return train(composed("train", *options, *overrides))
 
 
 def rows(directory):
@@ -87,7 +88,18 @@ def test_a_run_that_died_goes_on_bit_for_bit(tmp_path, whole, dying, monkeypatch
     assert_same(tmp_path / "run", whole)
 
 
-@pytest.mark.slow
+def test_a_lenet_that_died_goes_on_bit_for_bit(tmp_path, dying, monkeypatch):
+    """On real images, within the second epoch."""
+    lenet = {"network": ["data=mnist", "model=lenet"]}
+    start(tmp_path / "whole", **lenet)
+    dying(11)
+    with pytest.raises(Killed):
+        start(tmp_path / "run", **lenet)
+    monkeypatch.undo()
+    start(tmp_path / "run", "resume=true", **lenet)
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_run_that_dies_again_and_again_goes_on_all_the_same(tmp_path, whole, dying, monkeypatch):
     deaths = 0
     for _ in range(20):
@@ -118,12 +130,10 @@ def test_the_random_streams_of_a_model_go_on(tmp_path, dying, monkeypatch):
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(["adversary=pgd", "adversary.steps=2"], marks=pytest.mark.slow),
-        pytest.param(
-            ["adversary=trades", "adversary.steps=2", "adversary.penalty_at=adversary"], marks=pytest.mark.slow
-        ),
+        ["adversary=pgd", "adversary.steps=2"],
+        ["adversary=trades", "adversary.steps=2", "adversary.penalty_at=adversary"],
         ["adversary=free", "adversary.replays=3"],
-        pytest.param(["adversary=noise", "adversary.penalty_at=adversary"], marks=pytest.mark.slow),
+        ["adversary=noise", "adversary.penalty_at=adversary"],
     ],
     ids=lambda options: options[0],
 )
@@ -177,7 +187,7 @@ def test_a_rising_radius_goes_on_bit_for_bit(tmp_path, dying, monkeypatch):
 
 
 def test_multipliers_go_on_bit_for_bit(tmp_path, dying, monkeypatch):
-    options = [*SHORT, *(option for option in OPTIONS if "probes" not in option), "logger=csv"]
+    options = [*SHORT, *TOY, *(option for option in OPTIONS if "probes" not in option), "logger=csv"]
     options += ["regularizer=lagrangian", "regularizer.penalty.probes=1", "eta=constant", "eta.value=0.5"]
     options += ["eps_schedule=linear", "eps_schedule.fraction=0.9"]  # of the penalty that is constrained
 
@@ -284,6 +294,7 @@ def test_two_processes_cannot_go_on_with_one_run(tmp_path):
         pass
 
 
+@pytest.mark.slow
 def test_the_wandb_run_goes_on(tmp_path, dying, monkeypatch):
     dying(9)
     with pytest.raises(Killed):
@@ -296,31 +307,44 @@ def test_the_wandb_run_goes_on(tmp_path, dying, monkeypatch):
     assert len(ids) == 1
 
 
-@pytest.mark.slow
-def test_sigkill_at_random_moments_changes_nothing(tmp_path):
-    """Real processes, killed without warning: thirty times, then to the end."""
-    options = ["trainer.max_epochs=4", "trainer.limit_train_batches=40", "checkpoints.every_steps=1"]
+def command(directory, *options):
+    door = [sys.executable, str(ROOT / "train.py"), *SHORT, *TOY, *OPTIONS, "logger=csv", "checkpoints.every_steps=1"]
+    return [*door, f"hydra.run.dir={directory}", *options]
 
-    def command(directory, *more):
-        door = [sys.executable, str(ROOT / "train.py"), *SHORT, *OPTIONS, *options, "logger=csv"]
-        return [*door, f"hydra.run.dir={directory}", *more]
 
-    subprocess.run(command(tmp_path / "whole"), check=True, capture_output=True)
+def killed_in_training(directory, *options, after):
+    """Kill a training some steps after it has begun; return the step of its last checkpoint."""
+    checkpoint = directory / "checkpoints" / "last.ckpt"
+    before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+    with (directory.parent / "log.txt").open("ab") as log:
+        process = subprocess.Popen(command(directory, *options), stdout=log, stderr=subprocess.STDOUT)
+    written = 0
+    while written < after:  # it trains
+        assert process.poll() is None, "it ended before it could be killed"
+        if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
+            before, written = checkpoint.stat().st_mtime_ns, written + 1
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (directory / "summary.json").exists()
+    return torch.load(checkpoint, weights_only=True)["global_step"]
+
+
+@pytest.mark.parametrize(("kills", "epochs"), [(1, 12), pytest.param(10, 80, marks=pytest.mark.slow)])
+def test_sigkill_in_a_training_changes_nothing(tmp_path, kills, epochs):
+    """Real processes, killed without warning at random steps, then to the end."""
+    batches = 7
     generator = random.Random(0)
-    kills = 0
-    for _ in range(30):
-        process = subprocess.Popen(
-            command(tmp_path / "run", "resume=true"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        try:
-            process.wait(timeout=generator.uniform(6, 14))
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-    subprocess.run(command(tmp_path / "run", "resume=true"), check=True, capture_output=True)
-    assert kills >= 3
+    reached = [0]
+    for _ in range(kills):
+        after = generator.randint(3, 10)
+        reached.append(killed_in_training(tmp_path / "run", f"trainer.max_epochs={epochs}", "resume=true", after=after))
+    assert reached == sorted(set(reached)), "each training went on from where the one before was killed"
+    assert reached[-1] < epochs * batches
+    begun = (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    start(tmp_path / "run", f"trainer.max_epochs={epochs}", "resume=true", "checkpoints.every_steps=1")
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_mtime_ns > begun
+    start(tmp_path / "whole", f"trainer.max_epochs={epochs}", "checkpoints.every_steps=1")
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
