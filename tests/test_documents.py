@@ -30,3 +30,16 @@ def test_what_the_documents_link_to_is_part_of_the_project():
         if Path(os.path.normpath(document.parent / target)) not in places
     ]
     assert not missing
+
+
+def test_the_tests_that_the_page_of_faults_names_are_there():
+    text = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) > 40
+    defined = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)\(", file.read_text(), re.M)
+    }
+    assert not set(named) - defined
+    assert not [file for file in re.findall(r"`([\w/]+\.py)`", text) if not (ROOT / "tests" / file).is_file()]

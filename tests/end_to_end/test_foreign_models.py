@@ -5,11 +5,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from jacobian_robust.checkpoints import Checkpoint, export, load_checkpoint
+from jacobian_robust.checkpoints import export, load_checkpoint
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation.evaluate import evaluate
-from jacobian_robust.evaluation.transfer import source_model
-from jacobian_robust.models import MLP, LeNet, PixelInput
+from jacobian_robust.models import PixelInput
 
 from .conftest import composed
 from .test_evaluation import ATTACK
@@ -202,14 +201,6 @@ def test_the_source_of_a_transfer_is_read_as_the_evaluated_model_is(classifier, 
     with pytest.raises(UserError, match="trust=true"):
         broken("untrusted", f"{trained.directory}/vanilla", f"{tmp_path}/pickle.pt")
     assert broken("trusted", f"{trained.directory}/vanilla", f"{tmp_path}/pickle.pt", "trust=true") == ours
-
-
-@pytest.mark.parametrize("target", ["jacobian_robust.models.MLP", "mylab.Net"])
-def test_a_source_of_a_class_elsewhere_is_the_named_model(target, tmp_path):
-    named = MLP(inputs=4, width=3)
-    checkpoint = Checkpoint(tmp_path, "", {"model": {"_target_": target, "inputs": 4, "width": 3}}, named.state_dict())
-    other = LeNet() if checkpoint.brings_model else named
-    assert type(source_model(checkpoint, other, {"mean": 0.5})) is MLP  # pixels in [0, 1], as every training's
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,13 @@ OF_NULL = {
 }
 """A value of the kind that an option is of whose default is null."""
 
-MAY_BE_NULL = set()
+MAY_BE_NULL = {
+    *("regularizer", "regularizer._target_", "adversary", "eps_schedule", "scheduler", "averaging", "logger"),
+    *("regularizer.probes", "regularizer.projections", "limit", "geometry_images", "sanity_source"),
+    *("data", "model", "model._target_", "input"),  # of an evaluation: what the checkpoint names, and plain pixels
+    *("checkpoints.every_seconds", "trainer.precision", "trainer.enable_progress_bar"),
+    *("trainer.limit_train_batches", "trainer.limit_val_batches"),  # Lightning's own default
+}
 """Options with another default, for which null has a meaning of its own."""
 
 FREE = {"trainer.devices", "trainer.limit_train_batches", "trainer.limit_val_batches", "checkpoint", "input.mean"}
@@ -91,7 +97,7 @@ def like(value, before, name):
     """Whether an accepted value is of the kind of the one that was there: nothing is taken for something else."""
     last = name.rpartition(".")[2]
     if value is None:
-        return before is None or last in MAY_BE_NULL
+        return before is None or name in MAY_BE_NULL
     if name in FREE:
         return True
     before = OF_NULL[last] if before is None else before

@@ -16,7 +16,7 @@ from jacobian_robust.penalties import Frobenius, InputGradient, Isometry, LogitJ
 from jacobian_robust.training.module import RobustClassifier
 from jacobian_robust.training.train import train
 
-from .conftest import SHORT, composed
+from .conftest import SHORT, TOY, composed
 
 TRACE = Path(__file__).parent / "loss_trace.json"
 OPTIONS = [
@@ -54,7 +54,7 @@ def spoilt(monkeypatch):
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, spoilt, capsys, what):
     weights = spoilt(what, {1, 2, 4})
-    train(composed("train", *SHORT, *OPTIONS, "optimizer.momentum=0.9", f"output_dir={tmp_path}/run"))
+    train(composed("train", *SHORT, *TOY, *OPTIONS, "optimizer.momentum=0.9", f"output_dir={tmp_path}/run"))
     moved = [not torch.equal(before, after) for before, after in itertools.pairwise(weights)]
     assert moved == [True, False, False, True, False]
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
@@ -67,7 +67,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path, spoilt, caps
 def test_one_of_the_batches_of_a_step_spoils_it(tmp_path, spoilt, what):
     """Of three steps of two batches each the second, by its first batch."""
     weights = spoilt(what, {2})
-    train(composed("train", *SHORT, *OPTIONS, "trainer.accumulate_grad_batches=2", f"output_dir={tmp_path}/run"))
+    train(composed("train", *SHORT, *TOY, *OPTIONS, "trainer.accumulate_grad_batches=2", f"output_dir={tmp_path}/run"))
     moved = [not torch.equal(before, after) for before, after in itertools.pairwise(weights)]
     assert moved == [False, True, False, False, False]
     checkpoint = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
@@ -128,7 +128,7 @@ def test_no_penalty_overflows(penalty, kind, bias, scale, half):
     assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
 
 
-def losses(directory, seed):
+def losses(directory, seed, network=()):
     """The loss of each of twelve steps in float64, in which machines agree."""
     found = []
     original = RobustClassifier.training_step
@@ -139,6 +139,7 @@ def losses(directory, seed):
         return loss
 
     options = ["trainer.precision=64-true", "trainer.limit_train_batches=12", f"seed={seed}", f"output_dir={directory}"]
+    options += network
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(RobustClassifier, "training_step", training_step)
         train(composed("train", *SHORT, *OPTIONS, *options))
@@ -151,6 +152,6 @@ def test_the_losses_are_those_on_record(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_losses_bit_for_bit(tmp_path):
-    first, second, other = losses(tmp_path / "a", 3), losses(tmp_path / "b", 3), losses(tmp_path / "c", 4)
+    first, second, other = (losses(tmp_path / name, seed, TOY) for name, seed in (("a", 3), ("b", 3), ("c", 4)))
     assert first == second
     assert first != other

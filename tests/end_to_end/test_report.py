@@ -31,11 +31,12 @@ from .test_evaluation import ATTACK, PGD, QUICK
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
+TOGETHER = pytest.mark.xdist_group("evaluated")
+"""Tests of one evaluation, which one process makes for them."""
 
-@pytest.fixture(scope="module")
-def evaluated(trained, tmp_path_factory):
+
+def evaluate_all(trained, directory, logger):
     """Both twins under several attacks, one of them in a directory whose name a browser could take for a tag."""
-    directory = tmp_path_factory.mktemp("evaluated")
     odd = directory / "<script>alert(1)</script>"  # in a path, two directories
     shutil.copytree(trained.directory / "frobenius" / "checkpoints", odd / "checkpoints")
     shutil.copytree(trained.directory / "vanilla" / "checkpoints", directory / "vanilla" / "checkpoints")
@@ -47,6 +48,7 @@ def evaluated(trained, tmp_path_factory):
             "limit=30",
             "sanity_images=5",
             "geometry_images=10",
+            f"logger={logger}",
             f"checkpoint={directory}",
             f"output_dir={directory}/results",
         )
@@ -54,6 +56,12 @@ def evaluated(trained, tmp_path_factory):
     return directory / "results", results
 
 
+@pytest.fixture(scope="module")
+def evaluated(trained, tmp_path_factory):
+    return evaluate_all(trained, tmp_path_factory.mktemp("evaluated"), "csv")
+
+
+@TOGETHER
 def test_all_attacks_are_in_the_results(evaluated):
     _, results = evaluated
     assert results.norms == ["linf", "l2", "gaussian"]
@@ -73,6 +81,7 @@ def test_all_attacks_are_in_the_results(evaluated):
         assert {row.against for row in model.out_of_distribution} >= {"rotated by 90°", "inverted", "uniform noise"}
 
 
+@TOGETHER
 def test_the_report_needs_nothing_but_itself_and_escapes_what_it_shows(evaluated):
     directory, results = evaluated
     text = (directory / "report.html").read_text()
@@ -93,8 +102,9 @@ def table(run, name):
     return [dict(zip(stored["columns"], row, strict=True)) for row in stored["data"]]
 
 
-def test_wandb_has_every_panel_of_the_report(evaluated):
-    directory, results = evaluated
+@pytest.mark.slow
+def test_wandb_has_every_panel_of_the_report(trained, tmp_path):
+    directory, results = evaluate_all(trained, tmp_path, "wandb")
     (offline,) = (directory / "wandb").glob("offline-run-*")
     records = wandb_records.read_records(offline)
     logged = {key.removesuffix("/_type") for row in wandb_records.history(records) for key in row}
@@ -137,15 +147,22 @@ def test_wandb_has_every_panel_of_the_report(evaluated):
     )
 
 
-def test_a_budget_that_not_every_attack_met_is_told_in_report_table_and_wandb(tmp_path, capsys):
-    options = ["attack=[fgsm,pgd_linf]", "attack.fgsm.eps=[0.1]", "attack.pgd_linf.eps=[0.1,0.5]", *QUICK, "limit=5"]
-    checkpoint = f"checkpoint={ROOT}/docs/results/checkpoints/note_vanilla.safetensors"
-    evaluate(composed("evaluate", *options, checkpoint, f"output_dir={tmp_path}/r"))
+UNMET = ["attack=[fgsm,pgd_linf]", "attack.fgsm.eps=[0.1]", "attack.pgd_linf.eps=[0.1,0.5]", *QUICK, "limit=5"]
+UNMET.append(f"checkpoint={ROOT}/docs/results/checkpoints/note_vanilla.safetensors")
+
+
+def test_a_budget_that_not_every_attack_met_is_told_in_report_and_table(tmp_path, capsys):
+    evaluate(composed("evaluate", *UNMET, f"output_dir={tmp_path}/r", "logger=csv"))
     text, printed = (tmp_path / "r" / "report.html").read_text(), capsys.readouterr().out
     for shown in (text, printed):
         assert "ε = 0.5*" in shown
         assert "ε = 0.1*" not in shown
         assert "* ε = 0.5 without fgsm" in shown
+
+
+@pytest.mark.slow
+def test_a_budget_that_not_every_attack_met_is_told_in_wandb(tmp_path):
+    evaluate(composed("evaluate", *UNMET, f"output_dir={tmp_path}/r"))
     (offline,) = (tmp_path / "r" / "wandb").glob("offline-run-*")
     drawn = [
         json.loads(item.value_json)["panel_config"]["stringSettings"]
@@ -156,6 +173,8 @@ def test_a_budget_that_not_every_attack_met_is_told_in_report_table_and_wandb(tm
     assert [settings["title"] for settings in drawn] == ["Accuracy under attack, ℓ∞; ε = 0.5 without fgsm"]
 
 
+@TOGETHER
+@pytest.mark.slow
 @pytest.mark.drawn
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("report", ["evaluation", "comparison"])
@@ -256,6 +275,7 @@ def test_what_was_made_of_the_first_model_is_not_made_again(trained, tmp_path, m
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_with_its_wandb_run(trained, tmp_path, monkeypatch):
     options = [*ATTACK, f"checkpoint={trained.directory}/vanilla", f"output_dir={tmp_path}/run"]
 
@@ -280,15 +300,6 @@ def counted(run, directory, monkeypatch):
     monkeypatch.setattr(journal_of.Bars, "__call__", lambda self, *arguments: met.append(arguments))
     run(directory)
     return [arguments for arguments in met if arguments[2]]
-
-
-def test_progress_of_other_weights_is_not_taken(trained, tmp_path, monkeypatch):
-    journal = journal_of.FileJournal(tmp_path / "progress" / "0_linf.pt", {"sha256": "a"})
-    monkeypatch.setattr(journal_of.FileJournal, "SECONDS", 0.0)
-    journal.save(lambda: {"stage": 1})
-    assert journal.load() == {"stage": 1}
-    with pytest.raises(UserError, match="another evaluation"):
-        journal_of.FileJournal(tmp_path / "progress" / "0_linf.pt", {"sha256": "b"}).load()
 
 
 def test_progress_on_another_device_is_not_taken(trained, monkeypatch):
@@ -345,7 +356,8 @@ def test_a_finished_evaluation_is_returned_for_the_weights_that_it_is_of(tmp_pat
     assert evaluate(composed("evaluate", *options, "resume=true")) == results
 
 
-def test_evaluation_runs_name_the_run_that_trained_their_models(trained, tmp_path):
+@pytest.mark.slow
+def test_evaluation_runs_name_the_run_that_trained_their_models(logged, tmp_path):
     results = evaluate(
         composed("evaluate", *ATTACK, f"checkpoint={trained.directory}/vanilla", f"output_dir={tmp_path}/r")
     )
@@ -386,25 +398,24 @@ def test_a_transfer_needs_another_model(trained, tmp_path, capsys):
     assert model.threats[0].budgets[0].attacks[0].broken > 0
 
 
-def test_seeds_are_put_together_with_their_spread(trained, tmp_path, capsys):
+def test_seeds_are_put_together_with_their_spread(trained, tmp_path, capsys, undrawn):
     for seed, name in ((0, "vanilla"), (1, "frobenius")):  # as if the one were the other with another seed
         stored = torch.load(trained.directory / name / "checkpoints" / "last.ckpt", weights_only=True)
         stored["jacobian_robust"]["config"] |= {"seed": seed, "regularizer": None}
         torch.save(stored, tmp_path / f"vanilla_seed{seed}.ckpt")
-    results = evaluate(composed("evaluate", *ATTACK, f"checkpoint={tmp_path}", f"output_dir={tmp_path}/r"))
+    options = [*ATTACK, "logger=csv", f"checkpoint={tmp_path}", f"output_dir={tmp_path}/r"]
+    results = evaluate(composed("evaluate", *options))
     (group,) = groups(results.models)
     assert (group.name, group.seeds) == ("vanilla", [0, 1])
     assert group.clean[1] > 0
     line = f"{100 * group.clean[0]:.1f} ± {100 * group.clean[1]:.1f}%"
     assert line in capsys.readouterr().out
     assert line in (tmp_path / "r" / "report.html").read_text()
-    assert (tmp_path / "r" / "seeds_linf.png").is_file()
-    (offline,) = (tmp_path / "r" / "wandb").glob("offline-run-*")
-    wandb_records.read_records(offline)  # all is written
-    spreads = [
-        (row["eps"], row["mean_accuracy"], row["standard_deviation"]) for row in table(offline, "robustness/seeds")
-    ]
-    assert spreads == group.robust["linf"]  # the first budget is 0
+    (axes,) = undrawn[tmp_path / "r" / "seeds_linf.png"].axes
+    (drawn,) = axes.containers
+    budgets, means, _ = zip(*group.robust["linf"], strict=True)
+    assert list(drawn.lines[0].get_xdata()) == list(budgets)
+    assert list(drawn.lines[0].get_ydata()) == pytest.approx(means)
 
 
 def test_evaluations_that_measured_less_are_compared_by_what_they_have(trained, tmp_path):
@@ -435,7 +446,25 @@ def test_fashion_mnist_is_looked_at_where_its_files_are(trained, tmp_path):
     assert against("with")[-1] == "FashionMNIST"
 
 
-def test_evaluations_made_apart_are_compared_as_if_made_together(trained, tmp_path, capsys):
+@pytest.mark.slow
+def test_a_comparison_is_logged_to_wandb(trained, tmp_path):
+    for name in ("vanilla", "frobenius"):
+        place = [f"checkpoint={trained.directory}/{name}", f"output_dir={tmp_path}/{name}", "logger=csv"]
+        evaluate(composed("evaluate", *ATTACK, *place))
+    compare([tmp_path / "vanilla", tmp_path / "frobenius"], tmp_path / "both", logger=WandbOptions())
+    (offline,) = (tmp_path / "both" / "wandb").glob("offline-run-*")
+    records = wandb_records.read_records(offline)
+    assert wandb_records.exit_code(records) == 0
+    logged = {key for row in wandb_records.history(records) for key in row}
+    assert {"report/_type", "robustness/table/_type", "robustness/accuracy_linf/frobenius"} <= logged
+
+
+def lines_of(figure):
+    """The heights of the lines of a figure by their names."""
+    return {line.get_label(): [float(y) for y in line.get_ydata()] for axes in figure.axes for line in axes.lines}
+
+
+def test_evaluations_made_apart_are_compared_as_if_made_together(trained, tmp_path, capsys, undrawn):
     def run(name, checkpoint, *overrides):
         options = [f"checkpoint={checkpoint}", f"output_dir={tmp_path}/{name}", "logger=csv", *overrides]
         return evaluate(composed("evaluate", *ATTACK, *options))
@@ -445,14 +474,11 @@ def test_evaluations_made_apart_are_compared_as_if_made_together(trained, tmp_pa
         run(name, trained.directory / name)
     capsys.readouterr()
     places = [tmp_path / "vanilla", tmp_path / "frobenius"]
-    assert compare(places, tmp_path / "both", logger=WandbOptions()) == together
-    (offline,) = (tmp_path / "both" / "wandb").glob("offline-run-*")
-    records = wandb_records.read_records(offline)
-    assert wandb_records.exit_code(records) == 0
-    logged = {key for row in wandb_records.history(records) for key in row}
-    assert {"report/_type", "robustness/table/_type", "robustness/accuracy_linf/frobenius"} <= logged
+    assert compare(places, tmp_path / "both") == together
     assert "worst case over pgd_linf" in capsys.readouterr().out
-    assert (tmp_path / "both" / "accuracy_linf.png").is_file()
+    assert lines_of(undrawn[tmp_path / "both" / "accuracy_linf.png"]) == {
+        model.name: [budget.robust_accuracy for budget in model.threats[0].budgets] for model in together.models
+    }
     assert "frobenius" in (tmp_path / "both" / "report.html").read_text()
     with pytest.raises(UserError, match="already holds a result"):
         compare(places, tmp_path / "both")
@@ -502,14 +528,14 @@ def test_a_comparison_shows_the_adversarial_examples_of_the_evaluations(trained,
     pictures, _ = shown("vanilla", "frobenius")
     assert pictures.keys() == files.keys()
     assert pictures["frobenius, ℓ∞"] == files["frobenius, ℓ∞"]
-    assert pictures["vanilla, ℓ∞"].startswith(b"\x89PNG")
+    assert pictures["vanilla, ℓ∞"] == files["vanilla, ℓ∞"]
     (tmp_path / "vanilla" / "report.html").unlink()
     pictures, part = shown("vanilla", "frobenius")
     assert pictures.keys() == {"frobenius, ℓ∞"}
     assert 'Its evaluation, <a href="../vanilla">../vanilla</a>, holds no picture' in part
 
 
-def test_a_sweep_is_gathered_and_drawn_over_what_was_varied(trained, tmp_path, capsys):
+def test_a_sweep_is_gathered_and_drawn_over_what_was_varied(trained, tmp_path, capsys, undrawn):
     for value, seed in ((0.1, 0), (0.5, 0), (0.5, 1)):  # as if a sweep had left them
         run = tmp_path / "sweep" / f"eta.value-{value}+seed-{seed}"
         shutil.copytree(trained.directory / "frobenius", run, ignore=shutil.ignore_patterns("wandb"))
@@ -532,7 +558,9 @@ def test_a_sweep_is_gathered_and_drawn_over_what_was_varied(trained, tmp_path, c
     for row, model in zip(table, results.models, strict=True):
         assert float(row["clean_accuracy"]) == model.clean_accuracy
         assert float(row["robust_accuracy_linf_0.1"]) == model.threats[0].budgets[-1].robust_accuracy
-    assert (tmp_path / "all" / "trade_off.png").is_file()
+    drawn = undrawn[tmp_path / "all" / "trade_off.png"]
+    shown = {float(x) for axes in drawn.axes for line in axes.lines for x in line.get_xdata()}
+    assert shown >= {0.1, 0.5}, "the values of eta.value"
     assert 'id="trade_off"' in (tmp_path / "all" / "report.html").read_text()
     with pytest.raises(UserError, match=r"--over eta.max: give a number that varies over the runs; one of eta.value"):
         compare([tmp_path / "sweep"], tmp_path / "none", over="eta.max")

@@ -276,6 +276,7 @@ def test_a_run_directory_with_a_link_that_leads_out_is_refused(link, tmp_path):
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
 
+@pytest.mark.slow
 def test_the_wandb_key_is_in_no_file_of_a_run_and_in_nothing_printed(tmp_path):
     """A whole run through the real door: training, evaluation, report and the offline W&B runs."""
     options = [*TINY, *ATTACK, "limit=10", "evaluate=true", "hydra.run.dir=run"]

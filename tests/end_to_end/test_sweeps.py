@@ -227,6 +227,7 @@ def test_a_job_returns_its_objective(tmp_path, monkeypatch):
     assert math.isnan(run_job("jacobian_robust.training.train.train", own))
 
 
+@pytest.mark.slow
 def test_a_wandb_agent_finds_its_command_its_metric_and_its_run(door, tmp_path):
     described = yaml.safe_load((ROOT / "docs" / "wandb_sweep.yaml").read_text())
     _, python, program, arguments, *fixed = described["command"]

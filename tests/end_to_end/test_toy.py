@@ -18,9 +18,10 @@ from jacobian_robust_studies.toy.__main__ import main, toy
 from jacobian_robust_studies.toy.measure import classifiers
 from jacobian_robust_studies.toy.schema import Toy
 
-from .conftest import ROOT, composed
+from .conftest import ROOT, colours, composed
 
-pytestmark = pytest.mark.drawn
+# One process trains the pair for all of them.
+pytestmark = [pytest.mark.drawn, pytest.mark.xdist_group("toy")]
 
 FIGURES = ("decision_regions", "information_balls", "heights", "geodesic_balls", "circles", "attacks")
 
@@ -86,7 +87,7 @@ def test_the_figures_and_their_numbers(pair, tmp_path):
     results = toy(pair, tmp_path / "out", rays=4)
     assert Toy.model_validate_json((tmp_path / "out" / "toy.json").read_bytes()) == results
     for name in FIGURES:
-        assert (tmp_path / "out" / f"{name}.png").stat().st_size > 10_000
+        assert colours(tmp_path / "out" / f"{name}.png") > 50
         assert (tmp_path / "out" / f"{name}.svg").read_text().startswith("<?xml")
     report = json.loads((pair / "evaluation" / "robustness.json").read_text())
     for model, evaluated in zip(results.classifiers, report["models"], strict=True):

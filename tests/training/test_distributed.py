@@ -48,6 +48,7 @@ def one_of_two(rank: int, directory: Path, name: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow  # end_to_end/test_devices.py has torchrun in the ordinary run
 @pytest.mark.parametrize("name", PENALTIES)
 def test_gradients_of_two_processes_are_those_of_one_on_the_same_batch(tmp_path, name):
     spawn(one_of_two, (tmp_path, name), nprocs=2)
