@@ -225,7 +225,7 @@ def cost(path: Path) -> str:
         "| exact norm, **the note** | exact norm | 2 probes | 1 probe |\n| --- | --- | --- | --- |\n"
         f"| almost 12 | {' | '.join(f'{ratio:.1f}' for ratio in ratios)} |\n\n"
         f"Exact and fast norms {agree} in value: the mean of the square is off by {off} (± the standard error). "
-        "What training with them leads to differs: [jacobian_norms.md](../jacobian_norms.md), “The same result?”.\n"
+        "What training with them leads to differs: [norms.md](norms.md), “The same result?”.\n"
     )
 
 

@@ -67,7 +67,7 @@ def test_the_full_suite_has_what_its_row_says_at_the_other_suites_budgets():
         for suite in ("full", "standard", "quick")
     )
     every = {choice for group, choice in CHOICES if group == "attack"}
-    (row,) = re.findall(r"^\| `full` \| (.*) \|", (ROOT / "docs" / "evaluation.md").read_text(), re.MULTILINE)
+    (row,) = re.findall(r"^\| `full` \| (.*) \|", (ROOT / "docs" / "howto" / "evaluate.md").read_text(), re.MULTILINE)
     assert every - full.keys() == set(re.findall(r"but `(\w+)`", row))
     for suite in others:
         for name, attack in suite.items():
