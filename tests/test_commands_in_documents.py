@@ -44,11 +44,11 @@ def first_choices(options):
 
 
 def test_every_command_composes():
-    found = list(commands())
+    found = {(program, *options): document for document, program, options in commands()}
     assert len(found) > 40
     refused = []
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        for document, program, options in found:
+        for (program, *options), document in found.items():
             if "--config-dir" in options or any("hparams_search" in option or "tag(" in option for option in options):
                 continue
             try:

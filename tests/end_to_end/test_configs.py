@@ -1,11 +1,9 @@
 """Every shipped config, composed and made; every command of the README, composed."""
 
 import re
-import shlex
 
 import pytest
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from jacobian_robust.adversaries import Adversary
 from jacobian_robust.config import build, plain, without_none
@@ -121,33 +119,3 @@ def test_every_choice_says_what_it_is(group):
     for path in (ROOT / "conf" / group).glob("*.yaml"):
         lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
         assert lines[0].startswith("#"), f"{path} opens without saying what it is"
-
-
-def readme_commands():
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
-    commands = [part for block in blocks for line in block.splitlines() for part in line.split("&&")]
-    composing = [c for c in commands if re.search(r"\b(train|evaluate)\.py\b", c) and " -sc " not in c]
-    return [shlex.split(c, comments=True) for c in composing]
-
-
-def test_the_readme_has_commands():
-    assert len(readme_commands()) >= 8
-
-
-@pytest.mark.parametrize("command", readme_commands(), ids=" ".join)
-def test_the_readmes_commands_compose(command):
-    (door,) = [index for index, word in enumerate(command) if word.endswith((".py",))]
-    arguments = [word for word in command[door + 1 :] if not word.startswith("-")]
-    parser = OverridesParser.create()
-    single = []
-    for override in parser.parse_overrides(arguments):
-        value = (
-            next(override.sweep_string_iterator())
-            if override.is_sweep_override()
-            else override.get_value_element_as_str()
-        )
-        if not override.is_hydra_override():
-            single.append(f"{override.key_or_group}={value}")
-    cfg = composed_anew(command[door].removesuffix(".py"), *single)
-    assert cfg.attack
