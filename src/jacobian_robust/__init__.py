@@ -6,7 +6,7 @@ Names are imported when they are first used: ``import jacobian_robust`` alone lo
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from jacobian_robust.bounds import certified_margin as certified_margin

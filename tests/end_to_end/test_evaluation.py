@@ -131,6 +131,7 @@ def test_one_model_alone_is_checked_with_the_projects_examples(trained, tmp_path
     same = [f"checkpoint={tmp_path}/same.pt", "model=lenet", "data=mnist"]
     assert alone(3, *same, f"sanity_source={committed}")  # another file, the same network
     assert alone(4, own, f"sanity_source={ROOT}/docs/toy")  # of other data
+    assert alone(6, own, "sanity_source=[nowhere]")  # of several, those that are there: a wheel has none of the list
     with pytest.raises(UserError, match="sanity_source=nowhere: no such file"):
         evaluate(composed("evaluate", own, *PGD, "sanity_source=nowhere", f"output_dir={tmp_path}/5"))
     torch.save(LeNet().state_dict(), tmp_path / "weights.pt")

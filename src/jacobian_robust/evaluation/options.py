@@ -90,7 +90,8 @@ class Evaluation:
         independent: attack all correct images anew at each budget, as the note does.
         sanity_images: how many images the sanity checks attack anew; 0 for no checks.
         sanity_source: checkpoints of which the first that fits has its examples transferred to a classifier that is
-            checked alone; a relative path is looked for in the working directory, then in the project's.
+            checked alone; a relative path is looked for in the working directory, then in the project's. Of several,
+            those that are not there are left out.
         geometry_images: for how many images the geometry's prediction is compared with the smallest perturbation found;
             ``None`` for all.
         prediction: how the geometry's radius is estimated.
@@ -126,8 +127,10 @@ class Evaluation:
 
     @property
     def sanity_sources(self) -> Sequence[str]:
-        """The places that ``sanity_source`` names."""
-        return [self.sanity_source] if isinstance(self.sanity_source, str) else self.sanity_source or []
+        """The places that ``sanity_source`` names; of a list, those that exist: an installed package has no others."""
+        if isinstance(self.sanity_source, str):
+            return [self.sanity_source]
+        return [place for place in self.sanity_source or [] if in_project(place).exists()]
 
     @property
     def needs_gradient(self) -> bool:
