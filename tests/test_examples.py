@@ -1,5 +1,6 @@
 """The scripts in examples/ run, and say what they promise."""
 
+import json
 import re
 import runpy
 import sys
@@ -59,3 +60,18 @@ def test_robust_accuracy_is_below_the_accuracy(output_of):
     accuracy, robust = output_of("robustness_monitor")
     assert robust < accuracy
     assert accuracy > 0.7
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_its_penalised_network_is_certified_at_more_images(monkeypatch):
+    notebook = json.loads((ROOT / "examples" / "own_model.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["execution_count"] for cell in cells)  # its outputs are committed
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    names = {}
+    for cell in cells:
+        exec("".join(cell["source"]), names)
+    at_a_tenth = [result.results.models[0].threats[0].budgets[2] for result in names["results"].values()]
+    plain, penalised = (budget.certified_accuracy for budget in at_a_tenth)
+    assert penalised > plain + 0.2
+    assert all(budget.certified_accuracy <= budget.robust_accuracy for budget in at_a_tenth)
