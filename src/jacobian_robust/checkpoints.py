@@ -1,12 +1,14 @@
 """Reading checkpoints, this project's and others', without running anything that is in them."""
 
+import contextlib
 import copy
 import hashlib
 import inspect
 import io
 import json
+import pickle
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -28,16 +30,25 @@ from jacobian_robust.penalties import Bound, Penalty, note_condition
 __all__ = ["SUFFIXES", "Checkpoint", "export", "find_checkpoints", "load_checkpoint"]
 
 _PREFIX = "model."
+_DAMAGED = (AttributeError, EOFError, KeyError, RuntimeError, TypeError, ValueError)
+"""What the readers raise at a damaged file."""
+
 _METADATA = "jacobian_robust"
 _REQUIRED = ("config", "epochs", "rows", "wandb")
 _ADDED = ("condition_eps", "condition_bound")
 """What files of older versions lack."""
+
+_WRAPPERS = ("module.", "model.", "_orig_mod.")
+"""What DataParallel, a LightningModule and torch.compile put before the names of all weights."""
 
 _MOVED = {
     "jacobian_robust.regularizers": "jacobian_robust.penalties",
     "jacobian_robust.constraints": "jacobian_robust.penalties",
 }
 """Modules that checkpoints of older versions name."""
+
+_WEIGHTS = ("state_dict", "model_state_dict", "model", "net")
+"""Where others keep the weights in a dictionary."""
 
 SUFFIXES = (".ckpt", ".safetensors")
 """Of this project's checkpoints and exports: what is looked for in a directory."""
@@ -86,7 +97,7 @@ class Checkpoint:
     path: Path | None
     sha256: str | None
     config: dict[str, Any] = field(default_factory=dict)
-    state_dict: dict[str, Tensor] = field(default_factory=dict)
+    state_dict: dict[str, Any] = field(default_factory=dict)
     epochs: int | None = None
     rows: list[dict[str, float | int]] = field(default_factory=list)
     wandb: str | None = None
@@ -100,8 +111,15 @@ class Checkpoint:
 
         One that was trained as a class of somebody's own does not: a file must not choose it.
         """
-        target = (self.config.get("model") or {}).get("_target_")
-        return self.program is not None or str(target).startswith(f"{models.__name__}.")
+        return self.program is not None or self._names("model", models.__name__)
+
+    @property
+    def brings_data(self) -> bool:
+        """Whether the file names data of this project."""
+        return self._names("data", data.__name__) or self._names("data", task_data.__name__)
+
+    def _names(self, group: str, module: str) -> bool:
+        return str((self.config.get(group) or {}).get("_target_")).startswith(f"{module}.")
 
     def model(self, model: nn.Module | None = None) -> nn.Module:
         """Return the classifier with the checkpoint's weights, in evaluation mode.
@@ -121,11 +139,15 @@ class Checkpoint:
                 f"checkpoint {self.path} holds weights alone: name the classifier they belong to, as model=NAME or "
                 "+model._target_=PACKAGE.CLASS"
             )
-        model = _make(self, "model", models, nn.Module) if model is None else copy.deepcopy(model)
+        if model is None:
+            model = _make(self, "model", models, nn.Module)
+        else:
+            with contextlib.suppress(Exception):  # some cannot be copied, as under torch's older weight_norm
+                model = copy.deepcopy(model)
         if self.path is None:
             return model.eval()
         try:
-            model.load_state_dict(self.state_dict)
+            model.load_state_dict(_renamed(self.state_dict, model.state_dict()))
         except RuntimeError as error:
             other = f"of another architecture than the model, {type(model).__name__}"
             raise UserError(f"checkpoint {self.path} is {other}: {describe(error)}") from error
@@ -189,6 +211,20 @@ class Checkpoint:
         return condition or note_condition(classes)
 
 
+def _renamed(weights: Mapping[str, Any], own: Iterable[str]) -> dict[str, Any]:
+    """Return weights under a model's own names, where both differ by the prefixes of usual wrappers alone."""
+    bare = dict(zip(_bare(own), own, strict=True))
+    theirs = dict(zip(_bare(weights), weights.values(), strict=True))
+    return {bare[name]: value for name, value in theirs.items()} if bare.keys() == theirs.keys() else dict(weights)
+
+
+def _bare(names: Iterable[str]) -> list[str]:
+    names = list(names)
+    while prefix := next((p for p in _WRAPPERS if names and all(name.startswith(p) for name in names)), None):
+        names = [name.removeprefix(prefix) for name in names]
+    return names
+
+
 def _make(checkpoint: Checkpoint, group: str, module: ModuleType, base: type) -> Any:
     """Call a class of ``module`` that the checkpoint names, with the plain arguments it gives."""
     arguments = dict(checkpoint.config.get(group) or {})
@@ -239,7 +275,7 @@ def load_checkpoint(path: str | Path, *, trust: bool = False) -> Checkpoint:
         stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the reader fail in any way
         if trust:
-            return _program(path, sha256, lambda: _unpickled(content))
+            return _unpickled(path, sha256, content)
         raise UserError(
             f"checkpoint {path} cannot be read as tensors and plain values: it is damaged, not a checkpoint, or a "
             f"pickle that could run code ({type(error).__name__}); trust=true reads it all the same, only do that if "
@@ -273,11 +309,17 @@ def _program(path: Path, sha256: str, read: Callable[[], nn.Module]) -> Checkpoi
     return Checkpoint(path, sha256, program=program)
 
 
-def _unpickled(content: bytes) -> nn.Module:
-    stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
-    if not isinstance(stored, nn.Module):
-        raise UserError(f"the pickle holds a {type(stored).__name__}, not a classifier")
-    return stored.eval()
+def _unpickled(path: Path, sha256: str, content: bytes) -> Checkpoint:
+    """Return what a pickle holds: a classifier, or weights beside anything else."""
+    try:
+        stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
+    except Exception as unreadable:  # its reader can fail in any way
+        raise UserError(f"checkpoint {path} cannot be read: {describe(unreadable)}") from unreadable
+    if isinstance(stored, nn.Module):
+        return Checkpoint(path, sha256, program=stored.eval())
+    if isinstance(stored, dict):
+        return _read_stored(path, sha256, stored)
+    raise UserError(f"checkpoint {path}: the pickle holds a {type(stored).__name__}, not a classifier")
 
 
 class _Exported(nn.Module):
@@ -298,7 +340,7 @@ class _Exported(nn.Module):
 
 def _read_stored(path: Path, sha256: str, stored: Any) -> Checkpoint:
     if isinstance(stored, dict) and _METADATA not in stored:
-        found = next((stored[key] for key in ("state_dict", "model") if isinstance(stored.get(key), dict)), stored)
+        found = next((stored[key] for key in _WEIGHTS if isinstance(stored.get(key), dict)), stored)
         if found and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in found.items()):
             return Checkpoint(path, sha256, state_dict=dict(found))
     try:
@@ -341,7 +383,8 @@ def _read_safetensors(path: Path, content: bytes, sha256: str) -> Checkpoint:
             metadata = (file.metadata() or {}).get(_METADATA)
         stored = json.loads(metadata) if metadata else {}
         known = {key: stored[key] for key in _REQUIRED} | {key: stored.get(key) for key in _ADDED} if metadata else {}
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        state_dict |= {name: _unpacked(state_dict[name]) for name in stored.get("extra", ())}
+    except (*_DAMAGED, safetensors.SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"checkpoint {path} is damaged, or no safetensors file: {describe(error)}") from error
     return Checkpoint(path, sha256, state_dict=state_dict, **(_known(path, known) if known else {}))
 
@@ -354,11 +397,28 @@ def export(checkpoint: Checkpoint, path: Path) -> None:
         path: the new file; it takes the place of an old one at once.
     """
     known = {key: getattr(checkpoint, key) for key in (*_REQUIRED, *_ADDED)}
-    weights = {name: value.contiguous() for name, value in checkpoint.state_dict.items()}
+    # Apart, though two names may share one tensor; and what is none, a layer's extra state, as the bytes of a file.
+    weights = {
+        name: value.clone(memory_format=torch.contiguous_format) if isinstance(value, Tensor) else _packed(value)
+        for name, value in checkpoint.state_dict.items()
+    }
+    known["extra"] = [name for name, value in checkpoint.state_dict.items() if not isinstance(value, Tensor)]
+    if not known["extra"]:
+        del known["extra"]
     scratch = path.with_name(f".{path.name}.part")
     safetensors.torch.save_file(weights, scratch, {_METADATA: json.dumps(known)})
     scratch.chmod(0o644)
     scratch.replace(path)
+
+
+def _packed(value: Any) -> Tensor:
+    stored = io.BytesIO()
+    torch.save(value, stored)
+    return torch.frombuffer(bytearray(stored.getvalue()), dtype=torch.uint8)
+
+
+def _unpacked(packed: Tensor) -> Any:
+    return torch.load(io.BytesIO(packed.numpy().tobytes()), weights_only=True)
 
 
 def find_checkpoints(places: Sequence[str | Path]) -> list[Path]:

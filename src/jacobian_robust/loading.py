@@ -1,9 +1,11 @@
 """Batches of images that are in memory, in an order that a resumed run keeps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 __all__ = ["BatchLoader", "EpochSampler", "ResumableLoader"]
@@ -70,12 +72,22 @@ class ResumableLoader(BatchLoader):
         dataset: the samples.
         sampler: their order.
         batch_size: samples in a batch of this process.
+        augmentation: changes the images of a batch, given a seed that depends on the order's seed, the epoch, the
+            batch's number and the process alone: a resumed run sees the same images.
         options: of the loader.
     """
 
-    def __init__(self, dataset: Dataset[Any], sampler: EpochSampler, batch_size: int, **options: Any) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        sampler: EpochSampler,
+        batch_size: int,
+        augmentation: Callable[[Tensor, int], Tensor] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(dataset, sampler, batch_size, **options)
         self._order = sampler
+        self._augmentation = augmentation
         self._batches = self._resumed_behind = 0
 
     def state_dict(self) -> dict[str, int]:
@@ -96,5 +108,10 @@ class ResumableLoader(BatchLoader):
         assert self.batch_size is not None
         self._order.first = self._batches * self.batch_size
         for batch in super().__iter__():
+            if self._augmentation is not None:
+                order = self._order
+                where = [order.seed or 0, order.epoch, self._batches, order.rank]
+                images, labels = batch
+                batch = self._augmentation(images, int(np.random.SeedSequence(where).generate_state(1)[0])), labels
             self._batches += 1
             yield batch

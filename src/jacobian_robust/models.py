@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,9 +10,20 @@ from pydantic import Field, validate_call
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from jacobian_robust.errors import UserError, describe
 from jacobian_robust.options import STRICT
 
-__all__ = ["MLP", "ConvPixels", "ConvSmall", "LeNet", "PixelInput", "ResNet18", "SinglePrecision"]
+__all__ = [
+    "MLP",
+    "ConvPixels",
+    "ConvSmall",
+    "LeNet",
+    "PixelInput",
+    "ResNet18",
+    "SinglePrecision",
+    "Timm",
+    "TorchVision",
+]
 
 Activation = Literal["relu", "elu", "gelu", "silu", "softplus", "tanh"]
 
@@ -228,8 +239,8 @@ class ResNet18(nn.Module):
         classes: number of logits.
         channels: channels of the images, of any size.
         norm: ``group``: group normalisation (Wu & He, 2018) in 32 groups, which sees one image alone; ``batch``: batch
-            normalisation, which makes the images of a training batch influence each other, so that no penalty on the
-            Jacobian can be trained with it.
+            normalisation, whose statistics make the images of a training batch influence each other: a penalty on the
+            Jacobian differentiates the batch's sum.
     """
 
     @validate_call(config=STRICT)
@@ -256,6 +267,86 @@ class ResNet18(nn.Module):
         """Return the logits of images with pixels in [0, 1], which the network itself moves to [-1, 1]."""
         logits: Tensor = self.layers(2 * images - 1)
         return logits
+
+
+def _twice_differentiable(model: nn.Module) -> nn.Module:
+    """Return a library's model without operations in place and fused attention, which have no second derivative."""
+    for module in model.modules():
+        for switch in ("inplace", "fused_attn"):
+            if hasattr(module, switch):
+                setattr(module, switch, False)
+    return model
+
+
+class Timm(nn.Module):
+    """A classifier of the library ``timm`` by its name, with new weights.
+
+    Args:
+        name: as ``resnet18`` or ``vit_tiny_patch16_224``.
+        classes: number of logits.
+        in_chans: channels of the images.
+        image_size: height and width of the images, for models that have to know it.
+
+    Raises:
+        UserError: if timm is not installed, or has no such model.
+    """
+
+    @validate_call(config=STRICT)
+    def __init__(
+        self,
+        name: str | None = Field(None, pattern=r"^\w+(\.\w+)?$"),  # no address: nothing is fetched on a file's word
+        classes: int = Field(10, ge=2, le=10**5),
+        in_chans: int = Field(3, gt=0, le=10**4),
+        image_size: int | None = Field(None, gt=0, le=10**4),
+    ) -> None:
+        super().__init__()
+        if name is None:
+            raise UserError("model.name is missing: give model.name=NAME, one of timm's models, as resnet18")
+        try:
+            import timm  # an extra
+        except ImportError as error:
+            raise UserError("model=timm needs the package timm: pip install jacobian-robust[timm]") from error
+        more = {} if image_size is None else {"img_size": image_size}
+        try:
+            made = timm.create_model(name, pretrained=False, num_classes=classes, in_chans=in_chans, **more)
+        except Exception as error:  # each of its models can fail in its own way
+            raise UserError(f"model.name={name}: timm cannot make it ({describe(error)})") from error
+        self.layers = _twice_differentiable(made)
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Return the logits of images with pixels in [0, 1], which the network itself moves to [-1, 1]."""
+        logits: Tensor = self.layers(2 * images - 1)
+        return logits
+
+
+class TorchVision(nn.Module):
+    """A classifier of torchvision by its name, with new weights, for images in colour.
+
+    Args:
+        name: as ``resnet50`` or ``convnext_tiny``.
+        classes: number of logits.
+
+    Raises:
+        UserError: if torchvision has no such model.
+    """
+
+    @validate_call(config=STRICT)
+    def __init__(
+        self, name: str | None = Field(None, pattern=r"^\w+$"), classes: int = Field(10, ge=2, le=10**5)
+    ) -> None:
+        super().__init__()
+        if name is None:
+            raise UserError("model.name is missing: give model.name=NAME, one of torchvision's models, as resnet50")
+        from torchvision.models import get_model  # not at the top: it takes seconds
+
+        try:
+            self.layers = _twice_differentiable(get_model(name, weights=None, num_classes=classes))
+        except Exception as error:  # each of its models can fail in its own way
+            raise UserError(f"model.name={name}: torchvision cannot make it ({describe(error)})") from error
+
+    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Any:
+        """Return what the network does for images with pixels in [0, 1], which it is given in [-1, 1]."""
+        return self.layers(2 * images - 1)
 
 
 class PixelInput(nn.Module):

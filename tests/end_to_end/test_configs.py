@@ -21,7 +21,7 @@ CHOICES = [
     if group.is_dir() and group.name not in ("hydra", "experiment")
     for choice in sorted(group.glob("*.yaml"))
 ]
-OPTIONAL = ("regularizer", "adversary", "eps_schedule", "scheduler", "averaging")
+OPTIONAL = ("augmentation", "regularizer", "adversary", "eps_schedule", "scheduler", "averaging")
 EXPERIMENTS = [path.stem for path in sorted((ROOT / "conf" / "experiment").glob("*.yaml"))]
 
 
@@ -41,6 +41,15 @@ def test_every_choice_of_every_group_can_be_made(group, choice):
         assert read_evaluation(cfg).attacks
     elif group == "hparams_search":
         assert cfg.objective == "validation_robust_accuracy"
+    elif choice in (
+        "image_folder",
+        "tensors",
+        "factory",
+        "timm",
+        "torchvision",
+    ):  # they need a folder, a file or a name
+        with pytest.raises(UserError, match="is missing: give"):
+            build(cfg, group)
     elif choice == "gpu" and not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"trainer: .*(GPU|CUDA|gpu|cuda)"):
             build(cfg, group)

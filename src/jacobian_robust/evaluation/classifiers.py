@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from jacobian_robust.checkpoints import Checkpoint
 from jacobian_robust.data import ImageDataModule
-from jacobian_robust.errors import UserError, describe
+from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation.options import Evaluation
 from jacobian_robust.files import distinct_names
+from jacobian_robust.inspection import look_at
 from jacobian_robust.models import PixelInput, SinglePrecision
 from jacobian_robust.robustness.certificates import require_certifiable
 
@@ -51,7 +52,7 @@ def load_classifiers(
     checkpoints: Sequence[Checkpoint],
     evaluation: Evaluation,
     *,
-    network: nn.Module | None = None,
+    network: nn.Module | list[nn.Module | None] | None = None,
     pixels: dict[str, Any] | None = None,
 ) -> list[Classifier]:
     """Return the classifiers of checkpoints, ready to be evaluated.
@@ -59,22 +60,24 @@ def load_classifiers(
     Args:
         checkpoints: as read from files.
         evaluation: how they are evaluated.
-        network: a classifier to load the weights into, instead of the one that each checkpoint names.
+        network: a classifier to load the weights into, instead of the one that each checkpoint names; or, for each
+            checkpoint, one or ``None``.
         pixels: arguments of :class:`PixelInput`, for classifiers that want other numbers than pixels in [0, 1].
 
     Raises:
         UserError: if one cannot be made, does not return logits for the data's classes, or its data are at fault.
     """
     found = []
-    for checkpoint, name in zip(checkpoints, names_of(checkpoints), strict=True):
-        made = checkpoint.model(network)
+    networks = network if isinstance(network, list) else [network] * len(checkpoints)
+    for checkpoint, name, own in zip(checkpoints, names_of(checkpoints), networks, strict=True):
+        made = checkpoint.model(own)
         if pixels:
             made = PixelInput(made, **pixels).eval()
         datamodule = evaluation.data or checkpoint.datamodule()
         datamodule.for_task(checkpoint.family())
         datamodule.require(evaluation.split)
-        require_attacks(evaluation, datamodule)
         datamodule.prepare_data()
+        require_attacks(evaluation, datamodule)
         made = placed(made, datamodule, checkpoint, gradient=evaluation.needs_gradient)
         require_certifiable(evaluation.certificates, made, torch.zeros(1, *datamodule.image_shape).to(device()), name)
         found.append(Classifier(name, checkpoint, made, datamodule))
@@ -107,43 +110,13 @@ def placed(network: nn.Module, datamodule: ImageDataModule, checkpoint: Checkpoi
     """
     network = network.to(device())
     what = f"checkpoint {checkpoint.path}" if checkpoint.path else "model"
-    for batch in (3, 1):  # any number of images can be left
-        images = torch.zeros(batch, *datamodule.image_shape, device=device(), requires_grad=True)
-        try:
-            logits = network(images)
-        except Exception as error:  # a foreign model can fail in any way
-            of = f"{batch} images" if batch > 1 else "1 image"
-            raise UserError(
-                f"{what}: takes no batch of {of} of shape {datamodule.image_shape}: {describe(error)}"
-            ) from error
-        _require_logits(logits, images, what, datamodule, gradient=gradient)
-    return network if logits.dtype == torch.float32 else SinglePrecision(network).eval()
-
-
-def _require_logits(logits: Any, images: Tensor, what: str, datamodule: ImageDataModule, *, gradient: bool) -> None:
-    """Raise a UserError unless a model's answer to images is logits, with a gradient if one is needed."""
-    batch = len(images)
-    if not isinstance(logits, Tensor) or logits.shape != (batch, *datamodule.output_shape):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        wanted = ", ".join(map(str, datamodule.output_shape))
-        raise UserError(f"{what}: must return (batch, {wanted}) logits, not {shape} for a batch of {batch}")
-    if not logits.is_floating_point():
-        raise UserError(f"{what}: must return logits, not numbers of type {logits.dtype}")
-    if logits.isnan().all():
-        raise UserError(f"{what}: returns nan for black images: an evaluation would say nothing")
-    if gradient and not _reaches(logits, images):
-        raise UserError(
-            f"{what}: its logits have no gradient with respect to the image (detached, or computed outside torch), "
-            "which this evaluation needs; without, there are attack=[square,square_l2] with sanity_images=0, "
-            "geometry_images=0 and diagnostics=null"
-        )
-
-
-def _reaches(logits: Tensor, images: Tensor) -> bool:
-    """Return whether logits have a gradient with respect to the images, which may be zero."""
-    if not logits.requires_grad:
-        return False
-    return torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is not None
+    dtype = look_at(
+        *(network, datamodule.output_shape, datamodule.image_shape),
+        what=what,
+        gradient=gradient,
+        device=device(),
+    )
+    return network if dtype == torch.float32 else SinglePrecision(network).eval()
 
 
 def require_attacks(evaluation: Evaluation, datamodule: ImageDataModule) -> None:
@@ -170,4 +143,5 @@ def weights_hash(classifier: Classifier) -> str:
     if classifier.checkpoint.sha256:
         return classifier.checkpoint.sha256
     state = {name: value for name, value in classifier.network.state_dict().items() if isinstance(value, Tensor)}
-    return hashlib.sha256(safetensors.torch.save({k: v.contiguous() for k, v in state.items()})).hexdigest()
+    apart = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}  # if shared
+    return hashlib.sha256(safetensors.torch.save(apart)).hexdigest()

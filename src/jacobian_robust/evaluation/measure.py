@@ -260,7 +260,7 @@ def _checks(
     with contextlib.suppress(UserError):  # its files need not be on this machine, or be named
         trained_on = classifier.checkpoint.datamodule()
         trained_on.setup("fit")
-        training_images = trained_on.split("train").images
+        training_images = trained_on.split("train").images  # none of pictures that are read one by one
     with tqdm(total=of, desc=f"sanity checks of {classifier.name}", unit="check") as bar:
 
         def progress(name: str) -> None:

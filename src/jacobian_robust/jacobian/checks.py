@@ -22,10 +22,11 @@ _AGREEMENT = 0.05
 def check_model(model: nn.Module, inputs: Float[Tensor, "batch *shape"], family: Family = CATEGORICAL) -> None:
     """Make sure that ``‖J_μ‖`` of each sample and its gradient are defined and right for a model, as it stands.
 
-    Three things go wrong elsewhere, two of them silently: samples of a batch that influence each other, as in batch
-    normalisation by the batch's own statistics; layers without a second derivative, as fused attention; and layers
-    whose second derivative is not that of their first, as some custom ones. The last is found by finite differences on
-    a float64 copy in evaluation mode; for models that do not compute in float64 a warning says that it was not.
+    Three things go wrong elsewhere, two of them silently: samples of a batch that influence each other; layers without
+    a second derivative, as fused attention; and layers whose second derivative is not that of their first, as some
+    custom ones. The last is found by finite differences on a float64 copy in evaluation mode; for models that do not
+    compute in float64 a warning says that it was not. Another says where batch normalisation by the batch's own
+    statistics is what couples the samples: the derivative of the batch's sum is then meant.
 
     Args:
         model: maps inputs to logits ``(batch, classes)``; in the mode, training or evaluation, that it is used in.
@@ -36,32 +37,66 @@ def check_model(model: nn.Module, inputs: Float[Tensor, "batch *shape"], family:
         ValueError: if one of the three is found; the message names the cause and a remedy.
     """
     inputs = inputs.detach().requires_grad_()
-    logits = model(inputs)
-    (influence,) = torch.autograd.grad(logits[0].sum(), inputs, retain_graph=True)
-    if influence[1:].abs().max() > 0:
-        culprits = [
-            f"{name} ({type(module).__name__})"
-            for name, module in model.named_modules()
-            if isinstance(module, nn.modules.batchnorm._NormBase) and module.training
-        ]
-        if len(culprits) > 2:
-            culprits[1:] = [f"{len(culprits) - 1} more"]
-        raise ValueError(
-            f"the samples of a batch influence each other, through {', '.join(culprits) or 'some layer'}: the Jacobian "
-            "of one sample is then not defined; normalise by fixed statistics (batch norm in eval mode) or within a "
-            "sample (GroupNorm, LayerNorm)"
-        )
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        norm = frobenius_norm(logits, inputs, family=family, probes=1, create_graph=True)
+        if _influence(model, inputs):
+            _say_coupled(model, inputs)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        norm = frobenius_norm(model(inputs), inputs, family=family, probes=1, create_graph=True)
         torch.autograd.grad(norm.sum(), parameters, allow_unused=True)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"a layer has no second derivative ({reason}); for attention choose the plain kernel: "
-            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH) around it"
-        ) from error
+        raise ValueError(f"a layer has no second derivative ({reason}); {_remedy(reason)}") from error
     _check_second_derivative(model, inputs.detach(), family)
+
+
+def _influence(model: nn.Module, inputs: Tensor) -> bool:
+    """Return whether the first sample's logits depend on the others."""
+    (gradient,) = torch.autograd.grad(model(inputs)[0].sum(), inputs)
+    return bool(gradient[1:].abs().max() > 0)
+
+
+def _say_coupled(model: nn.Module, inputs: Tensor) -> None:
+    """Warn where batch statistics are all that couples the samples.
+
+    Raises:
+        ValueError: if something else does.
+    """
+    by_batch = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training
+    ]
+    for _, module in by_batch:
+        module.eval()
+    try:
+        elsewhere = _influence(model, inputs)
+    finally:
+        for _, module in by_batch:
+            module.train()
+    if elsewhere:
+        raise ValueError(
+            "the samples of a batch influence each other, through some layer: the Jacobian of one sample is then not "
+            "defined; let each layer see one sample alone"
+        )
+    named = [f"{name} ({type(module).__name__})" for name, module in by_batch]
+    if len(named) > 2:
+        named[1:] = [f"{len(named) - 1} more"]
+    warnings.warn(
+        f"batch statistics couple the samples, through {', '.join(named)}: the derivative is that of the batch's "
+        "sum, as in published gradient penalties; GroupNorm or LayerNorm see one sample alone",
+        stacklevel=3,
+    )
+
+
+def _remedy(reason: str) -> str:
+    if "checkpoint" in reason.lower():
+        return "give torch.utils.checkpoint.checkpoint use_reentrant=False"
+    if "aot_autograd" in reason or "compile" in reason:
+        return "train the model uncompiled, without torch.compile"
+    return (
+        "for attention choose the plain kernel: torch.nn.attention.sdpa_kernel(SDPBackend.MATH) around it; an "
+        "operation in place needs its other form"
+    )
 
 
 def _say_unchecked() -> None:
@@ -72,7 +107,11 @@ def _say_unchecked() -> None:
 
 
 def _check_second_derivative(model: nn.Module, inputs: Tensor, family: Family) -> None:
-    twin = copy.deepcopy(model).double().eval()
+    try:
+        twin = copy.deepcopy(model).double().eval()
+    except Exception:  # some cannot be copied, as under torch's older weight_norm
+        warnings.warn("the model cannot be copied: that its second derivatives are right was not checked", stacklevel=3)
+        return
     parameters = [parameter for parameter in twin.parameters() if parameter.requires_grad]
     x = inputs.double().requires_grad_()
 

@@ -13,7 +13,7 @@ from torch import nn
 from jacobian_robust.adversaries import Adversary
 from jacobian_robust.attacks import Attack, Transfer
 from jacobian_robust.config import build, build_each, plain
-from jacobian_robust.data import ImageDataModule
+from jacobian_robust.data import Augmentation, ImageDataModule
 from jacobian_robust.errors import UserError, describe
 from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.penalties import Condition, ExponentialPenalty, Penalty, note_condition
@@ -36,6 +36,7 @@ from jacobian_robust.training.checks import (
     check_fit,
     check_penalty,
     check_probabilities,
+    check_reloadable,
     check_resumable,
 )
 from jacobian_robust.training.module import RobustClassifier
@@ -107,7 +108,6 @@ def assemble(
         resumed = check_resumable(options.ckpt_path, config, epochs)
     if options.resume:  # of the same configuration, as the directory's config.yaml shows
         resumed = newest_checkpoint(directory / "checkpoints") or resumed
-    parts.datamodule.prepare_data()
 
     module = RobustClassifier(
         parts.model,
@@ -124,7 +124,8 @@ def assemble(
     record = EpochRecord(directory / "metrics.csv", monitors, parts.rise)
     pruning = None if options.search.trial is None else _pruning(cfg, options, record)
     callbacks = _callbacks(cfg, options, directory, parts, record, pruning)
-    trainer = _trainer(cfg, callbacks, directory, parts.average)
+    images = len(parts.datamodule.split("train"))
+    trainer = _trainer(cfg, callbacks, directory, parts.average, -(-images // parts.datamodule.batch_size))
     return Run(cfg, name, directory, module, parts.datamodule, trainer, record, pruning, resumed, done)
 
 
@@ -133,12 +134,18 @@ def _build_parts(cfg: DictConfig, options: Options) -> _Parts:
     datamodule: ImageDataModule = build(cfg, "data", ImageDataModule, shuffle_seed=options.seed)
     family: Family = build(cfg, "task", Family, optional=True) or CATEGORICAL
     datamodule.for_task(family)
+    datamodule.augmentation = build(cfg, "augmentation", Augmentation, optional=True)
     model: nn.Module = build(cfg, "model", nn.Module)
-    check_fit(model, datamodule, cfg.model)
+    if hasattr(datamodule, "image_shape"):  # before files are fetched; of a folder they say what the shape is
+        check_fit(model, datamodule, cfg.model)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    check_fit(model, datamodule, cfg.model, trained=True)
+    check_reloadable(model, lambda: build(cfg, "model", nn.Module), datamodule.image_shape)
     penalty: Penalty | None = build(cfg, "regularizer", Penalty, optional=True)
     penalty = penalty and penalty.with_family(family)
     if penalty is not None and penalty.needs_graph:
-        check_differentiable(model, datamodule, cfg.model)
+        check_differentiable(model, datamodule)
     if penalty is not None:
         check_penalty(penalty, model, datamodule)
     if penalty is not None and penalty.takes_probabilities:
@@ -221,7 +228,7 @@ def _callbacks(
 
 
 def _trainer(
-    cfg: DictConfig, callbacks: list[pl.Callback], directory: Path, average: MovingAverage | None
+    cfg: DictConfig, callbacks: list[pl.Callback], directory: Path, average: MovingAverage | None, batches: int
 ) -> pl.Trainer:
     """Return Lightning's Trainer, checked."""
     if taken := [key for key in SET_HERE if key in cfg.trainer]:
@@ -235,6 +242,9 @@ def _trainer(
     except Exception as error:  # Lightning has no common exception for a bad argument
         raise UserError(describe(error, "trainer")) from error
     check_devices(trainer, cfg)
+    interval = cfg.trainer.get("val_check_interval")
+    if isinstance(interval, int) and interval > batches and cfg.trainer.get("check_val_every_n_epoch", 1):
+        raise UserError(f"trainer.val_check_interval={interval}: an epoch has {batches} batches; give no more, or null")
     if average is not None and trainer.precision in ("16-true", "bf16-true"):
         # The average moves by less than their last digit.
         raise UserError(f"averaging: not in half precision; give trainer.precision={trainer.precision[:-4]}mixed")

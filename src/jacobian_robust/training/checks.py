@@ -1,8 +1,9 @@
 """What is checked of a training before its first step."""
 
 import copy
-import math
-from collections.abc import Mapping
+import io
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.config import flat
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError, describe
-from jacobian_robust.geometry.families import Categorical
+from jacobian_robust.inspection import is_random, look_at, unchanged
 from jacobian_robust.jacobian.checks import check_model
 from jacobian_robust.penalties import Penalty
 
@@ -41,41 +42,69 @@ def check_devices(trainer: pl.Trainer, cfg: DictConfig) -> None:
         raise UserError("several processes need the same run directory: give hydra.run.dir")
 
 
-def check_fit(model: nn.Module, datamodule: ImageDataModule, options: Mapping[str, Any]) -> None:
-    """Raise a UserError unless the model maps the data's images to a logit for each class, or what the task asks."""
-    training = model.training
+def check_fit(
+    model: nn.Module, datamodule: ImageDataModule, options: Mapping[str, Any], *, trained: bool = False
+) -> None:
+    """Raise a UserError unless the model maps the data's images to a logit for each class, or what the task asks.
+
+    With ``trained``, in training mode too. The last batch of an epoch, with a single image, is tried there: batch
+    statistics have no variance.
+    """
+    sizes = []
+    if trained:
+        sizes = [2, 1] if len(datamodule.split("train")) % datamodule.batch_size == 1 else [2]
+    look_at(model, datamodule.output_shape, datamodule.image_shape, training=sizes, options=options)
+
+
+def check_reloadable(model: nn.Module, make: Callable[[], nn.Module], shape: tuple[int, int, int]) -> None:
+    """Raise a UserError unless a new model with this one's ``state_dict`` computes the same: it is what is evaluated.
+
+    What a model keeps outside of it, as a random matrix that is a plain attribute, would be another one there.
+    """
     try:
+        stored = io.BytesIO()
+        torch.save(model.state_dict(), stored)
+        state = torch.load(io.BytesIO(stored.getvalue()), weights_only=True)
+    except Exception as error:  # its extra state can be anything
+        raise UserError(
+            f"model: its state_dict holds more than tensors and plain values ({describe(error)[:120]}…); let "
+            "get_extra_state return such"
+        ) from error
+    images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        twin = make()
         with torch.no_grad():
-            logits = model.eval()(torch.zeros(2, *datamodule.image_shape))
-    except RuntimeError as error:
-        shape = datamodule.image_shape
-        fitting = {"channels": shape[0], "image_size": shape[-1], "inputs": math.prod(shape)}
-        wrong = [f"model.{name}={value}" for name, value in fitting.items() if options.get(name, value) != value]
-        remedy = f"give {' '.join(wrong)}" if wrong else describe(error)
-        raise UserError(f"model: takes no images of the data's shape {shape}: {remedy}") from error
-    outputs = datamodule.output_shape
-    if logits.shape != (2, *outputs) and not isinstance(datamodule.family, Categorical):
-        remedy = f"give model.classes={outputs[0]}" if len(outputs) == 1 else "choose model=conv_pixels"
+            twin.load_state_dict(state)
+            with unchanged(model, training=False), unchanged(twin, training=False):
+                expected, found = model(images), twin(images)
+                torch.manual_seed(1)
+                same = torch.allclose(expected, found, rtol=1e-5, atol=1e-5, equal_nan=True)
+    if not same and not is_random(model, images):
         raise UserError(
-            f"model: the task's outputs are (batch, {', '.join(map(str, outputs))}), not {tuple(logits.shape)} for a "
-            f"batch of 2: {remedy}"
+            "model: loaded from its state_dict it computes something else: it keeps what it draws or learns in plain "
+            "attributes; register them as parameters or as buffers (persistent=True)"
         )
-    if logits.shape != (2, *outputs):
-        raise UserError(
-            f"model.classes={logits.shape[-1]}: the data has {datamodule.classes} classes, and the model must return "
-            f"(batch, {datamodule.classes}) logits, not {tuple(logits.shape)} for a batch of 2"
-        )
-    model.train(training)
 
 
-def check_differentiable(model: nn.Module, datamodule: ImageDataModule, options: Mapping[str, Any]) -> None:
+def check_differentiable(model: nn.Module, datamodule: ImageDataModule) -> None:
     """Raise a UserError unless the gradient of the Jacobian's norm through the model is what it should be."""
     images = torch.rand(4, *datamodule.image_shape, generator=torch.Generator().manual_seed(0))
-    try:
-        check_model(copy.deepcopy(model), images, datamodule.family)
-    except ValueError as error:
-        remedy = "; give model.norm=group" if options.get("norm") == "batch" else ""
-        raise UserError(f"model: cannot be trained with a penalty on its Jacobian: {error}{remedy}") from error
+    if is_random(model, images):
+        raise UserError(
+            "model: is random in evaluation mode too (the same images get other logits), so that its Jacobian is not "
+            "defined; let dropout and noise act in training mode alone, as nn.Dropout does, or give regularizer=none"
+        )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            with unchanged(model, training=model.training):
+                check_model(model, images, datamodule.family)
+        except ValueError as error:
+            raise UserError(f"model: cannot be trained with a penalty on its Jacobian: {error}") from error
+    for warning in said:
+        if issubclass(warning.category, UserWarning):
+            Console().print(f"model: {warning.message}", soft_wrap=True)
 
 
 def check_penalty(penalty: Penalty, model: nn.Module, datamodule: ImageDataModule) -> None:
@@ -83,9 +112,8 @@ def check_penalty(penalty: Penalty, model: nn.Module, datamodule: ImageDataModul
     if penalty.needs_graph or not penalty.needs_model:
         return
     images, labels = torch.zeros(2, *datamodule.image_shape), torch.arange(2)
-    model = copy.deepcopy(model)
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with unchanged(model, training=model.training), torch.no_grad():
             copy.deepcopy(penalty)(model(images), images, labels, model=model, create_graph=False)
     except ValueError as error:
         raise UserError(f"regularizer: cannot be computed of this model in training: {error}") from error
@@ -93,8 +121,8 @@ def check_penalty(penalty: Penalty, model: nn.Module, datamodule: ImageDataModul
 
 def check_probabilities(model: nn.Module, datamodule: ImageDataModule) -> None:
     """Raise a UserError unless a model whose outputs are said to be probabilities returns such."""
-    with torch.no_grad():
-        outputs = copy.deepcopy(model)(torch.zeros(2, *datamodule.image_shape))
+    with unchanged(model, training=model.training), torch.no_grad():
+        outputs = model(torch.zeros(2, *datamodule.image_shape))
     if outputs.min() < 0 or (outputs.sum(-1) - 1).abs().max() > 1e-3:
         raise UserError(
             "regularizer.outputs=probabilities: the model's outputs are none; give outputs=logits, or a model that "

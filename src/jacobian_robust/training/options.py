@@ -22,12 +22,13 @@ NOT_IN_CHECKPOINT = (
 
 
 GROUPS = (
-    *("task", "data", "model", "regularizer", "adversary", "eta", "eps_schedule", "optimizer", "scheduler"),
+    *("task", "data", "augmentation", "model", "regularizer", "adversary", "eta", "eps_schedule"),
+    *("optimizer", "scheduler"),
     *("averaging", "trainer", "logger", *EVALUATION_GROUPS),
 )
 
 
-MAY_BE_NONE = ("regularizer", "adversary", "eps_schedule", "scheduler", "averaging")
+MAY_BE_NONE = ("augmentation", "regularizer", "adversary", "eps_schedule", "scheduler", "averaging")
 
 
 MAY_DIFFER = (
@@ -68,6 +69,7 @@ SET_HERE = (
     "inference_mode",
     "logger",
     "num_sanity_val_steps",
+    "overfit_batches",
     "use_distributed_sampler",
 )
 """Arguments of Lightning's Trainer that are not the user's to choose."""
@@ -85,6 +87,7 @@ class TrainerOptions(BaseModel):
     min_epochs: Count | None = None
     check_val_every_n_epoch: Count | None = 1
     accumulate_grad_batches: Count = 1
+    val_check_interval: Annotated[float, Field(gt=0, le=1)] | Count | None = None
     log_every_n_steps: Size | None = None
     reload_dataloaders_every_n_epochs: Size = 0
 

@@ -1,6 +1,7 @@
 """The runs of a training, one after another, and the evaluation that follows them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytorch_lightning as pl
 import torch.distributed as dist
 from omegaconf import DictConfig
 from rich.console import Console
+from torch import nn
 
 from jacobian_robust.checkpoints import load_checkpoint
-from jacobian_robust.config import plain
+from jacobian_robust.config import build, plain
 from jacobian_robust.evaluation.classifiers import load_classifiers
 from jacobian_robust.evaluation.evaluate import report
 from jacobian_robust.evaluation.options import Evaluation
@@ -71,9 +73,18 @@ def _evaluate(
 ) -> dict[str, float | int]:
     """Attack what was trained, and return the accuracies."""
     try:
+        checkpoints = [load_checkpoint(run.last_checkpoint) for run in runs]
+        # A file must not choose a class of somebody's own: the command did, and is trusted.
+        networks = [
+            None if checkpoint.brings_model else build(run.cfg, "model", nn.Module)
+            for checkpoint, run in zip(checkpoints, runs, strict=True)
+        ]
+        if not checkpoints[0].brings_data:
+            evaluation = replace(evaluation, data=runs[0].datamodule)
         results = report(
-            load_classifiers([load_checkpoint(run.last_checkpoint) for run in runs], evaluation),
+            load_classifiers(checkpoints, evaluation, network=networks),
             evaluation,
+            network=networks[int(options.twin)],
             directory=directory,
             logger=logger,
             group=group(options),

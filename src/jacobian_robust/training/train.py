@@ -7,7 +7,7 @@ from torch import nn, optim
 
 from jacobian_robust.adversaries import Adversary
 from jacobian_robust.config import build, check, plain, read_options, without_none
-from jacobian_robust.data import ImageDataModule
+from jacobian_robust.data import Augmentation, ImageDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation.options import EVALUATION_OPTIONS, read_evaluation
 from jacobian_robust.evaluation.transfer import require_possible
@@ -114,6 +114,7 @@ def _check_parts(cfg: DictConfig) -> None:
     """Raise a UserError for a wrong option of a part; those that take time to make are only looked at."""
     trainer_options(cfg)
     build(cfg, "data", ImageDataModule, partial=True)
+    build(cfg, "augmentation", Augmentation, optional=True)
     build(cfg, "model", nn.Module, partial=True)
     build(cfg, "regularizer", Penalty, optional=True)
     build(cfg, "adversary", Adversary, optional=True)

@@ -39,7 +39,7 @@ class EpochRecord(pl.Callback):
         self.schedule = schedule
         self.rows: list[dict[str, float | int]] = []
         self._epoch_started = self._last_batch_ended = 0.0
-        self._spent = 0.0
+        self._spent = self._validation_started = 0.0
         self._lr = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -64,11 +64,19 @@ class EpochRecord(pl.Callback):
         self._lr = float(trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Stop the clock after the last batch, before validation."""
-        if trainer.is_last_batch:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            self._last_batch_ended = time.perf_counter()
+        """Stop the clock after the last batch, before validation; any may be the last, as with max_steps."""
+        if trainer.is_last_batch and torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self._last_batch_ended = time.perf_counter()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note when a validation begins."""
+        self._validation_started = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave a validation within the epoch out of the time of its steps."""
+        if not trainer.is_last_batch:
+            self._epoch_started += time.perf_counter() - self._validation_started
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Complete a row."""

@@ -1,5 +1,7 @@
+import gzip
 import itertools
 import pickle
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from jacobian_robust.data import (
 from jacobian_robust.errors import UserError
 from jacobian_robust.training.datamodule import LightningImages
 
-RAW = Path(__file__).parents[1] / "data" / "MNIST" / "raw"
+RAW = Path(__file__).parents[2] / "data" / "MNIST" / "raw"
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +128,8 @@ def test_test_curves_are_only_for_runs_without_validation_images():
 
 
 def test_a_split_that_leaves_nothing_is_refused():
-    with pytest.raises(UserError, match="leaves nothing"):
-        MNISTDataModule(validation_size=60_000)
+    with pytest.raises(UserError, match="leaves nothing of 60000 images"):
+        MNISTDataModule(validation_size=60_000).setup("fit")
 
 
 def test_a_damaged_file_is_named(tmp_path):
@@ -167,6 +169,53 @@ def test_fashion_mnist_is_found_in_its_directory(tmp_path, monkeypatch):
     assert len(datamodule.split("test")) == 10_000
 
 
+def test_unpacked_and_repacked_files_are_read_and_others_are_named_by_their_hash(tmp_path):
+    for archive in RAW.glob("*.gz"):
+        (tmp_path / archive.stem).write_bytes(gzip.decompress(archive.read_bytes()))
+    unpacked = MNISTDataModule(root=str(tmp_path))  # no MNIST/raw is asked for
+    unpacked.prepare_data()
+    assert unpacked.data_name == "MNIST"
+    unpacked.setup("test")
+    labels = tmp_path / "t10k-labels-idx1-ubyte"
+    changed = bytearray(labels.read_bytes())
+    changed[8] = 9 - changed[8]
+    labels.unlink()
+    labels.with_name(labels.name + ".gz").write_bytes(gzip.compress(changed, 1))
+    other = MNISTDataModule(root=str(tmp_path))
+    other.prepare_data()
+    assert re.fullmatch(r"MNIST \([0-9a-f]{12}\)", other.data_name)
+    other.setup("test")
+    assert torch.equal(other.split("test").images, unpacked.split("test").images)
+    assert (other.split("test").labels != unpacked.split("test").labels).sum() == 1
+    labels.write_bytes(b"no IDX file, but long enough")
+    labels.with_name(labels.name + ".gz").unlink()
+    with pytest.raises(UserError, match=r"t10k-labels-idx1-ubyte is damaged"):
+        MNISTDataModule(root=str(tmp_path)).prepare_data()
+
+
+def test_sets_of_other_files_are_read_by_torchvision_and_a_missing_argument_is_named(tmp_path):
+    class Columns:
+        """As QMNIST, whose targets have the class in their first column; and as EMNIST, which must be told a split."""
+
+        def __init__(self, root, split, train, download):
+            self.data = torch.zeros(9, 28, 28, dtype=torch.uint8)
+            self.targets = torch.arange(9)[:, None].repeat(1, 8)
+
+    class Whole(MNISTDataModule):
+        dataset_class = Columns
+        arguments = {"split": "digits"}  # noqa: RUF012
+
+    class Unsaid(MNISTDataModule):
+        dataset_class = Columns
+
+    datamodule = Whole(root=str(tmp_path), validation_size=0)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    assert datamodule.split("train").labels.tolist() == list(range(9))
+    with pytest.raises(UserError, match=r"Columns: .*'split'.* arguments"):
+        Unsaid(root=str(tmp_path)).prepare_data()
+
+
 def test_cifar10_is_extracted_from_its_archive_and_read_as_it_was_written(cifar10):
     datamodule = CIFAR10DataModule(root=str(cifar10), validation_size=100)
     datamodule.prepare_data()
@@ -201,11 +250,6 @@ def test_missing_or_damaged_files_of_cifar10_are_told_in_one_line(tmp_path, cifa
     (cifar10 / "cifar-10-python.tar.gz").write_bytes(b"damaged too")
     with pytest.raises(UserError, match=message):
         CIFAR10DataModule(root=str(cifar10)).prepare_data()
-
-
-def test_a_cifar10_split_that_leaves_nothing_is_refused():
-    with pytest.raises(UserError, match="leaves nothing of 50000 images"):
-        CIFAR10DataModule(validation_size=50_000)
 
 
 @pytest.fixture
