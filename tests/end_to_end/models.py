@@ -2,10 +2,13 @@
 
 import os
 import signal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
+from jacobian_robust.data import ImageDataModule, ImageDataset
 from jacobian_robust.models import LeNet
 
 
@@ -50,3 +53,52 @@ class Killing(LeNet):
     def forward(self, images: Tensor) -> Tensor:
         os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(images)
+
+
+class Rectangles(ImageDataModule):
+    """Images that are higher than wide, of two channels and five classes, drawn: each has a bright column."""
+
+    classes = 5
+    image_shape = (2, 9, 6)
+
+    def __init__(self, shuffle_seed: int = 0, batch_size: int = 16) -> None:
+        super().__init__(
+            batch_size=batch_size,
+            validation_size=20,
+            split_seed=0,
+            validate_on_test=False,
+            shuffle_seed=shuffle_seed,
+        )
+
+    def _read(self, *, train: bool) -> ImageDataset:
+        generator = torch.Generator().manual_seed(int(train))
+        labels = torch.arange(117 if train else 40) % self.classes
+        images = torch.rand(len(labels), *self.image_shape, generator=generator) * 0.5
+        images[torch.arange(len(labels)), :, labels] += 0.5
+        return ImageDataset(images, labels)
+
+
+class Odd(nn.Module):
+    """Has what a state_dict can hold beside tensors of its own: one weight twice, extra state, a parametrization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = parametrizations.spectral_norm(nn.Linear(108, 16))
+        self.second = parametrizations.orthogonal(nn.Linear(16, 16))
+        self.third = nn.Linear(16, 16)
+        self.third.weight = self.fourth_weight = nn.Parameter(torch.randn(16, 16) / 4)
+        self.head = nn.Linear(16, 5)
+        self.seen = {"steps": 0, "names": ["a"]}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        return self.seen
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.seen = state
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.seen = {**self.seen, "steps": self.seen["steps"] + 1}
+        hidden = torch.tanh(self.second(torch.tanh(self.first(images.flatten(1)))))
+        logits: Tensor = self.head(torch.tanh(hidden @ self.fourth_weight + self.third(hidden)))
+        return logits * (1 + self.seen["steps"] / 1000)

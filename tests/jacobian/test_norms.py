@@ -11,7 +11,7 @@ from torch.func import functional_call, jacrev, vmap
 from jacobian_robust import geometry
 from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.data import MNISTDataModule
-from jacobian_robust.jacobian import FisherFactor, frobenius_norm, spectral_norm, tangent_directions
+from jacobian_robust.jacobian import FisherFactor, frobenius_norm, jacobian_norms, spectral_norm, tangent_directions
 from jacobian_robust.models import LeNet
 
 from .cases import NORMS, ORDER, SPECTRAL, measure, network, random_inputs
@@ -265,3 +265,20 @@ def test_mistakes_are_named():
         spectral_norm(model(inputs), inputs, columns=1, tolerance=0.0)
     with pytest.raises(ValueError, match="classes ≥ 2"):
         frobenius_norm(model(inputs)[:, :1], inputs)
+
+
+def test_a_class_that_is_masked_by_minus_infinity_is_a_class_left_out():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 4)).double()
+    inputs = torch.rand(3, 6, dtype=torch.float64, requires_grad=True)
+    logits = net(inputs)
+    masked = torch.cat([logits, logits[:, :1]], dim=1).masked_fill(torch.arange(5) == 4, -torch.inf)
+    norms, gradients = [], []
+    for outputs in (logits, masked):
+        norm = frobenius_norm(outputs, inputs, create_graph=True)
+        norms.append(norm)
+        gradients.append(torch.autograd.grad(norm.sum(), net[0].weight, retain_graph=True)[0])
+    torch.testing.assert_close(*norms)
+    torch.testing.assert_close(*gradients)
+    for mine, others in zip(jacobian_norms(logits, inputs), jacobian_norms(masked, inputs), strict=True):
+        torch.testing.assert_close(mine, others)

@@ -35,11 +35,16 @@ class AutoAttack(Attack):
     parts: Annotated[tuple[Part, ...], Listed, Field(min_length=1)] | None = None
 
     def require(self, classes: int, shape: Sequence[int]) -> None:
-        """Raise a UserError where the DLR losses have no fourth logit."""
+        """Raise a UserError where the DLR losses have no fourth logit, or Square in ℓ2 no square image."""
         if classes < 4 and (self.parts is None or not {"apgd-dlr", "apgd-t"}.isdisjoint(self.parts)):
             raise UserError(
                 f"{self.name}: AutoAttack's DLR losses need 4 classes or more, and there are {classes}; leave it "
                 f"out, or choose attack.{self.name}.parts=[apgd-ce]"
+            )
+        if self.norm == "l2" and shape[-2] != shape[-1] and (self.parts is None or "square" in self.parts):
+            raise UserError(
+                f"{self.name}: AutoAttack's Square in ℓ2 takes images as high as wide, and these have "
+                f"{shape[-2]}×{shape[-1]} pixels; choose attack.{self.name}.parts=[apgd-ce,apgd-t,fab-t]"
             )
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:

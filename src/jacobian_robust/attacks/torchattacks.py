@@ -171,6 +171,11 @@ class Square(Attack):
                 f"{self.name}: Square in ℓ2 tiles an image with {SQUARES} squares a side, and these have "
                 f"{shape[-2]}×{shape[-1]} pixels; leave it out"
             )
+        if self.norm == "l2" and shape[-2] != shape[-1]:
+            raise UserError(
+                f"{self.name}: the library's Square in ℓ2 takes images as high as wide, and these have "
+                f"{shape[-2]}×{shape[-1]} pixels; leave it out"
+            )
 
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         import torchattacks

@@ -70,7 +70,7 @@ def calibration(log_p: Float[Tensor, "images classes"], labels: Int[Tensor, "ima
 def transformed(
     images: Float[Tensor, "images *shape"], *, seed: int = 0, pictures: bool = True
 ) -> dict[str, Float[Tensor, "images *shape"]]:
-    """Return images of another kind made from the given ones: rotated by 90°, inverted, uniform noise.
+    """Return images of another kind made from the given ones: rotated by 90°, or 180° if not square, inverted, noise.
 
     Some digits look like digits after a rotation: no score should reach an AUROC of 1 there.
 
@@ -80,8 +80,10 @@ def transformed(
         pictures: whether turning and inverting them means anything; otherwise the noise is all there is.
     """
     noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed)).to(images)
-    turned = {"rotated by 90°": images.rot90(dims=(-2, -1)), "inverted": 1 - images} if pictures else {}
-    return turned | {"uniform noise": noise}
+    square = images.shape[-2] == images.shape[-1]  # others do not keep their shape after a quarter turn
+    angle = 90 if square else 180
+    turned = {f"rotated by {angle}°": images.rot90(angle // 90, dims=(-2, -1)), "inverted": 1 - images}
+    return (turned if pictures else {}) | {"uniform noise": noise}
 
 
 def out_of_distribution(

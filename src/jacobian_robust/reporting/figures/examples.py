@@ -47,7 +47,8 @@ def adversarial_examples(examples: Mapping[float, Examples], *, norm: Norm, titl
             top += 0.17 if offset < 2 else 0.06
             axes.text(-0.12, top + height / 2, label, ha="right", va="center")
             for column, (image, caption) in enumerate(zip(images.cpu(), captions, strict=True)):
-                pixels = image.movedim(0, -1).squeeze(-1).numpy() / (scale if offset == 2 else 1)
+                seen = image if len(image) in (1, 3) else image.mean(0, keepdim=True)  # others have no colour
+                pixels = seen.movedim(0, -1).squeeze(-1).numpy() / (scale if offset == 2 else 1)
                 left = 1.1 * column
                 axes.imshow(
                     pixels if pixels.ndim == 2 or offset < 2 else pixels / 2 + 0.5,
