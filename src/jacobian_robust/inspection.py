@@ -19,7 +19,7 @@ def unchanged(model: nn.Module, *, training: bool) -> Iterator[None]:
 
     In training mode a forward pass changes running statistics. A copy would do too, but not every model has one.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modes = [(module, getattr(module, "training", False)) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     with torch.random.fork_rng():
         try:
