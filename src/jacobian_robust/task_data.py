@@ -80,7 +80,7 @@ class _MNISTTaskDataModule(MNISTDataModule):
         whole = super()._read(train=train)
         size = self.training_size if train else self.test_size
         generator = torch.Generator().manual_seed(2 * self.data_seed + 1 + train)
-        return ImageDataset(whole.images[:size], whole.labels[:size]), generator
+        return ImageDataset(whole.images[:size], whole.labels[:size].long()), generator
 
 
 class MNISTAngleDataModule(_MNISTTaskDataModule):

@@ -35,7 +35,7 @@ def test_every_choice_of_every_group_can_be_made(group, choice):
         assert [attack.name for attack in read_evaluation(cfg).attacks] == [choice]
     elif group == "certificate":
         norm = "l2" if choice in ("lipschitz", "smoothing") else "linf"
-        cfg = composed("train", f"certificate={choice}", f"attack=pgd_{norm}", "output_dir=somewhere")
+        cfg = composed_anew("train", f"certificate={choice}", f"attack=pgd_{norm}", "output_dir=somewhere")
         assert [certificate.name for certificate in read_evaluation(cfg).certificates] == [choice]
     elif group == "suite":
         assert read_evaluation(cfg).attacks

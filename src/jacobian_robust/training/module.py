@@ -245,7 +245,7 @@ class RobustClassifier(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Begin anew: of several validations in an epoch the last one counts, which saw the weights that are kept."""
-        self._means["validation"] = _RunningMeans()
+        self._means["validation"] = RunningMeans(self.family)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure the loss of a batch, with probes of its own: validation leaves training as it would have been.
