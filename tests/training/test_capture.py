@@ -5,6 +5,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from jacobian_robust.penalties import Amortization, Frobenius, LogitJacobian, Margin
+from jacobian_robust.training.callbacks.scheduled import ScheduledRate
 from jacobian_robust.training.capture import EAGER_FIRST, CapturedSteps, NotCaptured
 from jacobian_robust.training.module import RobustClassifier
 from jacobian_robust.training.schedules import OneCycle
@@ -71,7 +72,7 @@ def trained(penalty, graph=None, *, epochs=2, **options):
         enable_progress_bar=False,
         enable_model_summary=False,
         inference_mode=False,
-        callbacks=[OneCycle()],
+        callbacks=[ScheduledRate(OneCycle())],
     )
     trainer.fit(module, data)
     return module

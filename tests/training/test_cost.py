@@ -61,13 +61,6 @@ def test_the_measurement_leaves_weights_state_and_random_numbers_as_they_are(pen
     assert CONSTRAINT.multipliers is None
 
 
-def test_a_penalty_costs_more_than_nothing_and_less_when_it_is_seldom():
-    exact, seldom = (
-        measure_cost(a_run(Frobenius(eps=1.0), amortization=Amortization(every=every)), 100.0) for every in (1, 4)
-    )
-    assert exact.step_ratio > seldom.step_ratio > 1
-
-
 def test_a_failure_is_said_and_the_training_stands(capsys):
     run = a_run()
     run.datamodule.split = lambda name: 1 / 0
