@@ -77,14 +77,16 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refusal:
     def stop(*_: Any, **__: Any) -> None:
         raise Accepted
 
-    monkeypatch.setattr(training, "claimed", stop)
-    monkeypatch.setattr(evaluation, "report", stop)
     monkeypatch.chdir(tmp_path)
     programs = {"train": training.train, "evaluate": evaluation.evaluate}
 
     def refuse(program: str, *overrides: str) -> str:
-        with pytest.raises(MISTAKES) as refused:
-            programs[program](composed(program, *overrides, "output_dir=run"))
+        # Only here: a network that several tests share may be trained between two calls.
+        with monkeypatch.context() as patched:
+            patched.setattr(training, "claimed", stop)
+            patched.setattr(evaluation, "report", stop)
+            with pytest.raises(MISTAKES) as refused:
+                programs[program](composed(program, *overrides, "output_dir=run"))
         return one_line(refused.value)
 
     return refuse
