@@ -35,7 +35,7 @@ from jacobian_robust.provenance import run_url
 from jacobian_robust.reporting.console import print_results
 from jacobian_robust.reporting.evaluation import write_evaluation
 from jacobian_robust.reporting.wandb import WandbOptions, full_id, log_evaluation, read_logger, wandb_run
-from jacobian_robust.robustness.evaluate import Details, results_of
+from jacobian_robust.robustness.results import Details, results_of
 from jacobian_robust.robustness.schema import Model, Results, groups
 from jacobian_robust.robustness.workers import full_precision, several
 

@@ -18,7 +18,7 @@ from jacobian_robust.evaluation.options import Evaluation
 from jacobian_robust.provenance import versions
 from jacobian_robust.reporting.figures import SYMBOLS
 from jacobian_robust.robustness.certificates import Certificate
-from jacobian_robust.robustness.evaluate import parameters
+from jacobian_robust.robustness.results import parameters
 
 __all__ = ["PROGRESS", "Bars", "FileJournal", "identity_of", "once"]
 

@@ -24,7 +24,7 @@ from jacobian_robust.robustness import prediction as first_order
 from jacobian_robust.robustness import reliability
 from jacobian_robust.robustness.budgets import Sweep, predictions, sweep
 from jacobian_robust.robustness.certificates import Certificate, Certified, certify
-from jacobian_robust.robustness.evaluate import Details, model_results, parameters
+from jacobian_robust.robustness.results import Details, model_results, parameters
 from jacobian_robust.robustness.sanity import Check, checks_of, sanity_checks
 from jacobian_robust.robustness.schema import FirstOrder, Model, settings_hash
 from jacobian_robust.robustness.workers import Attackers

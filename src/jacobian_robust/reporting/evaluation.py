@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from jacobian_robust.reporting import figures as plots
 from jacobian_robust.reporting.html import Section, write_report
-from jacobian_robust.robustness.evaluate import Details, write_tables
+from jacobian_robust.robustness.results import Details, write_tables
 from jacobian_robust.robustness.schema import Group, Results
 
 __all__ = ["Written", "write_evaluation"]

@@ -1,15 +1,12 @@
 """Evaluate the robustness of a model: one plain function for those who have a model, images and labels."""
 
-import csv
-import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -17,7 +14,6 @@ from jacobian_robust.attacks import PGD, Attack, check_pixels
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import write_atomically
 from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
-from jacobian_robust.provenance import git_state, versions
 from jacobian_robust.robustness.budgets import Sweep, sweep
 from jacobian_robust.robustness.certificates import (
     CROWN,
@@ -30,58 +26,15 @@ from jacobian_robust.robustness.certificates import (
     require_certifiable,
     unattacked,
 )
-from jacobian_robust.robustness.prediction import Radii
-from jacobian_robust.robustness.sanity import Check, Status, sanity_checks, verdict
+from jacobian_robust.robustness.results import Details, model_results, results_of
+from jacobian_robust.robustness.sanity import Check, Status, sanity_checks
 from jacobian_robust.robustness.schema import (
-    AttackOutcome,
-    Budget,
-    Certification,
-    CertifiedBudget,
-    ClassAccuracy,
-    Model,
     Results,
-    SanityCheck,
-    Threat,
     groups,
-    table_rows,
 )
 from jacobian_robust.robustness.workers import Attackers, full_precision, several
 
-__all__ = [
-    "Details",
-    "RobustnessEvaluation",
-    "evaluate_robustness",
-    "image_rows",
-    "model_results",
-    "parameters",
-    "results_of",
-    "write_tables",
-]
-
-
-@dataclass(frozen=True)
-class Details:
-    """What is known of each image, for the figures and ``images.csv``.
-
-    Attributes:
-        name: of the model.
-        labels: the true classes.
-        confidence: the probability of each predicted class.
-        sweeps: the attacks' results, one a norm.
-        certified: what each certificate says.
-        radii: the geometry at the first images, where it was asked for.
-        smallest: the length of the smallest ℓ2 perturbation known there.
-        pictures: whether the images are pictures, not points.
-    """
-
-    name: str
-    labels: Int[Tensor, "images"]
-    confidence: Float[Tensor, "images"]
-    sweeps: list[Sweep]
-    certified: list[Certified] = field(default_factory=list)
-    radii: Radii | None = None
-    smallest: Float[Tensor, "first"] | None = None
-    pictures: bool = True
+__all__ = ["RobustnessEvaluation", "evaluate_robustness"]
 
 
 @dataclass(frozen=True)
@@ -324,198 +277,3 @@ def _require_targets(outputs: Any, targets: Tensor, family: Family) -> Tensor:
     except (ValueError, RuntimeError, IndexError) as error:
         raise UserError(f"labels: are no targets of such outputs: {' '.join(str(error).split())[:200]}") from error
     return targets
-
-
-def results_of(
-    models: Sequence[Model],
-    attacks: Sequence[Attack],
-    certificates: Sequence[Certificate] = (),
-    *,
-    seed: int,
-    device: str,
-    split: str = "test",
-    independent: bool = False,
-) -> Results:
-    """Return what ``robustness.json`` holds of evaluated models."""
-    return Results.model_validate(
-        {
-            "split": split,
-            "independent": independent,
-            "seed": seed,
-            "device": device,
-            "versions": versions(),
-            **git_state(),
-            "attacks": {attack.name: parameters(attack) for attack in attacks},
-            "certificates": {asked.name: parameters(asked, "certificate") for asked in certificates},
-            "models": list(models),
-        }
-    )
-
-
-def model_results(
-    name: str,
-    labels: Int[Tensor, "images"],
-    sweeps: Sequence[Sweep],
-    checks: Sequence[Check],
-    certified: Sequence[Certified] = (),
-    *,
-    classes: int,
-    data: str,
-    **known: Any,
-) -> Model:
-    """Return the accounting of one model.
-
-    Args:
-        name: of the model.
-        labels: the true classes.
-        sweeps: the attacks' results, one a norm.
-        checks: the sanity checks.
-        certified: what each certificate says.
-        classes: number of classes.
-        data: which images they are, in words.
-        known: further fields of :class:`Model`.
-    """
-    unknown: dict[str, Any] = dict.fromkeys(
-        (
-            "checkpoint",
-            "sha256",
-            "training_seed",
-            "settings",
-            "epochs",
-            "seconds_per_epoch",
-            "wandb",
-            "first_order",
-            "calibration",
-        )
-    )
-    return Model(
-        name=name,
-        data=data,
-        verdict=verdict(checks) if checks else None,
-        checks=[SanityCheck(**asdict(check)) for check in checks],
-        images=len(labels),
-        clean_correct=sweeps[0].clean_correct,
-        clean_accuracy=sweeps[0].clean_accuracy,
-        threats=[
-            _threat(swept, [found for found in certified if found.certificate.norm == swept.norm]) for swept in sweeps
-        ],
-        certificates=[
-            _certification(found, swept)
-            for found in certified
-            for swept in sweeps
-            if swept.norm == found.certificate.norm
-        ],
-        classes=_classes(labels, sweeps, classes),
-        **{**unknown, "noise": [], "out_of_distribution": [], **known},
-    )
-
-
-def write_tables(results: Results, details: Sequence[Details], directory: Path) -> list[dict[str, Any]]:
-    """Write ``robustness.csv`` and ``images.csv``; return the rows of the first."""
-    rows = table_rows(results)
-    with write_atomically(directory / "robustness.csv") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    with write_atomically(directory / "images.csv") as file:
-        csv.writer(file).writerows(image_rows(results, details))
-    return rows
-
-
-def _threat(swept: Sweep, certified: Sequence[Certified]) -> Threat:
-    """Return the budgets of a norm, each with the images that one certificate or more of the network covers."""
-    covering = [found.bounded.certified for found in certified if not found.certificate.smoothed]
-    covered = torch.stack(covering).any(0).sum(0).tolist() if covering else [None] * len(swept.budgets)
-    return Threat(
-        norm=swept.norm,
-        budgets=[
-            Budget(
-                eps=budget.eps,
-                attacked=budget.attacked,
-                correct=budget.correct,
-                images=budget.images,
-                share_of_attacked=budget.share_of_attacked,
-                robust_accuracy=budget.robust_accuracy,
-                attacks=[AttackOutcome(**asdict(attack)) for attack in budget.attacks],
-                certified=count,
-                certified_accuracy=None if count is None else count / budget.images,
-            )
-            for budget, count in zip(swept.budgets, covered, strict=True)
-        ],
-    )
-
-
-def _certification(found: Certified, swept: Sweep) -> Certification:
-    certificate, bounded, images = found.certificate, found.bounded, swept.images
-    counts = bounded.certified.sum(0).tolist()
-    radii = bounded.radius[bounded.correct & bounded.radius.isfinite()]
-    return Certification(
-        certificate=certificate.name,
-        norm=certificate.norm,
-        smoothed=certificate.smoothed,
-        budgets=[
-            CertifiedBudget(eps=eps, certified=count, certified_accuracy=count / images)
-            for eps, count in zip(found.eps, counts, strict=True)
-        ],
-        correct=int(bounded.correct.sum()),
-        abstained=int(bounded.abstained.sum()),
-        samples=certificate.samples_of(images),
-        median_radius=radii.median().item() if len(radii) else None,
-        pairs=found.pairs(swept),
-        broken=found.broken(swept.smallest),
-    )
-
-
-def _classes(labels: Tensor, sweeps: Sequence[Sweep], classes: int) -> list[ClassAccuracy]:
-    return [
-        ClassAccuracy(
-            label=label,
-            images=int((labels == label).sum()),
-            clean_correct=int((sweeps[0].predicted[labels == label] == label).sum()),
-            robust_correct={
-                swept.norm: [int(robust[labels == label].sum()) for robust in swept.robust] for swept in sweeps
-            },
-        )
-        for label in range(classes)
-    ]
-
-
-def parameters(of: Attack | Certificate, kind: str = "attack") -> dict[str, Any]:
-    """Return an attack's or a certificate's class, as ``kind``, and its parameters, as JSON has them."""
-    parameters = {key: value for key, value in asdict(of).items() if key not in ("name", "family")}
-    if isinstance(of, Attack) and not isinstance(of.family, Categorical):
-        parameters["family"] = {"name": type(of.family).__name__} | asdict(of.family)
-    plain_parameters: dict[str, Any] = json.loads(json.dumps({kind: type(of).__name__} | parameters))
-    return plain_parameters
-
-
-def image_rows(results: Results, details: Sequence[Details]) -> Iterator[list[Any]]:
-    """Return a heading, and a row for each model and image: its classes, where it is robust and certified."""
-    columns = ["name", "image", "label", "predicted", "confidence"]
-    for swept in details[0].sweeps:
-        columns += [f"robust_{swept.norm}_{budget.eps:g}" for budget in swept.budgets] + [f"smallest_{swept.norm}"]
-    for found in details[0].certified:
-        columns += [f"certified_{found.certificate.name}_{eps:g}" for eps in found.eps]
-        columns += [f"radius_{found.certificate.name}"] if found.certificate.norm == "l2" else []
-    geometry = ["delta", "boundary", "jacobian_frobenius", "jacobian_spectral", "predicted_l2", "smallest_known_l2"]
-    yield columns + (geometry if details[0].radii else [])
-    for detail in details:
-        values: list[list[Any]] = [detail.labels.tolist(), detail.sweeps[0].predicted.tolist()]
-        values.append([f"{confidence:.6g}" for confidence in detail.confidence.tolist()])
-        for swept in detail.sweeps:
-            values += [robust.int().tolist() for robust in swept.robust] + [_lengths(swept.smallest)]
-        for found in detail.certified:
-            values += [certified.int().tolist() for certified in found.bounded.certified.unbind(-1)]
-            values += [_lengths(found.bounded.radius)] if found.certificate.norm == "l2" else []
-        if detail.radii is not None and detail.smallest is not None:
-            radii = detail.radii
-            known = [radii.center, radii.boundary, radii.frobenius, radii.spectral, radii.predicted, detail.smallest]
-            rest = [""] * (len(detail.labels) - len(detail.smallest))
-            values += [_lengths(value) + rest for value in known]
-        for image, row in enumerate(zip(*values, strict=True)):
-            yield [detail.name, image, *row]
-
-
-def _lengths(values: Tensor) -> list[str]:
-    """Return numbers as text, and nothing for what is not known."""
-    return [f"{value:.6g}" if math.isfinite(value) else "" for value in values.tolist()]

@@ -1,0 +1,151 @@
+"""A class for each pixel."""
+
+import math
+from collections.abc import Iterator
+from typing import Annotated
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from jacobian_robust.geometry import simplex
+from jacobian_robust.geometry.factors import FisherFactor, tangent_directions
+from jacobian_robust.geometry.families.base import (
+    Factor,
+    Family,
+    Flat,
+    Outputs,
+    Targets,
+    at_least_float32,
+    flat,
+)
+from jacobian_robust.options import STRICT
+
+__all__ = ["PixelCategorical"]
+
+
+class _PixelFactor:
+    """The categorical factor of each pixel, on the vectors of a whole image."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        self.samples, self.classes = outputs.shape[:2]
+        self.factor = FisherFactor(_by_pixel(outputs.flatten(1), self.classes))
+
+    def __matmul__(self, w: Tensor) -> Tensor:
+        return _by_image(self.factor @ _by_pixel(w, self.classes), self.samples)
+
+    def transposed(self, v: Tensor) -> Tensor:
+        return _by_image(self.factor.transposed(_by_pixel(v, self.classes)), self.samples)
+
+
+def _by_pixel(v: Tensor, classes: int) -> Tensor:
+    """Return vectors ``(…, batch · pixels, classes)`` of ``(…, batch, classes · pixels)``."""
+    return v.unflatten(-1, (classes, -1)).mT.flatten(-3, -2)
+
+
+def _by_image(v: Tensor, samples: int) -> Tensor:
+    """Return the inverse of :func:`_by_pixel`."""
+    return v.unflatten(-2, (samples, -1)).mT.flatten(-2)
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class PixelCategorical(Family):
+    """A class for each pixel, independent of each other. Outputs ``(batch, C, *pixels)``, targets ``(batch, *pixels)``.
+
+    A prediction is right if a share of the pixels is. The distance to the boundary is exact: what it takes to change
+    the cheapest pixels, so many that fewer than the share are right.
+
+    Args:
+        share: of the pixels that must be right, in (0, 1]; all of them by default.
+    """
+
+    expects = "logits (batch, classes ≥ 2, height, width)"
+
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    def fits(self, outputs: Tensor) -> bool:
+        """Return whether there are logits of at least two classes for pixels."""
+        return outputs.ndim >= 3 and outputs.shape[1] >= 2
+
+    def factor(self, outputs: Outputs) -> Factor:
+        """Return the categorical factor of each pixel."""
+        return _PixelFactor(outputs)
+
+    def rank(self, outputs: Outputs) -> int:
+        """Return ``C - 1`` times the number of pixels."""
+        return (outputs.shape[1] - 1) * outputs[0, 0].numel()
+
+    def directions(self, outputs: Outputs, size: int, signs: Flat | None = None) -> Iterator[Flat]:
+        """Yield the directions of single pixels, of the least confident ones and the likeliest classes first."""
+        samples, classes = outputs.shape[:2]
+        logits = _by_pixel(outputs.detach().flatten(1), classes)
+        pixels = len(logits) // samples
+        fields = [_by_image(field, samples) for field in tangent_directions(logits, -(-size // pixels))]
+        doubt = 1 - at_least_float32(logits).softmax(-1).amax(-1)
+        order = doubt.view(samples, pixels).argsort(-1, descending=True)
+        for number in range(size):
+            field, pixel = fields[number // pixels], order[:, number % pixels]
+            chosen = nn.functional.one_hot(pixel, pixels).to(field.dtype)
+            yield (field.unflatten(-1, (classes, pixels)) * chosen[:, None]).flatten(1)
+        if signs is None:
+            return
+        (left,) = tangent_directions(logits, 0, _by_pixel(signs, classes))
+        rest = _by_image(left, samples)
+        for direction in self.directions(outputs, size):
+            rest = rest - (rest * direction).sum(-1, keepdim=True) * direction
+        yield rest
+
+    def probes(self, outputs: Outputs, number: int, signs: Flat) -> Iterator[Flat]:
+        """Yield one random direction for each of ``number`` parts of the pixels: each halving halves the variance."""
+        samples, classes = outputs.shape[:2]
+        logits = _by_pixel(outputs.detach().flatten(1), classes)
+        (whole,) = tangent_directions(logits, 0, _by_pixel(signs, classes))
+        part = torch.arange(len(whole), device=whole.device) % (len(whole) // samples) % number
+        for chosen in range(number):
+            yield _by_image(whole * (part == chosen)[:, None], samples)
+
+    def distance(self, first: Outputs, second: Outputs) -> Float[Tensor, "batch"]:
+        """Return the root of the sum of the pixels' squared distances."""
+        of_pixels = simplex.fisher_rao_distance(first.movedim(1, -1).softmax(-1), second.movedim(1, -1).softmax(-1))
+        return torch.linalg.vector_norm(of_pixels.flatten(1), dim=-1)
+
+    def _needed(self, pixels: int) -> int:
+        """Return how many pixels must be right."""
+        return max(1, math.ceil(self.share * pixels - 1e-9))
+
+    def signed_distances(self, outputs: Outputs, targets: Targets) -> Float[Tensor, "batch boundaries"]:
+        """Return the distances of the pixels if all must be right, else the one distance of the image."""
+        samples, classes = outputs.shape[:2]
+        p = _by_pixel(outputs.flatten(1), classes).softmax(-1)
+        of_pixels = simplex.signed_distance_to_boundary(p, targets.flatten()).view(samples, -1)
+        needed = self._needed(of_pixels.shape[1])
+        if needed == of_pixels.shape[1]:
+            return of_pixels
+        ordered = of_pixels.sort(dim=-1, descending=True).values
+        lost = torch.linalg.vector_norm(ordered[:, needed - 1 :].relu(), dim=-1)
+        missing = torch.linalg.vector_norm((-ordered[:, :needed]).relu(), dim=-1)
+        return (lost - missing)[:, None]
+
+    def largest_distance(self, outputs: Outputs) -> float:
+        """Return ``π/2`` times the root of the number of pixels that have to change."""
+        pixels = outputs[0, 0].numel()
+        return math.pi / 2 * math.sqrt(pixels - self._needed(pixels) + 1)
+
+    def unreduced_loss(self, outputs: Outputs, targets: Targets) -> Float[Tensor, "batch *_"]:
+        """Return the cross-entropy of each pixel."""
+        return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+    def predict(self, outputs: Outputs) -> Tensor:
+        """Return the likeliest class of each pixel; -1 where an output is nan."""
+        return outputs.argmax(1).masked_fill(outputs.isnan().any(1), -1)
+
+    def hits(self, outputs: Outputs, targets: Targets) -> Bool[Tensor, "batch *_"]:
+        """Return the pixels whose likeliest class is the target."""
+        return self.predict(outputs) == targets
+
+    def right(self, outputs: Outputs, targets: Targets) -> Bool[Tensor, "batch"]:
+        """Return the images of which the share is right."""
+        hits = flat(self.hits(outputs, targets))
+        return hits.sum(-1) >= self._needed(hits.shape[1])
