@@ -72,6 +72,7 @@ Refusal = Callable[..., str]
 def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refusal:
     """Return the line in which ``train`` or ``evaluate`` refuses options, called here, before anything is written."""
     from jacobian_robust.evaluation import evaluate as evaluation
+    from jacobian_robust.training import runs  # noqa: F401 (imported later, it would keep what is patched here)
     from jacobian_robust.training import train as training
 
     def stop(*_: Any, **__: Any) -> None:
@@ -81,7 +82,6 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refusal:
     programs = {"train": training.train, "evaluate": evaluation.evaluate}
 
     def refuse(program: str, *overrides: str) -> str:
-        # Only here: a network that several tests share may be trained between two calls.
         with monkeypatch.context() as patched:
             patched.setattr(training, "claimed", stop)
             patched.setattr(evaluation, "report", stop)
