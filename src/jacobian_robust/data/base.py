@@ -138,8 +138,8 @@ class ImageDataModule(abc.ABC):
         """
         if not isinstance(family, Categorical):
             raise UserError(
-                f"task: {self.data_name} has a class for each image; give task=classification, or data=mnist_angle, "
-                "mnist_pairs or tabular"
+                f"task: {self.data_name} has a class for each image; give task=classification, or data=mnist_angle or "
+                "data=mnist_pairs"
             )
 
     @abc.abstractmethod
