@@ -16,7 +16,7 @@ import torch
 from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.errors import Terminated, UserError
 from jacobian_robust.files import claimed
-from jacobian_robust.training.checkpointing import RunCheckpoint
+from jacobian_robust.training.checkpointing import RunCheckpoint, newest_checkpoint
 from jacobian_robust.training.module import RobustClassifier
 from jacobian_robust.training.train import train
 
@@ -312,22 +312,30 @@ def command(directory, *options):
     return [*door, f"hydra.run.dir={directory}", *options]
 
 
+def time_of(path):
+    """Return when a file was written; 0 where it is not there, as between two checkpoints, which take turns by name."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def killed_in_training(directory, *options, after):
     """Kill a training some steps after it has begun; return the step of its last checkpoint."""
     checkpoint = directory / "checkpoints" / "last.ckpt"
-    before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+    before = time_of(checkpoint)
     with (directory.parent / "log.txt").open("ab") as log:
         process = subprocess.Popen(command(directory, *options), stdout=log, stderr=subprocess.STDOUT)
     written = 0
     while written < after:  # it trains
         assert process.poll() is None, "it ended before it could be killed"
-        if checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
-            before, written = checkpoint.stat().st_mtime_ns, written + 1
+        if (now := time_of(checkpoint)) not in (0, before):
+            before, written = now, written + 1
         time.sleep(0.001)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert not (directory / "summary.json").exists()
-    return torch.load(checkpoint, weights_only=True)["global_step"]
+    return torch.load(newest_checkpoint(checkpoint.parent), weights_only=True)["global_step"]
 
 
 @pytest.mark.parametrize(("kills", "epochs"), [(1, 12), pytest.param(10, 80, marks=pytest.mark.slow)])
@@ -341,7 +349,7 @@ def test_sigkill_in_a_training_changes_nothing(tmp_path, kills, epochs):
         reached.append(killed_in_training(tmp_path / "run", f"trainer.max_epochs={epochs}", "resume=true", after=after))
     assert reached == sorted(set(reached)), "each training went on from where the one before was killed"
     assert reached[-1] < epochs * batches
-    begun = (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    begun = time_of(tmp_path / "run" / "checkpoints" / "last.ckpt")
     start(tmp_path / "run", f"trainer.max_epochs={epochs}", "resume=true", "checkpoints.every_steps=1")
     assert (tmp_path / "run" / "checkpoints" / "last.ckpt").stat().st_mtime_ns > begun
     start(tmp_path / "whole", f"trainer.max_epochs={epochs}", "checkpoints.every_steps=1")
