@@ -1,8 +1,8 @@
 """What a training step of each defence costs, as a ratio to the plain one: ``python benchmarks/defence_cost.py``.
 
 Every row is what stands behind ``train.py``, with the options of its YAML: the framework's own loss and backward pass
-of the model, 32 random images, the optimizer's step at a learning rate of zero. All take turns in one process; ratios
-are of medians. A step of ``adversary=free`` is one of its replays.
+of the model, 32 random images by default, the optimizer's step at a learning rate of zero. All take turns in one
+process; ratios are of medians. A step of ``adversary=free`` is one of its replays.
 """
 
 import argparse
@@ -53,6 +53,9 @@ DEFENCES = (
     "regularizer=none adversary=trades",
     "regularizer=none adversary=trades adversary.steps=3",
     "regularizer=margin adversary=noise adversary.fit_at=clean adversary.penalty_at=adversary",
+    "regularizer=margin adversary=steepest",
+    "regularizer=margin adversary=steepest adversary.fit_at=adversary",
+    "regularizer=margin adversary=steepest adversary.steps=0 adversary.samples=3",
     "regularizer=margin adversary=fgsm",
     "regularizer=margin adversary=fgsm adversary.penalty_at=adversary",
     "regularizer=margin model=lenet_smooth",
@@ -61,15 +64,15 @@ DEFENCES = (
 """Options of ``train.py``."""
 
 
-def step_of(options: str) -> Callable[[], None]:
+def step_of(options: str, size: int = BATCH) -> Callable[[], None]:
     """Return a training step."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [*shlex.split(options), "output_dir=."])
     penalty = build(cfg, "regularizer", Penalty, optional=True)
     adversary = build(cfg, "adversary", Adversary, optional=True)
-    penalised = Amortization(**cfg.amortization).samples(BATCH)
+    penalised = Amortization(**cfg.amortization).samples(size)
     torch.manual_seed(0)
-    batch = torch.rand(BATCH, 1, 28, 28), torch.randint(0, 10, (BATCH,))
+    batch = torch.rand(size, 1, 28, 28), torch.randint(0, 10, (size,))
     model = build(cfg, "model", nn.Module)
     module = RobustClassifier(model, lambda p: torch.optim.SGD(p, lr=0.0), penalty, adversary=adversary)
     module.eta = 0.5
@@ -85,9 +88,14 @@ def step_of(options: str) -> Callable[[], None]:
     return step
 
 
-def measure(defences: tuple[str, ...], seconds: float) -> dict[str, dict[str, float]]:
-    """Return milliseconds and ratio of each defence; the first one is the plain step."""
-    steps = {options: step_of(options) for options in defences}
+def measure(
+    defences: tuple[str, ...], seconds: float, shared: str = "", size: int = BATCH
+) -> dict[str, dict[str, float]]:
+    """Return milliseconds and ratio of each defence; the first one is the plain step.
+
+    ``shared`` are options of all rows, ``size`` the number of images in a batch.
+    """
+    steps = {options: step_of(f"{options} {shared}", size) for options in defences}
     times: dict[str, list[float]] = {options: [] for options in defences}
     for step in steps.values():
         step()
@@ -106,11 +114,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("options", nargs="*", metavar="OPTIONS", help="of train.py, quoted, a row each; by default all")
     parser.add_argument("--seconds", type=float, default=120.0, help="of measuring")
+    parser.add_argument("--shared", default="", metavar="OPTIONS", help="of all rows, as 'model=conv_small'")
+    parser.add_argument("--batch", type=int, default=BATCH, help="images in a batch")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     arguments = parser.parse_args()
     keep_freed_memory()
     chosen = (DEFENCES[0], *arguments.options) if arguments.options else DEFENCES
-    measured = measure(chosen, arguments.seconds)
+    measured = measure(chosen, arguments.seconds, arguments.shared, arguments.batch)
     table = Table("options of train.py", "ms", "ratio to the plain step")
     for options, figures in measured.items():
         table.add_row(options, f"{figures['ms']:.1f}", f"{figures['ratio']:.2f}")

@@ -6,8 +6,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from jacobian_robust.adversaries import FGSM, PGD, TRADES, Free, Noise
+from jacobian_robust.adversaries import FGSM, PGD, TRADES, Free, Noise, Steepest
 from jacobian_robust.errors import UserError
+from jacobian_robust.geometry.families import Gaussian
+from jacobian_robust.jacobian import frobenius_norm
 from jacobian_robust.models import LeNet
 from jacobian_robust.penalties import Frobenius, Margin
 from jacobian_robust.training.module import RobustClassifier
@@ -32,7 +34,10 @@ def cross_entropy(model, images, labels):
     return nn.functional.cross_entropy(model(images), labels)
 
 
-BALLS = [Noise(eps=0.1), FGSM(eps=0.1), PGD(eps=0.1, steps=5), TRADES(eps=0.1, steps=5, beta=1)]
+BALLS = [
+    *(Noise(eps=0.1), Steepest(eps=0.1, samples=2)),
+    *(FGSM(eps=0.1), PGD(eps=0.1, steps=5), TRADES(eps=0.1, steps=5, beta=1)),
+]
 
 
 @pytest.mark.parametrize("adversary", BALLS, ids=lambda adversary: type(adversary).__name__)
@@ -66,6 +71,31 @@ def test_each_adversary_climbs_higher_than_the_weaker_one():
     ]
     assert cross_entropy(module.model, images, labels).item() + 0.01 < losses[1]
     assert losses[0] < losses[1] <= losses[2] + 1e-4
+
+
+def test_a_steeper_point_is_found_by_samples_and_a_steeper_one_by_steps():
+    module, (images, labels) = classifier(None), a_batch(60)
+
+    def norms(**options):
+        torch.manual_seed(0)
+        points = Steepest(eps=0.2, probes=None, **options).perturb(module.model, images, labels).requires_grad_()
+        return frobenius_norm(module(points), points)
+
+    noise, sampled, climbed = norms(steps=0), norms(steps=0, samples=8), norms(steps=5)
+    assert (sampled >= noise).all()
+    assert noise.mean() < sampled.mean() < climbed.mean()
+    assert (climbed > noise).all()
+
+
+def test_where_the_norm_has_no_slope_a_point_stays():
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    adversary = Steepest(eps=0.1, family=Gaussian(sigma=1.0, tolerance=1.0))
+    images, labels = a_batch()
+    torch.manual_seed(0)
+    moved = adversary.perturb(linear, images, labels)
+    torch.manual_seed(0)
+    assert torch.equal(moved, Noise(eps=0.1).perturb(linear, images, labels))
 
 
 def test_fgsm_with_a_random_start_is_its_formula():

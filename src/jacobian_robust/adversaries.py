@@ -18,11 +18,13 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from jacobian_robust import attacks
+from jacobian_robust.attacks.base import attackable
 from jacobian_robust.errors import UserError
 from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
-from jacobian_robust.options import STRICT, Count
+from jacobian_robust.jacobian import frobenius_norm
+from jacobian_robust.options import STRICT, Count, Size
 
-__all__ = ["FGSM", "PGD", "TRADES", "Adversary", "Free", "Noise", "Place"]
+__all__ = ["FGSM", "PGD", "TRADES", "Adversary", "Free", "Noise", "Place", "Steepest"]
 
 Place = Literal["clean", "adversary"]
 """Where a part of the loss is taken: at the images or at the displaced ones."""
@@ -127,6 +129,62 @@ class Noise(Adversary):
         """Return the images with noise, clipped to [0, 1]."""
         noise = attacks.UniformNoise if self.norm == "linf" else attacks.GaussianNoise
         return noise(name="noise", eps=(self.eps,)).perturb(model, images, labels, self.eps)
+
+
+@dataclass(eq=False, config=STRICT, kw_only=True)
+class Steepest(Adversary):
+    """Moves to where the prediction changes fastest, for any penalty: looks for a large ``‖J_μ‖_F`` in the ℓ∞ ball.
+
+    Of ``samples`` uniform points that of the largest norm is taken, and from there ``steps`` steps along the sign of
+    the norm's gradient. The labels play no part in it. A penalty at an image says nothing of the ball around it (the
+    note's simplification 2); this is a lower bound of the largest norm there, no certificate. With one sample and no
+    step it is noise. The model is seen in evaluation mode.
+
+    Args:
+        steps: of the ascent, a forward pass and two derivatives each.
+        samples: points to begin with; where there are several, a forward pass and a derivative each.
+        step_size: length of a step in the ℓ∞ norm; ``None`` for ``1.25·eps/steps``.
+        probes: vector–Jacobian products for the norm; ``None`` is exact.
+    """
+
+    fit_at: Place = "clean"
+    penalty_at: Place = "adversary"
+    steps: Size = 1
+    samples: Count = 1
+    step_size: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    probes: Count | None = 1
+
+    def perturb(
+        self, model: nn.Module, images: Float[Tensor, "batch *shape"], labels: Shaped[Tensor, "batch *_"]
+    ) -> Float[Tensor, "batch *shape"]:
+        """Return the points, clipped to [0, 1]; where the norm has no slope, they stay where they began."""
+        attacks.check_pixels(images)
+        low, high = (images - self.eps).clamp_min(0), (images + self.eps).clamp_max(1)
+        step = self.step_size or 1.25 * self.eps / max(self.steps, 1)
+        with attackable(model), torch.enable_grad():
+            points = self._steepest_sample(model, images, low, high)
+            for _ in range(self.steps):
+                norms = self._norms(model, points.requires_grad_(), create_graph=True)
+                if not norms.requires_grad:  # piecewise linear outputs in a metric that does not change
+                    break
+                (gradient,) = torch.autograd.grad(norms.sum(), points)
+                points = torch.clamp(points.detach() + step * gradient.sign(), low, high)
+        return points.detach()
+
+    def _steepest_sample(self, model: nn.Module, images: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        best, largest = images, torch.full_like(images.flatten(1)[:, 0], -torch.inf)
+        for _ in range(self.samples):
+            drawn = (images + self.eps * (2 * torch.rand_like(images) - 1)).clamp(low, high)
+            if self.samples == 1:
+                return drawn
+            norms = self._norms(model, drawn.requires_grad_(), create_graph=False).to(largest)
+            chosen = (norms > largest).view(-1, *[1] * (images.dim() - 1))
+            best, largest = torch.where(chosen, drawn.detach(), best), torch.maximum(norms, largest)
+        return best
+
+    def _norms(self, model: nn.Module, points: Tensor, *, create_graph: bool) -> Tensor:
+        logits = model(points)
+        return frobenius_norm(logits, points, family=self.family, probes=self.probes, create_graph=create_graph)
 
 
 @dataclass(eq=False, config=STRICT, kw_only=True)

@@ -64,7 +64,7 @@ def seed_from_torch() -> int:
 
 
 @contextlib.contextmanager
-def _attackable(model: nn.Module) -> Iterator[None]:
+def attackable(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode without gradients for its parameters, and restore every module's state."""
     modes = {module: module.training for module in model.modules()}
     differentiated = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -155,6 +155,6 @@ class Attack(abc.ABC):
             UserError: if a pixel is outside [0, 1].
         """
         check_pixels(images)
-        with _attackable(model), torch.inference_mode(False), torch.enable_grad():
+        with attackable(model), torch.inference_mode(False), torch.enable_grad():
             adversarial: Tensor = self._library_attack(model, eps)(images.clone(), labels.clone())
         return adversarial.detach()
