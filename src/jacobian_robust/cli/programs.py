@@ -13,6 +13,9 @@ from typing import Any, NoReturn
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -46,6 +49,7 @@ def entry_point(main: Callable[[], Any]) -> Callable[[], None]:
         _composed.clear()
         _refuse_secrets(sys.argv[1:])
         _refuse_flags(sys.argv[1:])
+        sys.argv[1:] = _readable(sys.argv[1:])
         try:
             with close_sweep():
                 main()
@@ -107,6 +111,30 @@ def _refuse_flags(arguments: list[str]) -> None:
 
     parser.error = refuse  # type: ignore[method-assign]
     parser.parse_args(arguments)
+
+
+def _readable(arguments: list[str]) -> list[str]:
+    """Return the arguments with quotes around what Hydra would not read without, as the names of many files.
+
+    Those are ``epoch=3.ckpt``, what has letters outside ASCII, and an existing ``a,b``, which were a sweep.
+    """
+    parser, options = OverridesParser.create(), get_args_parser().parse_args(arguments).overrides
+
+    def readable(option: str) -> str:
+        name, _, value = option.partition("=")
+        quoted = f"{name}={QuotedString(text=value, quote=Quote.single).with_quotes()}"
+        try:
+            sweep = parser.parse_override(option).is_sweep_override()
+            return quoted if sweep and Path(value).exists() else option
+        except HydraException as error:
+            if not value or not re.fullmatch(r"\+{0,2}[\w.@/:]+", name):
+                return option  # Hydra says what is wrong
+            if value[0] in "[{(\"'":
+                why = str(error).splitlines()[0]
+                _fail(UserError(f"{name}={value} cannot be read ({why}); quote each name in it, as \"{name}=['a=b']\""))
+            return quoted
+
+    return [readable(argument) if argument in options else argument for argument in arguments]
 
 
 def _fail(error: Exception) -> NoReturn:
