@@ -1,9 +1,11 @@
 import copy
+import io
 from dataclasses import replace
 
 import pytest
 import torch
 from pydantic import ValidationError
+from rich.console import Console
 from torch import nn
 
 from jacobian_robust.attacks import (
@@ -20,7 +22,9 @@ from jacobian_robust.attacks import (
     distances,
 )
 from jacobian_robust.errors import UserError
+from jacobian_robust.reporting.console import print_results
 from jacobian_robust.robustness.budgets import attack_standing, sweep
+from jacobian_robust.robustness.results import model_results, results_of
 
 PGD_OPTIONS = {"name": "pgd", "norm": "linf", "eps": [0.1], "steps": 10, "step_size": 0.02}
 
@@ -602,3 +606,45 @@ def test_autoattack_has_no_more_targets_than_there_are_other_classes(parts):
     )
     assert result.clean_correct == 6
     assert result.budgets[0].correct > result.budgets[1].correct == 0
+
+
+L2 = {"name": "pgd_l2", "norm": "l2", "steps": 3, "step_size": 0.5}
+
+
+def test_an_l2_budget_from_an_linf_one_holds_its_whole_ball():
+    attack = PGD(**L2, eps_linf=[0.1, 0.02])
+    made = attack.for_images((3, 5, 7))
+    assert made.eps == (round(0.1 * 105**0.5, 11), round(0.02 * 105**0.5, 12))
+    assert made.for_images((3, 5, 7)) == made
+    corner = torch.zeros(1, 3, 5, 7) + 0.1  # of the ℓ∞ ball around a black image
+    torch.testing.assert_close(corner.norm().item(), made.eps[0])
+    assert PGD(**L2, eps=[0.5]).for_images((3, 5, 7)).eps == (0.5,)
+
+
+def test_the_budgets_of_linf_are_named_beside_those_of_l2():
+    images, labels = torch.full((4, 1, 4, 4), 0.4), torch.zeros(4, dtype=torch.long)
+    attack = PGD(**L2, eps=[9.0], eps_linf=[0.05])
+    assert [budget.eps for budget in sweep(Linear().eval(), images, labels, [attack]).budgets] == [0.2]
+    attack = attack.for_images((1, 4, 4))
+    swept = sweep(Linear().eval(), images, labels, [attack])
+    model = model_results("m", labels, [swept], [], classes=2, data="given")
+    results = results_of([model], [attack], seed=0, device="cpu")
+    assert results.attacks["pgd_l2"]["eps_linf"] == [0.05]
+    assert results.budget("l2", 0.2) == "0.2 (√n·0.05)"
+    assert results.budget("l2", 0.3) == "0.3"
+    printed = io.StringIO()
+    print_results(results, [], Console(file=printed, width=200))
+    assert "ε = 0.2 (√n·0.05)" in printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({**L2}, "eps is missing"),
+        ({**L2, "eps_linf": [-0.1]}, "greater than or equal to 0"),
+        ({**L2, "norm": "linf", "eps_linf": [0.1]}, "eps_linf is for attacks in ℓ2, and this one is in linf"),
+    ],
+)
+def test_wrong_budgets_are_refused(options, why):
+    with pytest.raises(ValidationError, match=why):
+        PGD(**options)

@@ -5,13 +5,14 @@ Images are pixels in [0, 1]; budgets ``eps`` and step sizes are in the same unit
 
 import abc
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Shaped
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -87,6 +88,8 @@ class Attack(abc.ABC):
     Args:
         name: how the attack is called in results.
         eps: the budgets to try, radii of the ball.
+        eps_linf: radii of ℓ∞ balls, for an ℓ2 attack: in place of ``eps`` it tries the smallest balls that hold them,
+            which :meth:`for_images` works out.
         norm: norm of the ball.
         restarts: independent starts; an image is broken if one of them breaks it.
         batch_size: images attacked at once; ``None`` for what suits the device.
@@ -94,7 +97,8 @@ class Attack(abc.ABC):
     """
 
     name: str
-    eps: Budgets
+    eps: Budgets = ()
+    eps_linf: Budgets | None = None
     norm: Norm
     restarts: Count = 1
     batch_size: Count | None = None
@@ -105,6 +109,21 @@ class Attack(abc.ABC):
 
     on_a_cpu: ClassVar[int] = 50
     """Images at once by default: small batches fit a CPU's cache, and are done sooner where an image takes seconds."""
+
+    @model_validator(mode="after")
+    def _has_budgets(self) -> "Attack":
+        if not (self.eps or self.eps_linf):
+            raise ValueError("eps is missing: give one budget or more")
+        if self.eps_linf and self.norm != "l2":
+            raise ValueError(f"eps_linf is for attacks in ℓ2, and this one is in {self.norm}: give eps")
+        return self
+
+    def for_images(self, shape: Sequence[int]) -> "Attack":
+        """Return the attack of such images: ``ε₂ = √n ε_∞`` for n numbers in one, the note's section 2.2.1."""
+        if self.eps_linf is None:
+            return self
+        root = math.prod(shape) ** 0.5
+        return replace(self, eps=tuple(float(f"{root * eps:.12g}") for eps in self.eps_linf))
 
     def images_at_once(self, device: torch.device) -> int:
         """Return the number of images in a batch."""

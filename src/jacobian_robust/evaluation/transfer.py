@@ -57,7 +57,7 @@ def transferable(
         UserError: if no attack is left, or a named model cannot be read.
     """
     sources, attacks = {}, []
-    for attack in evaluation.attacks:
+    for attack in (attack.for_images(datamodule.image_shape) for attack in evaluation.attacks):
         if isinstance(attack, Transfer) and attack.source:
             checkpoints = [load_checkpoint(path, trust=trust) for path in find_checkpoints([attack.source])]
             classifiers = [

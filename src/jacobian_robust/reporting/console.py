@@ -96,7 +96,7 @@ def _table(results: Results, norm: Norm) -> Table:
     threats = [next(threat for threat in model.threats if threat.norm == norm) for model in models]
     for budget in threats[0].budgets:
         star = "*" if budget.eps in starred else ""
-        table.add_column(f"{SYMBOLS[norm]} = {budget.eps:g}{star}", justify="right")
+        table.add_column(f"{SYMBOLS[norm]} = {results.budget(norm, budget.eps)}{star}", justify="right")
     costs = [model.plain_step_equivalents for model in models if model.plain_step_equivalents]
     if known := len(costs) == len(models):
         table.add_column("training, plain steps", justify="right")

@@ -343,6 +343,7 @@ def sweep(
         raise ValueError("a sweep is of one norm")
     with torch.no_grad():
         classes = model(images[:1]).shape[-1]
+    attacks = [attack.for_images(images.shape[1:]) for attack in attacks]
     for attack in attacks:
         attack.require(classes, images.shape[1:])
     predicted, true_class = judged(model, images, labels, attacks[0].family)

@@ -223,7 +223,7 @@ def _attacks(
         if isinstance(attack, Attack):
             if attack.norm != norm:
                 raise UserError(f"attacks: {attack.name} is an attack in {attack.norm}, not in {norm}")
-            found.append(replace(attack, eps=budgets, batch_size=batch_size or attack.batch_size))
+            found.append(replace(attack, eps=budgets, eps_linf=None, batch_size=batch_size or attack.batch_size))
         elif attack in makers:
             found.append(makers[attack]())
         else:

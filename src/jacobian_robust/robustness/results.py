@@ -221,6 +221,8 @@ def _classes(labels: Tensor, sweeps: Sequence[Sweep], classes: int) -> list[Clas
 def parameters(of: Attack | Certificate, kind: str = "attack") -> dict[str, Any]:
     """Return an attack's or a certificate's class, as ``kind``, and its parameters, as JSON has them."""
     parameters = {key: value for key, value in asdict(of).items() if key not in ("name", "family")}
+    if parameters.get("eps_linf") is None:
+        parameters.pop("eps_linf", None)
     if isinstance(of, Attack) and not isinstance(of.family, Categorical):
         parameters["family"] = {"name": type(of.family).__name__} | asdict(of.family)
     plain_parameters: dict[str, Any] = json.loads(json.dumps({kind: type(of).__name__} | parameters))

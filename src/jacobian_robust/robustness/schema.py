@@ -343,6 +343,12 @@ class Results(Strict):
         """The norms of the attacks, in order."""
         return [threat.norm for threat in self.models[0].threats]
 
+    def budget(self, norm: Norm, eps: float) -> str:
+        """Return how a budget is called in tables: with the ℓ∞ budget that it comes from, if it does."""
+        found = [attack for attack in self.attacks.values() if attack["norm"] == norm and attack.get("eps_linf")]
+        linf = dict(pair for attack in found for pair in zip(attack["eps"], attack["eps_linf"], strict=True))
+        return f"{eps:g} (√n·{linf[eps]:g})" if eps in linf else f"{eps:g}"
+
     def unmet(self, norm: Norm) -> dict[float, list[str]]:
         """Return, by budget of a norm, which attacks of that norm do not have it: those that have others."""
         attacks = [name for name, attack in self.attacks.items() if attack["norm"] == norm]

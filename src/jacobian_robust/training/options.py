@@ -152,7 +152,7 @@ def trainer_options(cfg: DictConfig) -> TrainerOptions:
 
 def check_objective(objective: str, options: Options, evaluation: Evaluation | None) -> None:
     """Raise a UserError unless a training returns this metric: a sweep would see nan and say nothing."""
-    attacks = evaluation.attacks if evaluation is not None else ()
+    attacks = [attack for attack in evaluation.attacks if not attack.eps_linf] if evaluation is not None else []
     attacked = [f"robust_accuracy_{attack.norm}_{eps:g}" for attack in attacks for eps in attack.eps]
     known = [*COLUMNS, *dict.fromkeys(attacked)]
     if objective not in known and not (options.twin and objective.removeprefix("twin_") in known):

@@ -25,7 +25,8 @@ QUERIES = 300
 
 def _budget_zero(evaluated: Evaluated) -> Outcome:
     cheap = [attack for attack in evaluated.attacks if isinstance(attack, PGD | FGSM)]
-    nothing = [replace(attack, eps=(0.0,), restarts=1) for attack in cheap or [evaluated.white_box(0.0, steps=20)]]
+    cheap = cheap or [evaluated.white_box(0.0, steps=20)]
+    nothing = [replace(attack, eps=(0.0,), eps_linf=None, restarts=1) for attack in cheap]
     result = evaluated.swept(nothing, first=20)
     changed = result.clean_correct - result.budgets[0].correct
     if changed:

@@ -143,7 +143,7 @@ class AttackMonitor(Monitor):
 
     def __init__(self, images: int, attack: Attack) -> None:
         super().__init__(images)
-        self.attack = replace(attack, eps=attack.eps[:1])
+        self.attack = replace(attack, eps=attack.eps[:1], eps_linf=attack.eps_linf and attack.eps_linf[:1])
 
     def measure(
         self, model: nn.Module, images: Tensor, labels: Tensor, *, process: int = 0, of: int = 1
