@@ -78,6 +78,25 @@ def test_broken_images_stand_beside_their_budget_as_its_norm_calls_it(norm, labe
     assert label in written(plots.adversarial_examples({0.3: broken}, norm=norm, title="a"))
 
 
+def test_classes_are_called_by_their_names(results):
+    model = results.models[0].model_copy(
+        update={
+            "classes": [
+                ClassAccuracy(
+                    label=0, name="a_folder_of_$5", images=100, clean_correct=90, robust_correct={"linf": [50]}
+                )
+            ]
+        }
+    )
+    assert r"a_folder_of…  (100)" in written(plots.class_accuracy(model))
+    image, one = torch.zeros(1, 1, 4, 4), torch.ones(1)
+    broken = Examples(image, image + 0.3, torch.tensor([1]), torch.tensor([2]), one, one)
+    names = ("coat", "bag", "US$")
+    sheet = plots.adversarial_examples({0.3: broken}, norm="linf", title="a", class_names=names)
+    sheet.draw_without_rendering()
+    assert {"bag: 100%", r"US\$: 100%"} <= {text.get_text() for axes in sheet.axes for text in axes.texts}
+
+
 def met(eps, *names):
     """A budget that attacks met."""
     outcomes = [AttackOutcome(attack=name, met=50, broken=0, discarded=0) for name in names]

@@ -236,6 +236,10 @@ class FashionMNISTDataModule(MNISTDataModule):
     """Fashion-MNIST, by torchvision: found under ``root/FashionMNIST/raw``, or downloaded to it."""
 
     dataset_class = _FromTorchvision("FashionMNIST")
+    class_names = (
+        *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
+        *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    )
 
 
 class CIFAR10DataModule(ImageDataModule):
@@ -256,6 +260,10 @@ class CIFAR10DataModule(ImageDataModule):
 
     dataset_class: Any = _FromTorchvision("CIFAR10")
     classes = 10
+    class_names = (
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    )
     image_shape = (3, 32, 32)
 
     @validate_call(config=STRICT)

@@ -89,6 +89,7 @@ def measure(room: Room, i: int) -> tuple[Model, Details, Any]:
         checks,
         certified,
         classes=classifier.datamodule.classes,
+        class_names=classifier.datamodule.class_names,
         data=described_data(classifier.datamodule, evaluation),
         sha256=weights_hash(classifier),
         first_order=compared,
@@ -96,8 +97,8 @@ def measure(room: Room, i: int) -> tuple[Model, Details, Any]:
         **(_reliability(classifier, images, labels, log_p, evaluation) if evaluation.reliability else {}),
     )
     confidence = log_p.exp().amax(-1)
-    pictures = classifier.datamodule.pictures
-    details = Details(classifier.name, labels, confidence, sweeps, certified, predicted, smallest, pictures)
+    shown = (classifier.datamodule.pictures, classifier.datamodule.class_names)
+    details = Details(classifier.name, labels, confidence, sweeps, certified, predicted, smallest, *shown)
     return model, details, diagnosed
 
 

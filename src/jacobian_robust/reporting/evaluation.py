@@ -76,6 +76,6 @@ def figures_of(
             examples = {b.eps: e for b, e in zip(swept.budgets, swept.examples, strict=True)}
             title = f"{model.name}: images broken in {plots.NORMS[swept.norm]}"
             figures[f"examples_{swept.norm}{suffix}"] = plots.adversarial_examples(
-                examples, norm=swept.norm, title=title
+                examples, norm=swept.norm, title=title, class_names=detail.class_names
             )
     return figures

@@ -270,7 +270,7 @@ def _log_bars(
     rows = [
         [
             model.name,
-            f"{model.name}: {c.label}" if len(models) > 1 else str(c.label),
+            f"{model.name}: {c.called}" if len(models) > 1 else c.called,
             c.label,
             c.images,
             count / c.images,

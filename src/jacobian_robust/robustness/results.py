@@ -52,6 +52,7 @@ class Details:
         radii: the geometry at the first images, where it was asked for.
         smallest: the length of the smallest ℓ2 perturbation known there.
         pictures: whether the images are pictures, not points.
+        class_names: what the classes are called; ``None`` for their numbers.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Details:
     radii: Radii | None = None
     smallest: Float[Tensor, "first"] | None = None
     pictures: bool = True
+    class_names: Sequence[str] | None = None
 
 
 def results_of(
@@ -99,6 +101,7 @@ def model_results(
     *,
     classes: int,
     data: str,
+    class_names: Sequence[str] | None = None,
     **known: Any,
 ) -> Model:
     """Return the accounting of one model.
@@ -111,6 +114,7 @@ def model_results(
         certified: what each certificate says.
         classes: number of classes.
         data: which images they are, in words.
+        class_names: what the classes are called; ``None`` for their numbers.
         known: further fields of :class:`Model`.
     """
     unknown: dict[str, Any] = dict.fromkeys(
@@ -143,7 +147,7 @@ def model_results(
             for swept in sweeps
             if swept.norm == found.certificate.norm
         ],
-        classes=_classes(labels, sweeps, classes),
+        classes=_classes(labels, sweeps, class_names or [None] * classes),
         **{**unknown, "noise": [], "out_of_distribution": [], **known},
     )
 
@@ -204,17 +208,18 @@ def _certification(found: Certified, swept: Sweep) -> Certification:
     )
 
 
-def _classes(labels: Tensor, sweeps: Sequence[Sweep], classes: int) -> list[ClassAccuracy]:
+def _classes(labels: Tensor, sweeps: Sequence[Sweep], names: Sequence[str | None]) -> list[ClassAccuracy]:
     return [
         ClassAccuracy(
             label=label,
+            name=name,
             images=int((labels == label).sum()),
             clean_correct=int((sweeps[0].predicted[labels == label] == label).sum()),
             robust_correct={
                 swept.norm: [int(robust[labels == label].sum()) for robust in swept.robust] for swept in sweeps
             },
         )
-        for label in range(classes)
+        for label, name in enumerate(names)
     ]
 
 

@@ -105,12 +105,19 @@ class ClassAccuracy(Strict):
 
     label: int
     """The true class."""
+    name: str | None = None
+    """What it is called; null for its number."""
     images: int
     """How many there are."""
     clean_correct: int
     """How many of them are classified correctly."""
     robust_correct: dict[str, list[int]]
     """By norm: how many are robust at each budget of that norm."""
+
+    @property
+    def called(self) -> str:
+        """Its name in tables and figures."""
+        return self.name or str(self.label)
 
 
 class Condition(Strict):

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from jacobian_robust.attacks import Norm
-from jacobian_robust.reporting.figures.style import BUDGET_LABELS, NORMS, line_style, name_lines, write_note
+from jacobian_robust.reporting.figures.style import BUDGET_LABELS, NORMS, line_style, name_lines, shortened, write_note
 from jacobian_robust.robustness.schema import Group, Model, Results
 
 __all__ = ["accuracy_curves", "class_accuracy", "group_curves", "noise_curves", "reliability_diagram", "trade_off"]
@@ -127,7 +127,7 @@ def class_accuracy(model: Model) -> Figure:
                 column, row, f"{100 * share:.0f}", ha="center", va="center", color="white" if share < 0.6 else "black"
             )
     axes.set_xticks(range(len(columns)), [name for name, _ in columns], fontsize=8)
-    axes.set_yticks(range(len(shares)), [f"{c.label}  ({c.images})" for c in model.classes], fontsize=8)
+    axes.set_yticks(range(len(shares)), [f"{shortened(c.called)}  ({c.images})" for c in model.classes], fontsize=8)
     axes.set(title=f"{model.name}: accuracy by class, %", ylabel="class (images)")
     return figure
 

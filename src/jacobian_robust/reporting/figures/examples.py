@@ -1,25 +1,28 @@
 """Sheets of adversarial examples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from jacobian_robust.attacks import Norm
-from jacobian_robust.reporting.figures.style import PALETTE, SYMBOLS
+from jacobian_robust.reporting.figures.style import PALETTE, SYMBOLS, shortened
 from jacobian_robust.robustness.budgets import Examples
 
 __all__ = ["adversarial_examples"]
 
 
-def adversarial_examples(examples: Mapping[float, Examples], *, norm: Norm, title: str) -> Figure:
+def adversarial_examples(
+    examples: Mapping[float, Examples], *, norm: Norm, title: str, class_names: Sequence[str] | None = None
+) -> Figure:
     """Return a sheet of broken images: for each budget rows of clean images, of attacked ones and of the difference.
 
     Args:
         examples: by budget; images ``(n, channels, height, width)`` with pixels in [0, 1].
         norm: of the budgets.
         title: of the sheet.
+        class_names: what the classes are called; ``None`` for their numbers.
     """
     shown = {eps: e for eps, e in examples.items() if len(e.adversarial)}
     columns = max((len(e.adversarial) for e in shown.values()), default=1)
@@ -32,11 +35,8 @@ def adversarial_examples(examples: Mapping[float, Examples], *, norm: Norm, titl
     *_, rows_of_pixels, columns_of_pixels = next(iter(shown.values())).clean.shape
     height, top = rows_of_pixels / columns_of_pixels, 0.0
     for eps, e in shown.items():
-        clean = [f"{c}: {p:.0%}" for c, p in zip(e.clean_class.tolist(), e.clean_confidence.tolist(), strict=True)]
-        found = [
-            f"{c}: {p:.0%}"
-            for c, p in zip(e.adversarial_class.tolist(), e.adversarial_confidence.tolist(), strict=True)
-        ]
+        clean = _captions(e.clean_class, e.clean_confidence, class_names)
+        found = _captions(e.adversarial_class, e.adversarial_confidence, class_names)
         rows: tuple[tuple[str, Tensor, list[str], dict[str, Any]], ...] = (
             ("clean", e.clean, clean, {"cmap": "gray", "vmin": 0, "vmax": 1}),
             (f"{SYMBOLS[norm]} = {eps:g}", e.adversarial, found, {"cmap": "gray", "vmin": 0, "vmax": 1}),
@@ -62,3 +62,11 @@ def adversarial_examples(examples: Mapping[float, Examples], *, norm: Norm, titl
     axes.set(xlim=(0, 1.1 * columns - 0.1), ylim=(top, 0))
     axes.set_axis_off()
     return figure
+
+
+def _captions(classes: Tensor, confidence: Tensor, names: Sequence[str] | None) -> list[str]:
+    """Return the predicted classes with their probabilities."""
+    return [
+        f"{shortened(names[label]) if names else label}: {probability:.0%}"
+        for label, probability in zip(classes.tolist(), confidence.tolist(), strict=True)
+    ]

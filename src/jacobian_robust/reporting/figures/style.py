@@ -24,6 +24,7 @@ __all__ = [
     "line_style",
     "name_lines",
     "save",
+    "shortened",
     "suffix_of",
     "unmet_note",
     "write_note",
@@ -96,6 +97,11 @@ def name_lines(figure: Figure, axes: Axes) -> None:
     else:
         figure.set_figheight(figure.get_figheight() + 0.2 * len(names))
         figure.legend(handles, names, loc="outside upper center", fontsize="small")
+
+
+def shortened(name: str) -> str:
+    """Return the name of a class as a figure has room for it; a dollar sign would begin a formula."""
+    return (name if len(name) <= 12 else f"{name[:11]}…").replace("$", r"\$")
 
 
 def suffix_of(model: str, models: int) -> str:
