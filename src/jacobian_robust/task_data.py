@@ -104,6 +104,7 @@ class MNISTAngleDataModule(_MNISTTaskDataModule):
     """
 
     classes = 1
+    unit = "°"
     tasks = ("task=regression", "task=regression_scale")
 
     @validate_call(config=STRICT)

@@ -139,7 +139,7 @@ class Attack(abc.ABC):
             return self
         if not (self.any_family or isinstance(family, Categorical)):
             raise UserError(
-                f"{self.name}: this attack is for classification alone; choose attack=pgd_linf, pgd_l2, fgsm or noise"
+                f"{self.name}: this attack is for classification alone; choose attack=pgd_linf, pgd_l2, fgsm or square"
             )
         return replace(self, family=family)
 

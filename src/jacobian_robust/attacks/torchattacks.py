@@ -163,6 +163,7 @@ class Square(Attack):
 
     norm: Ball
     queries: Count
+    any_family: ClassVar[bool] = True
 
     def require(self, classes: int, shape: Sequence[int]) -> None:
         """Raise a UserError where the starting pattern does not fit into the image."""
@@ -180,10 +181,23 @@ class Square(Attack):
     def _library_attack(self, model: nn.Module, eps: float) -> Callable[[Tensor, Tensor], Tensor]:
         import torchattacks
 
-        made: Callable[[Tensor, Tensor], Tensor] = torchattacks.Square(
-            model, norm=LIBRARY_NORM[self.norm], eps=eps, n_queries=self.queries, seed=seed_from_torch()
-        )
-        return made
+        seed = seed_from_torch()
+        library = torchattacks.Square(model, norm=LIBRARY_NORM[self.norm], eps=eps, n_queries=self.queries, seed=seed)
+        if isinstance(self.family, Categorical):
+            return library
+
+        def attack(images: Tensor, labels: Tensor) -> Tensor:
+            def margin_and_loss(points: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+                margin = self.family.signed_distance_to_boundary(model(points), labels[rows])
+                return margin, margin.clone()
+
+            library.margin_and_loss = margin_and_loss  # the search asks for nothing else of the model
+            library.init_hyperparam(images)
+            torch.manual_seed(seed)
+            _, found = library.attack_single_run(images, torch.arange(len(images), device=images.device))
+            return found
+
+        return attack
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)

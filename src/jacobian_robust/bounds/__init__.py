@@ -4,6 +4,7 @@ from jacobian_robust.bounds.crown import crown_margin_bounds
 from jacobian_robust.bounds.interval import interval_bounds, margin_bounds
 from jacobian_robust.bounds.lipschitz import lipschitz_constant, lipschitz_margin
 from jacobian_robust.bounds.margin import certified_margin, fisher_rao_margin
+from jacobian_robust.bounds.outputs import output_box, right_in_box
 from jacobian_robust.bounds.smoothing import smoothed_radius
 
 __all__ = [
@@ -14,5 +15,7 @@ __all__ = [
     "lipschitz_constant",
     "lipschitz_margin",
     "margin_bounds",
+    "output_box",
+    "right_in_box",
     "smoothed_radius",
 ]

@@ -93,6 +93,7 @@ class ImageDataModule(abc.ABC):
         image_shape: channels, height and width of an image.
         augmentation: changes the images of each training batch; ``None`` for none.
         pictures: whether the images can be looked at, rotated and inverted.
+        unit: of the targets, if they have one: ``°`` is an angle of the picture, anticlockwise.
         family: of the distribution that a model's outputs describe; :meth:`for_task` sets it.
         fetches: whether missing files may be fetched and put where they are looked for.
 
@@ -104,6 +105,7 @@ class ImageDataModule(abc.ABC):
     class_names: tuple[str, ...] | None = None
     image_shape: tuple[int, int, int]
     pictures: bool = True
+    unit: str = ""
     augmentation: Augmentation | None = None
 
     def __init__(

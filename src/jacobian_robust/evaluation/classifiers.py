@@ -15,6 +15,7 @@ from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation.options import Evaluation
 from jacobian_robust.files import distinct_names
+from jacobian_robust.geometry.families import Family
 from jacobian_robust.inspection import look_at
 from jacobian_robust.models import PixelInput, SinglePrecision
 from jacobian_robust.robustness.certificates import require_certifiable
@@ -74,7 +75,8 @@ def load_classifiers(
         if pixels:
             made = PixelInput(made, **pixels).eval()
         datamodule = evaluation.data or checkpoint.datamodule()
-        datamodule.for_task(checkpoint.family())
+        datamodule.for_task(_family(checkpoint, evaluation))
+        evaluation = evaluation.for_family(datamodule.family)
         datamodule.require(evaluation.split)
         datamodule.prepare_data()
         require_attacks(evaluation, datamodule)
@@ -87,6 +89,21 @@ def load_classifiers(
             "share a table: evaluate them apart, or on the same, data=NAME"
         )
     return found
+
+
+def _family(checkpoint: Checkpoint, evaluation: Evaluation) -> Family:
+    """Return the family of a model's task: what was asked for, or what its checkpoint says.
+
+    Raises:
+        UserError: if it was trained for another one.
+    """
+    own = checkpoint.family()
+    if checkpoint.config and evaluation.family is not None and type(evaluation.family) is not type(own):
+        raise UserError(
+            f"task: checkpoint {checkpoint.path} was trained for {type(own).__name__}, not for "
+            f"{type(evaluation.family).__name__}; leave task= out"
+        )
+    return evaluation.family or own
 
 
 def images_of(datamodule: ImageDataModule, evaluation: Evaluation) -> tuple[str | int, ...]:
@@ -122,7 +139,7 @@ def placed(network: nn.Module, datamodule: ImageDataModule, checkpoint: Checkpoi
 def require_attacks(evaluation: Evaluation, datamodule: ImageDataModule) -> None:
     """Raise a UserError if an attack is not for such images, or so few classes: before others have taken their time."""
     for attack in evaluation.attacks:
-        attack.with_family(datamodule.family).require(datamodule.classes, datamodule.image_shape)
+        attack.require(datamodule.classes, datamodule.image_shape)
 
 
 def names_of(checkpoints: Sequence[Checkpoint]) -> list[str]:

@@ -30,6 +30,7 @@ from jacobian_robust.evaluation.options import (
 )
 from jacobian_robust.evaluation.transfer import stand_in, transferable
 from jacobian_robust.files import claimed, from_here, write_atomically
+from jacobian_robust.geometry.families import Family
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.provenance import run_url
 from jacobian_robust.reporting.console import print_results
@@ -49,11 +50,16 @@ def evaluate(cfg: DictConfig) -> Results:
         UserError: if an option, a checkpoint, a data file or a directory is at fault.
     """
     keep_freed_memory()
-    check(cfg, {*EVALUATION_OPTIONS, *Places.model_fields, "input"}, (*EVALUATION_GROUPS, "logger", "data", "model"))
+    check(
+        cfg,
+        {*EVALUATION_OPTIONS, *Places.model_fields, "input"},
+        (*EVALUATION_GROUPS, "logger", "data", "model", "task"),
+    )
     options = read_options(Places, cfg)
     evaluation = read_evaluation(cfg)
     if cfg.get("data"):
         evaluation = replace(evaluation, data=build(cfg, "data", ImageDataModule))
+    evaluation = replace(evaluation, family=build(cfg, "task", Family, optional=True))
     network = build(cfg, "model", nn.Module, optional=True)
     named = options.checkpoint if isinstance(options.checkpoint, list) else [options.checkpoint or ""]
     named = [place for place in named if place]
@@ -113,7 +119,12 @@ def report(
         UserError: if the directory is at fault, before anything is attacked.
     """
     evaluation, sources = transferable(
-        evaluation, models[0].datamodule, len(models), trust=trust, network=network, pixels=pixels
+        evaluation.for_family(models[0].datamodule.family),
+        models[0].datamodule,
+        len(models),
+        trust=trust,
+        network=network,
+        pixels=pixels,
     )
     checked_with = list(itertools.chain(*sources.values())) or stand_in(models, evaluation, trust=trust)
     with contextlib.ExitStack() as stack:
@@ -128,9 +139,7 @@ def report(
         with full_precision(), several(evaluation.processes, followed) as attackers:
             room = Room(models, evaluation, sources, checked_with, directory / PROGRESS, attackers)
             measured = [measure(room, i) for i in range(len(models))]
-        family = models[0].datamodule.family
-        attacks = tuple(attack.with_family(family) for attack in evaluation.attacks)
-        results, diagnosed = _write(measured, replace(evaluation, attacks=attacks), directory, run, config)
+        results, diagnosed = _write(measured, evaluation, directory, run, config)
         with write_atomically(finished) as file:  # last: it says that the evaluation is whole
             file.write(results.model_dump_json(indent=2))
     shutil.rmtree(directory / PROGRESS, ignore_errors=True)

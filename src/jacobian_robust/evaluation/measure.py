@@ -24,7 +24,7 @@ from jacobian_robust.robustness import prediction as first_order
 from jacobian_robust.robustness import reliability
 from jacobian_robust.robustness.budgets import Sweep, predictions, sweep
 from jacobian_robust.robustness.certificates import Certificate, Certified, certify
-from jacobian_robust.robustness.results import Details, model_results, parameters
+from jacobian_robust.robustness.results import Details, model_results, parameters, task_of
 from jacobian_robust.robustness.sanity import Check, checks_of, sanity_checks
 from jacobian_robust.robustness.schema import FirstOrder, Model, settings_hash
 from jacobian_robust.robustness.workers import Attackers
@@ -74,10 +74,10 @@ def measure(room: Room, i: int) -> tuple[Model, Details, Any]:
         )
         for norm in evaluation.norms
     ]
-    if not isinstance(classifier.datamodule.family, Categorical):
-        return _of_task(room, i, labels, sweeps)
     certified = [_certified(room, i, images, labels, certificate) for certificate in evaluation.certificates]
     checks = _checks_once(room, i, images, labels, sweeps, certified, [*others, *room.checked_with])
+    if not isinstance(classifier.datamodule.family, Categorical):
+        return _of_task(room, i, images, labels, sweeps, certified, checks)
     log_p = reliability.log_probabilities(classifier.network, images)
     sample = _nearest(classifier, images, labels, sweeps, evaluation, room.progress / f"{i}_geometry.pt", attackers)
     predicted, smallest, compared = _first_order(sample, evaluation)
@@ -102,24 +102,45 @@ def measure(room: Room, i: int) -> tuple[Model, Details, Any]:
     return model, details, diagnosed
 
 
-def _of_task(room: Room, i: int, labels: Tensor, sweeps: list[Sweep]) -> tuple[Model, Details, None]:
-    """Return the results of another task than classification, whose only classes are right, 0, and wrong, 1."""
+def _of_task(
+    room: Room,
+    i: int,
+    images: Tensor,
+    targets: Tensor,
+    sweeps: list[Sweep],
+    certified: list[Certified],
+    checks: list[Check],
+) -> tuple[Model, Details, None]:
+    """Return the results of another task than classification."""
     classifier, evaluation = room.models[i], room.evaluation
-    left_out = "sanity checks, certificates, geometry, reliability, diagnostics: for task=classification alone"
-    Console().print(f"left out: {left_out}", soft_wrap=True)
-    right = torch.zeros(len(labels), dtype=torch.long, device=labels.device)
+    if not i and (evaluation.reliability or evaluation.geometry_images != 0):
+        Console().print(
+            "left out: geometry, calibration and images of another kind, for task=classification alone", soft_wrap=True
+        )
+    datamodule = classifier.datamodule
+    task, said = task_of(datamodule.family, classifier.network, images, targets)
+    labels = torch.zeros_like(sweeps[0].predicted)
     model = model_results(
         classifier.name,
-        right,
+        labels,
         sweeps,
-        [],
-        classes=1,
-        data=described_data(classifier.datamodule, evaluation),
+        checks,
+        certified,
+        classes=0,
+        data=described_data(datamodule, evaluation),
         sha256=weights_hash(classifier),
-        first_order=None,
+        task=task,
         **_training_of(classifier),
     )
-    return model, Details(classifier.name, right, torch.full_like(right, torch.nan, dtype=torch.float), sweeps), None
+    confidence = torch.full_like(sweeps[0].smallest, torch.nan)
+    details = Details(
+        *(classifier.name, labels, confidence, sweeps, certified),
+        pictures=datamodule.pictures,
+        family=datamodule.family,
+        unit=datamodule.unit,
+        said=said,
+    )
+    return model, details, None
 
 
 def _training_of(classifier: Classifier) -> dict[str, Any]:
@@ -218,8 +239,7 @@ def _sweep(
     attackers: Attackers,
 ) -> Sweep:
     """Attack one of the models in one norm."""
-    family = classifier.datamodule.family
-    attacks = [attack.with_family(family) for attack in evaluation.attacks if attack.norm == norm]
+    attacks = [attack for attack in evaluation.attacks if attack.norm == norm]
     followed = {attack.name: surrogates[attack.name] for attack in attacks if attack.name in surrogates}
     identity = identity_of(classifier, images, attacks, evaluation)
     if followed:
@@ -233,7 +253,6 @@ def _sweep(
             attacks,
             seed=evaluation.seed,
             independent=evaluation.independent,
-            examples=8 if isinstance(family, Categorical) else 0,
             surrogates={name: [other.network for other in others] for name, others in followed.items()},
             progress=bars,
             journal=FileJournal(progress, identity),

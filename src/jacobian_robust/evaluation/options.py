@@ -1,7 +1,7 @@
 """The options of an evaluation, read from a config."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError, describe
 from jacobian_robust.evaluation.diagnostics import Diagnostics
 from jacobian_robust.files import in_project
+from jacobian_robust.geometry.families import Categorical, Family
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.robustness.certificates import Certificate, unattacked
 from jacobian_robust.robustness.estimates import Prediction
@@ -99,6 +100,7 @@ class Evaluation:
         diagnostics: further measurements at each classifier, if any.
         processes: how many share the attacked batches; the results do not depend on it.
         data: the data to evaluate on, instead of what each checkpoint was trained on.
+        family: of the distribution that the models' outputs describe, instead of what each checkpoint says.
     """
 
     attacks: tuple[Attack, ...]
@@ -115,6 +117,19 @@ class Evaluation:
     diagnostics: Diagnostics | None = None
     processes: int = 1
     data: ImageDataModule | None = None
+    family: Family | None = None
+
+    def for_family(self, family: Family) -> "Evaluation":
+        """Return the evaluation of models whose outputs are parameters of a family.
+
+        Raises:
+            UserError: if a part of it is for classification alone.
+        """
+        if self.diagnostics is not None and not isinstance(family, Categorical):
+            raise UserError("diagnostics: they are for task=classification alone; leave them out")
+        attacks = tuple(attack.with_family(family) for attack in self.attacks)
+        certificates = tuple(certificate.with_family(family) for certificate in self.certificates)
+        return replace(self, attacks=attacks, certificates=certificates)
 
     @property
     def norms(self) -> list[Norm]:

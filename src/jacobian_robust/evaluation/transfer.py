@@ -32,6 +32,7 @@ def require_possible(evaluation: Evaluation, datamodule: ImageDataModule, networ
         networks: the models, wherever they are and in whatever mode.
     """
     models = len(networks)
+    evaluation = evaluation.for_family(datamodule.family)
     datamodule.require(evaluation.split)
     require_attacks(evaluation, datamodule)
     for network in networks if evaluation.certificates else ():

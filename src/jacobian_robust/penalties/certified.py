@@ -4,11 +4,13 @@ from dataclasses import replace
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Shaped
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from jacobian_robust.bounds import certified_margin, fisher_rao_margin, margin_bounds
+from jacobian_robust.bounds import certified_margin, fisher_rao_margin, margin_bounds, output_box, right_in_box
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.options import STRICT
 from jacobian_robust.penalties.base import Magnitude, Model, Penalty
 
@@ -33,12 +35,21 @@ class CertifiedMargin(Penalty):
         kappa: sharpness ``κ`` of the form ``margin``.
         target: radius that :meth:`certified` is asked for; ``None`` for ``eps``. Training at a somewhat larger ``eps``
             certifies more images at the target.
+        family: of the distribution that the outputs describe. Of another than the categorical one the penalty is the
+            mean over the targets of the largest negative log-likelihood within the bounds of the outputs.
     """
 
     eps: Magnitude
     form: Literal["cross_entropy", "margin"] = "cross_entropy"
     kappa: Magnitude = 4.0
     target: Magnitude | None = None
+    family: Family = CATEGORICAL
+
+    @model_validator(mode="after")
+    def _margin_of_classes(self) -> "CertifiedMargin":
+        if self.form == "margin" and not isinstance(self.family, Categorical):
+            raise ValueError("form=margin is of class logits; give form=cross_entropy")
+        return self
 
     @property
     def needs_graph(self) -> bool:
@@ -56,9 +67,9 @@ class CertifiedMargin(Penalty):
 
     def __call__(
         self,
-        logits: Float[Tensor, "batch classes"],
+        logits: Float[Tensor, "batch *outputs"],
         inputs: Float[Tensor, "batch *shape"],
-        labels: Int[Tensor, "batch"],
+        labels: Shaped[Tensor, "batch *_"],
         *,
         model: Model | None = None,
         generator: torch.Generator | None = None,
@@ -68,14 +79,20 @@ class CertifiedMargin(Penalty):
         if model is None:
             raise TypeError("CertifiedMargin bounds the model: pass it as model=…")
         with torch.set_grad_enabled(create_graph):
+            if not isinstance(self.family, Categorical):
+                lower, upper = output_box(cast(nn.Module, model), inputs, labels, self.eps, self.family)
+                return self.family.worst_loss(lower, upper, labels)
             bounds = margin_bounds(cast(nn.Module, model), inputs, labels, self.eps)
             if self.form == "cross_entropy":
                 return nn.functional.cross_entropy(bounds, labels, reduction="none")
             return nn.functional.softplus(-fisher_rao_margin(bounds, labels), beta=self.kappa)
 
     def certified(
-        self, model: nn.Module, inputs: Float[Tensor, "batch *shape"], labels: Int[Tensor, "batch"]
+        self, model: nn.Module, inputs: Float[Tensor, "batch *shape"], labels: Shaped[Tensor, "batch *_"]
     ) -> Bool[Tensor, "batch"]:
         """Return whether interval bounds, in double precision, certify each sample at the target."""
         with torch.no_grad():
+            if not isinstance(self.family, Categorical):
+                box = output_box(model, inputs, labels, self.target or self.eps, self.family, float64=True)
+                return right_in_box(self.family, *box, labels)
             return certified_margin(model, inputs, labels, self.target or self.eps, float64=True) > 0

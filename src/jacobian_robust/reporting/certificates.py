@@ -53,10 +53,9 @@ def certified_table(results: Results, norm: Norm) -> CertifiedTable | None:
 def _notes(results: Results, smoothed: dict[str, bool], of_network: list[str]) -> list[str]:
     notes = []
     if of_network:
-        notes.append(
-            "certified: share of all images that are classified correctly and that no change within ε can alter, by "
-            f"{' or '.join(of_network)}."
-        )
+        classes = results.right == "accuracy"
+        of = "share of all images that are classified correctly" if classes else f"{results.right} on all images"
+        notes.append(f"certified: {of} and that no change within ε can alter, by {' or '.join(of_network)}.")
     for name in (name for name in smoothed if smoothed[name]):
         options = results.certificates.get(name, {})
         noise = f"σ = {options.get('sigma', 0):g}, confidence {options.get('confidence', 0):g} for each image alone"

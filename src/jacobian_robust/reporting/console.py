@@ -82,11 +82,12 @@ def _table(results: Results, norm: Norm) -> Table:
     models = results.models
     budgets = "each budget on its own" if results.independent else "an image broken once stays broken"
     starred = results.unmet(norm)
+    said = "classified" if results.right == "accuracy" else "predicted"
     note = f"* {unmet_note(results, norm)}\n" if starred else ""
     table = Table(
-        title=f"{NORMS[norm]}, worst case over {', '.join(attacks)} ({budgets}): accuracy on {models[0].images} "
+        title=f"{NORMS[norm]}, worst case over {', '.join(attacks)} ({budgets}): {results.right} on {models[0].images} "
         f"{results.split} images",
-        caption=f"{note}In brackets: the note's convention, the share of the correctly classified images that stay "
+        caption=f"{note}In brackets: the note's convention, the share of the correctly {said} images that stay "
         "correct.",
         title_justify="left",
         caption_justify="left",

@@ -75,7 +75,11 @@ def figures_of(
         for swept in detail.sweeps if detail.pictures else ():
             examples = {b.eps: e for b, e in zip(swept.budgets, swept.examples, strict=True)}
             title = f"{model.name}: images broken in {plots.NORMS[swept.norm]}"
+            of: dict[str, Any] = {"norm": swept.norm, "title": title, "family": detail.family, "unit": detail.unit}
             figures[f"examples_{swept.norm}{suffix}"] = plots.adversarial_examples(
-                examples, norm=swept.norm, title=title, class_names=detail.class_names
+                examples, **of, class_names=detail.class_names
             )
+            picture = None if model.task is None else plots.attack_picture(examples, **of)
+            if picture is not None:
+                figures[f"attack_{swept.norm}{suffix}"] = picture
     return figures

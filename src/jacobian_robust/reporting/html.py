@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from jacobian_robust.attacks import Norm
 from jacobian_robust.files import write_atomically
 from jacobian_robust.provenance import run_url
+from jacobian_robust.reporting import figures as plots
 from jacobian_robust.reporting.certificates import certified_table
 from jacobian_robust.reporting.figures import NORMS, SYMBOLS, unmet_note
 from jacobian_robust.robustness.schema import Group, Results
@@ -29,6 +30,9 @@ CAPTIONS = {
     "calibration": "Accuracy against confidence on the clean images; on the diagonal they are equal.",
     "noise": "Accuracy under Gaussian noise, one draw an image.",
     "classes": "Accuracy by true class, clean and at each budget.",
+    "attack": "What an attack does: images that are right, and attacked within the smallest budget that breaks some. "
+    "A needle is a predicted angle, a dotted one the true angle; pixels of a mask are blue where they are right, "
+    "orange where another class is predicted, grey where they are taken for background.",
     "examples": "Images broken within the budget, first those that no smaller one broke: clean, attacked and the "
     "difference (scaled), with the predicted class and its probability. PGD ends at the first iterate that breaks an "
     "image, so that low probabilities are usual.",
@@ -98,6 +102,7 @@ def write_report(
             figures=[_shown(name, file, captions) for name, file in figures.items()],
             sheets=[_sheet(sheet) for sheet in sheets],
             examples_caption=CAPTIONS["examples"],
+            headline=plots.headline(results.right),
             norms=NORMS,
             symbols=SYMBOLS,
             certified={norm: certified_table(results, norm) for norm in results.norms},

@@ -14,7 +14,7 @@ from jacobian_robust.attacks import Norm
 from jacobian_robust.errors import UserError, describe
 from jacobian_robust.options import STRICT, Listed, NonEmpty
 from jacobian_robust.reporting.certificates import certified_table
-from jacobian_robust.reporting.figures import NORMS, Points, Rows, on_log_axes, suffix_of, unmet_note
+from jacobian_robust.reporting.figures import NORMS, Points, Rows, headline, on_log_axes, suffix_of, unmet_note
 from jacobian_robust.robustness.schema import Condition, Group, Model, Results
 
 __all__ = ["WandbOptions", "full_id", "log_evaluation", "log_training", "read_logger", "wandb_run"]
@@ -180,6 +180,9 @@ def log_evaluation(
     for norm in results.norms:
         _log_curves(run, results, norm)
         _log_certified(run, results, norm)
+    for model in results.models:
+        for name, value in model.task.metrics.items() if model.task else ():
+            run.summary[_key("clean", model.name, name)] = value
     _log_seeds(run, alike)
     _log_classes(run, results.models)
     _log_geometry(run, results.models, points)
@@ -196,11 +199,12 @@ def _key(*parts: str) -> str:
 def _log_curves(run: "wandb.Run", results: Results, norm: Norm) -> None:
     """Log a chart of this run's models over the budget, and the same points as lines that runs can share."""
     curves = {model.name: model.accuracy(norm) for model in results.models}
+    title = f"{headline(results.right)} under attack, {NORMS[norm]}"
     chart = wandb.plot.line_series(
         [[eps for eps, _ in curve] for curve in curves.values()],
         [[accuracy for _, accuracy in curve] for curve in curves.values()],
         keys=list(curves),
-        title="; ".join(filter(None, (f"Accuracy under attack, {NORMS[norm]}", unmet_note(results, norm)))),
+        title="; ".join(filter(None, (title, unmet_note(results, norm)))),
         xname="eps",
     )
     run.log({f"robustness/curve_{norm}": chart})
@@ -250,6 +254,8 @@ def _log_seeds(run: "wandb.Run", alike: Sequence[Group]) -> None:
 
 def _log_classes(run: "wandb.Run", models: Sequence[Model]) -> None:
     """Log accuracy by class: a bar chart clean and one for each norm and budget, and all of the latter as a table."""
+    if not models[0].classes:
+        return
     robust = []
     _log_bars(run, "clean", "Clean accuracy by class", models, [[c.clean_correct for c in m.classes] for m in models])
     for number, threat in enumerate(models[0].threats):

@@ -1,5 +1,6 @@
 """Sweeps of attacks over budgets, with an accounting that believes only what it has checked."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -42,6 +43,8 @@ class Examples:
         adversarial_class: and for the other.
         clean_confidence: the probability of the one's predicted class.
         adversarial_confidence: and of the other's.
+        predicted: of another task than classification, whose classes are 0, right, and 1, wrong: the targets, and what
+            is predicted for the clean images and for the others.
     """
 
     clean: Float[Tensor, "examples *shape"]
@@ -50,6 +53,7 @@ class Examples:
     adversarial_class: Int[Tensor, "examples"]
     clean_confidence: Float[Tensor, "examples"]
     adversarial_confidence: Float[Tensor, "examples"]
+    predicted: tuple[Tensor, Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -375,7 +379,8 @@ def sweep(
         state.end(attack.name, eps, last=number + 1 == len(stages) or stages[number + 1][0] != eps)
         if journal:
             journal.save(state.saved)
-    return _result(model, images, norm, predicted, correct, state, independent, examples)
+    gather = functools.partial(_gather, model, images, labels, predicted, attacks[0].family)
+    return _result(images, norm, predicted, correct, state, independent, examples, gather)
 
 
 def _stages(attacks: Sequence[Attack]) -> list[tuple[float, Attack]]:
@@ -385,7 +390,6 @@ def _stages(attacks: Sequence[Attack]) -> list[tuple[float, Attack]]:
 
 
 def _result(
-    model: nn.Module,
     images: Float[Tensor, "images *shape"],
     norm: Norm,
     predicted: Int[Tensor, "images"],
@@ -393,6 +397,7 @@ def _result(
     state: "_State",
     independent: bool,
     examples: int,
+    gather: Callable[[list["_Broken"]], Examples],
 ) -> Sweep:
     """Return the accounting of a sweep that is done."""
     result = Sweep(norm, len(images), int(correct.sum()), predicted, state.smallest)
@@ -405,7 +410,7 @@ def _result(
         result.budgets.append(BudgetResult(eps, result.clean_correct, int(standing.sum()), len(images), counts))
         result.robust.append(standing)
         kept = broken + ([] if independent else kept)[: examples - len(broken)]
-        result.examples.append(_gather(model, images, predicted, kept))
+        result.examples.append(gather(kept))
     return result
 
 
@@ -490,13 +495,25 @@ class _State:
 
 
 def _gather(
-    model: nn.Module, images: Float[Tensor, "images *shape"], predicted: Int[Tensor, "images"], broken: list[_Broken]
+    model: nn.Module,
+    images: Float[Tensor, "images *shape"],
+    labels: Shaped[Tensor, "images *_"],
+    predicted: Int[Tensor, "images"],
+    family: Family,
+    broken: list[_Broken],
 ) -> Examples:
     index = torch.tensor([image for image, _ in broken], dtype=torch.long, device=images.device)
     clean = images[index]
     adversarial = torch.stack([made.to(images.device) for _, made in broken]) if broken else clean
-    (before, _), (after, adversarial_class) = (_most_likely(model, x) for x in (clean, adversarial))
-    return Examples(clean, adversarial, predicted[index], adversarial_class, before, after)
+    if isinstance(family, Categorical):
+        (before, _), (after, adversarial_class) = (_most_likely(model, x) for x in (clean, adversarial))
+        return Examples(clean, adversarial, predicted[index], adversarial_class, before, after)
+    unknown = torch.full(index.shape, torch.nan, device=images.device)
+    said: tuple[Tensor, Tensor, Tensor] | None = None
+    if broken:
+        with torch.no_grad():
+            said = (labels[index], family.predict(model(clean)), family.predict(model(adversarial)))
+    return Examples(clean, adversarial, predicted[index], torch.ones_like(index), unknown, unknown, said)
 
 
 def _most_likely(model: nn.Module, images: Float[Tensor, "n *shape"]) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:

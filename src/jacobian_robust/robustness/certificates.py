@@ -12,13 +12,14 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Shaped
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from jacobian_robust.attacks import Ball, Norm, check_pixels
 from jacobian_robust.errors import UserError
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.options import STRICT, Count
 from jacobian_robust.robustness.budgets import BALL_TOLERANCE, Journal, Sweep, predictions
 
@@ -67,16 +68,33 @@ class Certificate(abc.ABC):
         name: how the certificate is called in results.
         norm: norm of the ball, which is clipped to [0, 1].
         batch_size: images at once; ``None`` for the certificate's own number.
+        family: of the distribution that the model's outputs describe; :meth:`with_family` sets it.
     """
 
     name: str
     norm: Ball
     batch_size: Count | None = None
+    family: Family = CATEGORICAL
+
+    any_family: ClassVar[bool] = False
+    """Whether it is for outputs of every family, not for class logits alone."""
 
     smoothed: ClassVar[bool] = False
     """Whether it certifies the smoothed classifier in place of the network."""
 
     at_once: ClassVar[int] = 100
+
+    def with_family(self, family: Family) -> "Certificate":
+        """Return the certificate of models whose outputs are parameters of a family.
+
+        Raises:
+            UserError: if it is of class logits alone.
+        """
+        if not (self.any_family or isinstance(family, Categorical)):
+            raise UserError(
+                f"certificate.{self.name}: this certificate is for classification alone; choose certificate=interval"
+            )
+        return replace(self, family=family)
 
     def samples_of(self, images: int) -> int:
         """Return how many noisy images are classified for so many images."""
@@ -91,7 +109,7 @@ class Certificate(abc.ABC):
         self,
         model: nn.Module,
         images: Float[Tensor, "batch *shape"],
-        labels: Int[Tensor, "batch"],
+        labels: Shaped[Tensor, "batch *_"],
         eps: Sequence[float],
         stream: str,
     ) -> Bounded:
@@ -100,13 +118,29 @@ class Certificate(abc.ABC):
         Args:
             model: returns logits, in evaluation mode, on the device of the images.
             images: pixels in [0, 1].
-            labels: the true classes.
+            labels: the true classes, or the family's targets.
             eps: the budgets, in units of pixels.
             stream: a text that gives the random stream of this batch.
 
         Raises:
             ValueError: if the model has a layer without a rule; it is named.
         """
+
+
+def _by_boxes(family: Family, model: nn.Module, images: Tensor, targets: Tensor, eps: Sequence[float]) -> Bounded:
+    """Return what bounds of the outputs say of another family: right for all outputs of the box, with room to round."""
+    from jacobian_robust.bounds import output_box, right_in_box
+
+    outputs = model(images)
+    correct = family.right(outputs, targets)
+    slack = ROUNDING * outputs.double().abs().flatten(1).amax(-1)
+    slack = slack.view(-1, *[1] * (outputs.ndim - 1))
+    certified = []
+    for radius in eps:
+        lower, upper = output_box(model, images, targets, radius + BALL_TOLERANCE, family, float64=True)
+        certified.append(correct & right_in_box(family, lower - slack, upper + slack, targets))
+    radii = torch.full(correct.shape, torch.nan, dtype=torch.float64, device=images.device)
+    return Bounded(correct, torch.stack(certified, -1), radii, torch.zeros_like(correct))
 
 
 Margins = Callable[..., Float[Tensor, "batch classes"]]
@@ -127,9 +161,13 @@ def _by_margins(margins: Margins, model: nn.Module, images: Tensor, labels: Tens
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class IntervalBounds(Certificate):
-    """Interval bound propagation (Gowal et al., 2018), with the last linear layer merged with the difference."""
+    """Interval bound propagation (Gowal et al., 2018), with the last linear layer merged with the difference.
+
+    Of another family than the categorical one a prediction is certified if it is right for all outputs in their bounds.
+    """
 
     at_once: ClassVar[int] = 500
+    any_family: ClassVar[bool] = True
 
     norm: Literal["linf"] = "linf"
 
@@ -137,6 +175,8 @@ class IntervalBounds(Certificate):
         """See :class:`Certificate`."""
         from jacobian_robust.bounds import margin_bounds  # not at the top: SciPy takes a second
 
+        if not isinstance(self.family, Categorical):
+            return _by_boxes(self.family, model, images, labels, eps)
         return _by_margins(margin_bounds, model, images, labels, eps)
 
 
@@ -320,6 +360,8 @@ def require_certifiable(
         label = torch.zeros(1, dtype=torch.long, device=image.device)
         try:
             with torch.no_grad():
+                if not isinstance(certificate.family, Categorical):
+                    label = certificate.family.predict(model(image))
                 certificate.cheaper().bound(model, image, label, (0.0,), "trial")
         except Exception as error:  # a foreign model can fail in any way
             text = " ".join(str(error).split()).removeprefix("bounds: ")[:300]
@@ -334,7 +376,7 @@ def _silent(done: int, of: int, certified: int) -> None:
 def certify(
     model: nn.Module,
     images: Float[Tensor, "images *shape"],
-    labels: Int[Tensor, "images"],
+    labels: Shaped[Tensor, "images *_"],
     certificate: Certificate,
     eps: Sequence[float],
     *,
@@ -347,7 +389,7 @@ def certify(
     Args:
         model: returns logits, in evaluation mode, on the device of the images.
         images: pixels in [0, 1].
-        labels: the true classes.
+        labels: the true classes, or the targets of the certificate's family.
         certificate: the certificate.
         eps: the budgets, in units of pixels.
         seed: of a certificate that draws noise; each batch has its own stream.

@@ -26,7 +26,7 @@ from jacobian_robust.robustness.certificates import (
     require_certifiable,
     unattacked,
 )
-from jacobian_robust.robustness.results import Details, model_results, results_of
+from jacobian_robust.robustness.results import Details, model_results, results_of, task_of
 from jacobian_robust.robustness.sanity import Check, Status, sanity_checks
 from jacobian_robust.robustness.schema import (
     Results,
@@ -118,7 +118,7 @@ def evaluate_robustness(
         certificates: :class:`Certificate` objects or the names ``interval`` and ``crown`` (ℓ∞), ``lipschitz`` and
             ``smoothing`` (ℓ2); each says at which of the budgets an image is certified, and every attack tries it.
         family: of the distribution that the model's outputs describe; "correct" is what it calls right. Of another than
-            the categorical one there are no certificates and no sanity checks, and PGD and FGSM alone.
+            the categorical one there are no AutoAttack and no certificates but ``interval``.
         seed: of the attacks.
         sanity_images: how many images the sanity checks attack anew; 0 for no checks but that of the certificates.
         batch_size: images attacked at once; ``None`` for what suits the device.
@@ -128,10 +128,7 @@ def evaluate_robustness(
         UserError: if an argument is at fault; one line says which.
     """
     chosen = [attack.with_family(family) for attack in _attacks(attacks, norm, eps, batch_size)]
-    certifying = _certificates(certificates)
-    classification = isinstance(family, Categorical)
-    if certifying and not classification:
-        raise UserError("certificates: they are for classification alone; leave them out")
+    certifying = [certificate.with_family(family) for certificate in _certificates(certificates)]
     unattacked(certifying, [attack.norm for attack in chosen])
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     modes = {module: module.training for module in model.modules()}
@@ -140,30 +137,30 @@ def evaluate_robustness(
         images, labels = _inputs(model, images, labels, device, family)
         require_certifiable(certifying, model, images[:1])
         with full_precision(), several(processes, [model]) as attackers:
-            kept = 8 if classification else 0
-            swept = sweep(model, images, labels, chosen, seed=seed, examples=kept, attackers=attackers)
-            if not classification:
-                return _of_task(type(model).__name__, swept, chosen, seed, images)
+            swept = sweep(model, images, labels, chosen, seed=seed, attackers=attackers)
             certified = [certify(model, images, labels, asked, eps, seed=seed) for asked in certifying]
             checks = _checks(model, images, labels, chosen, swept, certified, sanity_images, seed, attackers)
-        with torch.no_grad():
-            logits = torch.cat([model(chunk) for chunk in images.split(100)])
+        task, said = task_of(family, model, images, labels)
+        classes, confidence = (
+            _confidence(model, images) if task is None else (0, torch.full_like(swept.smallest, torch.nan))
+        )
     finally:
         for module, mode in modes.items():
             module.training = mode
     name = type(model).__name__
-    result = model_results(name, labels, [swept], checks, certified, classes=logits.shape[-1], data="given images")
-    details = Details(name, labels, logits.softmax(-1).amax(-1), [swept], certified, pictures=images.ndim == 4)
+    if task is not None:
+        labels = torch.zeros_like(swept.predicted)
+    result = model_results(name, labels, [swept], checks, certified, classes=classes, data="given images", task=task)
+    pictures = images.ndim == 4
+    details = Details(name, labels, confidence, [swept], certified, pictures=pictures, family=family, said=said)
     return RobustnessEvaluation(results_of([result], chosen, certifying, seed=seed, device=device.type), details)
 
 
-def _of_task(name: str, swept: Sweep, attacks: Sequence[Attack], seed: int, images: Tensor) -> RobustnessEvaluation:
-    """Return the evaluation of a model of another family, whose only classes are right, 0, and wrong, 1."""
-    right = torch.zeros(len(images), dtype=torch.long, device=images.device)
-    result = model_results(name, right, [swept], [], classes=1, data="given images")
-    unknown = torch.full(right.shape, torch.nan, device=images.device)
-    details = Details(name, right, unknown, [swept], pictures=images.ndim == 4)
-    return RobustnessEvaluation(results_of([result], attacks, seed=seed, device=images.device.type), details)
+def _confidence(model: nn.Module, images: Tensor) -> tuple[int, Tensor]:
+    """Return the number of classes, and the probability of each predicted one."""
+    with torch.no_grad():
+        logits = torch.cat([model(chunk) for chunk in images.split(100)])
+    return logits.shape[-1], logits.softmax(-1).amax(-1)
 
 
 def _checks(

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
 
 from jacobian_robust.attacks import Attack
 from jacobian_robust.files import write_atomically
-from jacobian_robust.geometry.families import Categorical
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.provenance import git_state, versions
 from jacobian_robust.robustness.budgets import Sweep
 from jacobian_robust.robustness.certificates import (
     Certificate,
     Certified,
 )
+from jacobian_robust.robustness.metrics import TaskMetrics
 from jacobian_robust.robustness.prediction import Radii
 from jacobian_robust.robustness.sanity import Check, verdict
 from jacobian_robust.robustness.schema import (
@@ -32,11 +33,12 @@ from jacobian_robust.robustness.schema import (
     Model,
     Results,
     SanityCheck,
+    Task,
     Threat,
     table_rows,
 )
 
-__all__ = ["Details", "image_rows", "model_results", "parameters", "results_of", "write_tables"]
+__all__ = ["Details", "image_rows", "model_results", "parameters", "results_of", "task_of", "write_tables"]
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,17 @@ class Details:
 
     Attributes:
         name: of the model.
-        labels: the true classes.
-        confidence: the probability of each predicted class.
+        labels: the true classes; of another task, 0.
+        confidence: the probability of each predicted class; of another task, nan.
         sweeps: the attacks' results, one a norm.
         certified: what each certificate says.
         radii: the geometry at the first images, where it was asked for.
         smallest: the length of the smallest ℓ2 perturbation known there.
         pictures: whether the images are pictures, not points.
         class_names: what the classes are called; ``None`` for their numbers.
+        family: of the distribution that the model's outputs describe.
+        unit: of the targets, if they have one.
+        said: of another task than classification, the targets and the predictions in words.
     """
 
     name: str
@@ -64,6 +69,25 @@ class Details:
     smallest: Float[Tensor, "first"] | None = None
     pictures: bool = True
     class_names: Sequence[str] | None = None
+    family: Family = CATEGORICAL
+    unit: str = ""
+    said: tuple[list[str], list[str]] | None = None
+
+
+def task_of(
+    family: Family, model: nn.Module, images: Float[Tensor, "images *shape"], targets: Shaped[Tensor, "images *_"]
+) -> tuple[Task | None, tuple[list[str], list[str]] | None]:
+    """Return what a model's task is, with its metrics, and targets and predictions in words; of classes, nothing."""
+    if isinstance(family, Categorical):
+        return None, None
+    metrics, said = TaskMetrics(family), []
+    with torch.no_grad():
+        for chunk, of in zip(images.split(100), targets.split(100), strict=True):
+            outputs = model(chunk)
+            metrics.update(outputs, of)
+            said += [family.words(entry) for entry in family.predict(outputs)]
+    task = Task(family=type(family).__name__, right=family.right_means, metrics=dict(metrics.value()))
+    return task, ([family.words(target) for target in targets], said)
 
 
 def results_of(
@@ -112,7 +136,7 @@ def model_results(
         sweeps: the attacks' results, one a norm.
         checks: the sanity checks.
         certified: what each certificate says.
-        classes: number of classes.
+        classes: number of classes; 0 for another task.
         data: which images they are, in words.
         class_names: what the classes are called; ``None`` for their numbers.
         known: further fields of :class:`Model`.
@@ -228,7 +252,7 @@ def parameters(of: Attack | Certificate, kind: str = "attack") -> dict[str, Any]
     parameters = {key: value for key, value in asdict(of).items() if key not in ("name", "family")}
     if parameters.get("eps_linf") is None:
         parameters.pop("eps_linf", None)
-    if isinstance(of, Attack) and not isinstance(of.family, Categorical):
+    if not isinstance(of.family, Categorical):
         parameters["family"] = {"name": type(of.family).__name__} | asdict(of.family)
     plain_parameters: dict[str, Any] = json.loads(json.dumps({kind: type(of).__name__} | parameters))
     return plain_parameters
@@ -245,8 +269,8 @@ def image_rows(results: Results, details: Sequence[Details]) -> Iterator[list[An
     geometry = ["delta", "boundary", "jacobian_frobenius", "jacobian_spectral", "predicted_l2", "smallest_known_l2"]
     yield columns + (geometry if details[0].radii else [])
     for detail in details:
-        values: list[list[Any]] = [detail.labels.tolist(), detail.sweeps[0].predicted.tolist()]
-        values.append([f"{confidence:.6g}" for confidence in detail.confidence.tolist()])
+        said = detail.said or (detail.labels.tolist(), detail.sweeps[0].predicted.tolist())
+        values: list[list[Any]] = [*said, _lengths(detail.confidence)]
         for swept in detail.sweeps:
             values += [robust.int().tolist() for robust in swept.robust] + [_lengths(swept.smallest)]
         for found in detail.certified:

@@ -29,6 +29,7 @@ __all__ = [
     "Results",
     "SanityCheck",
     "Strict",
+    "Task",
     "Threat",
     "groups",
     "settings_hash",
@@ -248,6 +249,17 @@ class SanityCheck(Strict):
     """One sentence."""
 
 
+class Task(Strict):
+    """What a model's task is, if not classification: its "accuracy" is then the share of what the task calls right."""
+
+    family: str
+    """Of the distribution that the outputs describe: a class of :mod:`jacobian_robust.geometry.families`."""
+    right: str
+    """What the share of right predictions is called."""
+    metrics: dict[str, Finite]
+    """The usual metrics of the task on the clean images, by name; null where an output was not finite."""
+
+
 class Model(Strict):
     """One evaluated classifier."""
 
@@ -284,7 +296,7 @@ class Model(Strict):
     threats: list[Threat]
     """A norm each."""
     classes: list[ClassAccuracy]
-    """By true class."""
+    """By true class; empty for another task than classification."""
     first_order: FirstOrder | None
     """What the geometry predicts; null if not asked for."""
     calibration: Calibration | None
@@ -295,6 +307,13 @@ class Model(Strict):
     """Empty if not asked for."""
     certificates: list[Certification] = []
     """Empty if not asked for."""
+    task: Task | None = None
+    """Null for classification."""
+
+    @property
+    def right(self) -> str:
+        """What the share of right predictions is called: ``accuracy``, or what the task asks for."""
+        return self.task.right if self.task else "accuracy"
 
     def accuracy(self, norm: Norm) -> list[tuple[float, float]]:
         """Return the points ``(budget, accuracy on all images)`` of one norm, from budget 0 on."""
@@ -355,6 +374,11 @@ class Results(Strict):
         found = [attack for attack in self.attacks.values() if attack["norm"] == norm and attack.get("eps_linf")]
         linf = dict(pair for attack in found for pair in zip(attack["eps"], attack["eps_linf"], strict=True))
         return f"{eps:g} (√n·{linf[eps]:g})" if eps in linf else f"{eps:g}"
+
+    @property
+    def right(self) -> str:
+        """What the share of right predictions is called."""
+        return self.models[0].right
 
     def unmet(self, norm: Norm) -> dict[float, list[str]]:
         """Return, by budget of a norm, which attacks of that norm do not have it: those that have others."""

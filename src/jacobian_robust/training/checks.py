@@ -20,6 +20,7 @@ from jacobian_robust.checkpoints import find_checkpoints, load_checkpoint
 from jacobian_robust.config import flat
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError, describe
+from jacobian_robust.geometry.families import Categorical
 from jacobian_robust.inspection import is_random, look_at, unchanged
 from jacobian_robust.jacobian.checks import check_model
 from jacobian_robust.penalties import Penalty
@@ -111,10 +112,13 @@ def check_penalty(penalty: Penalty, model: nn.Module, datamodule: ImageDataModul
     """Raise a UserError unless a penalty on the model itself, without a graph to the images, can be computed of it."""
     if penalty.needs_graph or not penalty.needs_model:
         return
-    images, labels = torch.zeros(2, *datamodule.image_shape), torch.arange(2)
+    images = torch.zeros(2, *datamodule.image_shape)
     try:
         with unchanged(model, training=model.training), torch.no_grad():
-            copy.deepcopy(penalty)(model(images), images, labels, model=model, create_graph=False)
+            outputs = model(images)
+            categorical = isinstance(datamodule.family, Categorical)
+            labels = torch.arange(2) if categorical else datamodule.family.predict(outputs)
+            copy.deepcopy(penalty)(outputs, images, labels, model=model, create_graph=False)
     except ValueError as error:
         raise UserError(f"regularizer: cannot be computed of this model in training: {error}") from error
 

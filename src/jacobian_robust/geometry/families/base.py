@@ -14,7 +14,10 @@ from jacobian_robust.geometry import simplex
 from jacobian_robust.geometry.factors import FisherFactor, tangent_directions
 from jacobian_robust.options import STRICT
 
-__all__ = ["CATEGORICAL", "Categorical", "Factor", "Family", "Flat", "Outputs", "Targets", "at_least_float32", "flat"]
+__all__ = [
+    *("CATEGORICAL", "Categorical", "Factor", "Family", "Flat", "Outputs", "Targets"),
+    *("at_least_float32", "flat", "own_least"),
+]
 
 Outputs = Float[Tensor, "batch *shape"]
 Targets = Shaped[Tensor, "batch *_"]
@@ -40,6 +43,12 @@ def flat(outputs: Shaped[Tensor, "batch *shape"]) -> Shaped[Tensor, "batch n"]:
 def at_least_float32(outputs: Tensor) -> Tensor:
     """Return the outputs, of the same shape, in single precision at least: half precision loses the norm's digits."""
     return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+
+def own_least(lower: Outputs, upper: Outputs, targets: Targets) -> Outputs:
+    """Return logits ``(batch, C, …)``: those of the true classes from ``lower``, all others from ``upper``."""
+    own = nn.functional.one_hot(targets, lower.shape[1]).movedim(-1, 1).bool()
+    return torch.where(own, lower, upper)
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -136,6 +145,39 @@ class Family(abc.ABC):
         return self.unreduced_loss(outputs, targets).mean()
 
     @abc.abstractmethod
+    def extremes(self, lower: Outputs, upper: Outputs, targets: Targets) -> Iterator[Outputs]:
+        """Yield outputs that are the worst of the box ``lower ≤ s ≤ upper``, each entry of the targets at one of them.
+
+        An entry's negative log-likelihood is nowhere in the box larger than at all of them, and what is right at all of
+        them is right in the whole box.
+        """
+
+    def worst_loss(self, lower: Outputs, upper: Outputs, targets: Targets) -> Float[Tensor, "batch"]:
+        """Return the mean over a sample's entries of the largest negative log-likelihood in the box."""
+        losses = [self.unreduced_loss(outputs, targets) for outputs in self.extremes(lower, upper, targets)]
+        return flat(torch.stack(losses).amax(0)).mean(-1)
+
+    def leads(self, outputs: Outputs) -> Float[Tensor, "batch"] | None:
+        """Return by how much, in each sample, the least certain entry's likeliest value leads: a difference of logits.
+
+        ``None`` for a family whose loss does not saturate: it has its digits everywhere.
+        """
+        return None
+
+    @abc.abstractmethod
+    def most_alike(self, targets: Targets) -> int:
+        """Return for how many of the targets one and the same answer can be right, at most."""
+
+    @property
+    def right_means(self) -> str:
+        """What the share of right predictions is called: ``accuracy``, or what the task asks for, in words."""
+        return "accuracy"
+
+    def words(self, entry: Shaped[Tensor, "*_"]) -> str:
+        """Return one sample's target, or prediction, as a reader wants it: numbers."""
+        return " ".join(f"{value:.4g}" for value in entry.flatten().tolist())
+
+    @abc.abstractmethod
     def predict(self, outputs: Outputs) -> Tensor:
         """Return the prediction, in the form of the targets; a class is -1 where an output is nan."""
 
@@ -219,6 +261,19 @@ class Categorical(Family):
     def loss(self, outputs: Outputs, targets: Targets) -> Float[Tensor, ""]:
         """Return the mean cross-entropy."""
         return nn.functional.cross_entropy(outputs, targets)
+
+    def extremes(self, lower: Outputs, upper: Outputs, targets: Targets) -> Iterator[Outputs]:
+        """Yield the logits with the true class's least and the others' largest."""
+        yield own_least(lower, upper, targets)
+
+    def leads(self, outputs: Outputs) -> Float[Tensor, "batch"]:
+        """Return by how much the largest logit leads."""
+        top = outputs.topk(2, dim=-1).values
+        return top[:, 0] - top[:, 1]
+
+    def most_alike(self, targets: Targets) -> int:
+        """Return the size of the largest class."""
+        return int(targets.bincount().max())
 
     def predict(self, outputs: Outputs) -> Tensor:
         """Return the likeliest class; -1, which is nobody's label, where an output is nan.

@@ -1,11 +1,12 @@
 """Families of independent outputs, whose Fisher metric is diagonal: labels, real numbers, counts."""
 
 import abc
+import itertools
 import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
@@ -57,6 +58,11 @@ class _Diagonal(Family):
     def rank(self, outputs: Outputs) -> int:
         """Return the number of outputs."""
         return outputs[0].numel()
+
+    def extremes(self, lower: Outputs, upper: Outputs, targets: Targets) -> Iterator[Outputs]:
+        """Yield the two ends: each loss is convex in its output, and what is right is an interval of it."""
+        yield lower
+        yield upper
 
     def directions(self, outputs: Outputs, size: int, signs: Flat | None = None) -> Iterator[Flat]:
         """Yield the directions of single outputs, those with the largest ``√I`` first."""
@@ -110,6 +116,23 @@ class BernoulliProduct(_Diagonal):
         """Return the binary cross-entropy of each label."""
         return nn.functional.binary_cross_entropy_with_logits(outputs, _entries(targets, outputs), reduction="none")
 
+    def leads(self, outputs: Outputs) -> Float[Tensor, "batch"]:
+        """Return the least ``|s_k|``."""
+        return flat(outputs.abs()).amin(-1)
+
+    def most_alike(self, targets: Targets) -> int:
+        """Return how often the most frequent labels occur."""
+        return int(flat(targets).unique(dim=0, return_counts=True)[1].max())
+
+    @property
+    def right_means(self) -> str:
+        """What the share of right predictions is called."""
+        return "share with all labels right"
+
+    def words(self, entry: Shaped[Tensor, "*_"]) -> str:
+        """Return the labels that are there."""
+        return " ".join(str(label) for label in entry.flatten().nonzero().flatten().tolist()) or "–"
+
     def predict(self, outputs: Outputs) -> Tensor:
         """Return the likelier value of each label; -1 where an output is nan."""
         return (outputs > 0).long().masked_fill(outputs.isnan(), -1)
@@ -128,6 +151,17 @@ class _Tolerant(_Diagonal):
     """
 
     tolerance: Magnitude
+
+    def most_alike(self, targets: Targets) -> int:
+        """Return how many targets an interval of twice the tolerance can hold; of several numbers, the fewest."""
+        values = flat(targets).sort(dim=0).values.mT.contiguous()
+        ends = torch.searchsorted(values, values + 2 * self.tolerance, right=True)
+        return int((ends - torch.arange(values.shape[1], device=values.device)).amax(-1).amin())
+
+    @property
+    def right_means(self) -> str:
+        """What the share of right predictions is called."""
+        return f"share within {self.tolerance:g}"
 
     def hits(self, outputs: Outputs, targets: Targets) -> Bool[Tensor, "batch *_"]:
         """Return the numbers within the tolerance."""
@@ -189,6 +223,12 @@ class GaussianMeanScale(_Tolerant):
     def fits(self, outputs: Tensor) -> bool:
         """Return whether the outputs are two halves."""
         return outputs.ndim >= 2 and outputs.shape[1] >= 2 and outputs.shape[1] % 2 == 0
+
+    def extremes(self, lower: Outputs, upper: Outputs, targets: Targets) -> Iterator[Outputs]:
+        """Yield the four corners of ``μ`` and ``log σ``."""
+        means, log_sigmas = zip(lower.chunk(2, dim=1), upper.chunk(2, dim=1), strict=True)
+        for mean, log_sigma in itertools.product(means, log_sigmas):
+            yield torch.cat([mean, log_sigma], dim=1)
 
     def root_metric(self, outputs: Outputs) -> Outputs:
         """Return ``1/σ`` and ``√2``."""

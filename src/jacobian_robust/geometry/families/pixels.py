@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Annotated
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from jacobian_robust.geometry.families.base import (
     Targets,
     at_least_float32,
     flat,
+    own_least,
 )
 from jacobian_robust.options import STRICT
 
@@ -136,6 +137,30 @@ class PixelCategorical(Family):
     def unreduced_loss(self, outputs: Outputs, targets: Targets) -> Float[Tensor, "batch *_"]:
         """Return the cross-entropy of each pixel."""
         return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+    def extremes(self, lower: Outputs, upper: Outputs, targets: Targets) -> Iterator[Outputs]:
+        """Yield the logits with each pixel's true class's least and the others' largest."""
+        yield own_least(lower, upper, targets)
+
+    def leads(self, outputs: Outputs) -> Float[Tensor, "batch"]:
+        """Return by how much the largest logit leads in the least certain pixel."""
+        top = outputs.topk(2, dim=1).values
+        return flat(top[:, 0] - top[:, 1]).amin(-1)
+
+    def most_alike(self, targets: Targets) -> int:
+        """Return how many targets differ from one of them in no more pixels than two right answers can."""
+        masks = flat(targets)
+        apart = 2 * (masks.shape[1] - self._needed(masks.shape[1]))
+        return max(int(((masks != mask).sum(-1) <= apart).sum()) for mask in masks)
+
+    @property
+    def right_means(self) -> str:
+        """What the share of right predictions is called."""
+        return f"share with {100 * self.share:g}% of the pixels right"
+
+    def words(self, entry: Shaped[Tensor, "*_"]) -> str:
+        """Return the classes that occur."""
+        return " ".join(str(label) for label in entry.unique().tolist())
 
     def predict(self, outputs: Outputs) -> Tensor:
         """Return the likeliest class of each pixel; -1 where an output is nan."""

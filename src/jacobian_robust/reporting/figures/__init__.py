@@ -10,7 +10,7 @@ from jacobian_robust.reporting.figures.accuracy import (
 )
 from jacobian_robust.reporting.figures.certified import certified_curves
 from jacobian_robust.reporting.figures.comparison import comparison
-from jacobian_robust.reporting.figures.examples import adversarial_examples
+from jacobian_robust.reporting.figures.examples import adversarial_examples, attack_picture
 from jacobian_robust.reporting.figures.geometry import on_log_axes, predicted_against_found
 from jacobian_robust.reporting.figures.style import (
     BUDGET_LABELS,
@@ -19,6 +19,7 @@ from jacobian_robust.reporting.figures.style import (
     SYMBOLS,
     Points,
     Rows,
+    headline,
     line_style,
     name_lines,
     save,
@@ -37,10 +38,12 @@ __all__ = [
     "Rows",
     "accuracy_curves",
     "adversarial_examples",
+    "attack_picture",
     "certified_curves",
     "class_accuracy",
     "comparison",
     "group_curves",
+    "headline",
     "line_style",
     "name_lines",
     "noise_curves",

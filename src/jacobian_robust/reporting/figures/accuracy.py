@@ -7,7 +7,15 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from jacobian_robust.attacks import Norm
-from jacobian_robust.reporting.figures.style import BUDGET_LABELS, NORMS, line_style, name_lines, shortened, write_note
+from jacobian_robust.reporting.figures.style import (
+    BUDGET_LABELS,
+    NORMS,
+    headline,
+    line_style,
+    name_lines,
+    shortened,
+    write_note,
+)
 from jacobian_robust.robustness.schema import Group, Model, Results
 
 __all__ = ["accuracy_curves", "class_accuracy", "group_curves", "noise_curves", "reliability_diagram", "trade_off"]
@@ -28,9 +36,9 @@ def accuracy_curves(models: Sequence[Model], *, norm: Norm, split: str, note: st
         axes.plot(*zip(*model.accuracy(norm), strict=True), **line_style(i), label=model.name)
     axes.set(
         xlabel=BUDGET_LABELS[norm],
-        ylabel="accuracy on all images",
+        ylabel=f"{models[0].right} on all images",
         ylim=(-0.02, 1.02),
-        title=f"Accuracy under attack, {models[0].images} {split} images",
+        title=f"{headline(models[0].right)} under attack, {models[0].images} {split} images",
     )
     write_note(figure, note)
     axes.grid(alpha=0.3)
@@ -80,7 +88,7 @@ def trade_off(results: Results, options: Sequence[Mapping[str, Any]], over: str)
         name = " ".join(f"{key}={value}" for key, value in row.items() if key not in (over, "seed"))
         lines.setdefault(name, {}).setdefault(row[over], []).append(model)
     figure = Figure(figsize=(12, 4.8), layout="constrained")
-    figure.suptitle(f"Accuracy under attack, {results.models[0].images} {results.split} images")
+    figure.suptitle(f"{headline(results.right)} under attack, {results.models[0].images} {results.split} images")
     accuracy, against = figure.subplots(1, 2)
     for i, (name, by_value) in enumerate(lines.items()):
         values = sorted(by_value)
@@ -100,7 +108,7 @@ def trade_off(results: Results, options: Sequence[Mapping[str, Any]], over: str)
     every = [value for by_value in lines.values() for value in by_value]
     if min(every) > 0 and max(every) > 10 * min(every):
         accuracy.set_xscale("log")
-    accuracy.set(xlabel=over, ylabel="accuracy on all images", ylim=(-0.02, 1.02))
+    accuracy.set(xlabel=over, ylabel=f"{results.right} on all images", ylim=(-0.02, 1.02))
     accuracy.set_title(f"Over {over}: mean of the seeds, smallest to largest")
     against.set(xlabel="clean accuracy", ylabel=f"accuracy at {NORMS[norm]} {budgets[0]:g}")
     against.set_title(f"Clean against robust; numbers are {over}")

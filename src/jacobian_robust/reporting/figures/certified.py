@@ -39,7 +39,7 @@ def certified_curves(results: Results, *, norm: Norm, note: str = "") -> Figure 
             axes.plot(*zip(*points, strict=True), **style, label=f"{model.name}: {name}, of the smoothed classifier")
     axes.set(
         xlabel=BUDGET_LABELS[norm],
-        ylabel="accuracy on all images",
+        ylabel=f"{results.right} on all images",
         ylim=(-0.02, 1.02),
         title=f"Certified and under attack, {models[0].images} {results.split} images",
     )

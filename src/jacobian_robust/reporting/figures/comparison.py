@@ -38,6 +38,8 @@ def comparison(results: Results, alike: Sequence[Group]) -> dict[str, Figure]:
         figures["calibration"] = reliability_diagram(results.models, split=results.split)
         figures["noise"] = noise_curves(results.models, split=results.split)
     for model in results.models:
+        if not model.classes:
+            continue
         suffix = suffix_of(model.name, len(results.models))
         figures[f"classes{suffix}"] = class_accuracy(model)
     return figures

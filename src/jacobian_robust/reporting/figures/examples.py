@@ -1,20 +1,58 @@
 """Sheets of adversarial examples."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from jacobian_robust.attacks import Norm
+from jacobian_robust.geometry.families import CATEGORICAL, Family, PixelCategorical
 from jacobian_robust.reporting.figures.style import PALETTE, SYMBOLS, shortened
 from jacobian_robust.robustness.budgets import Examples
 
-__all__ = ["adversarial_examples"]
+__all__ = ["adversarial_examples", "attack_picture"]
+
+_GREY = {"cmap": "gray", "vmin": 0, "vmax": 1}
+_ANGLE = "°"
+
+RIGHT, OTHER, LOST, BACKGROUND = PALETTE[0], PALETTE[1], "#999999", "#FFFFFF"
+"""Colours of a mask's pixels: right, of another class, taken for background, and background that is taken for it."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of pictures.
+
+    Attributes:
+        label: beside it.
+        images: ``(n, channels, height, width)``.
+        captions: above each; none leaves them out.
+        colours: of images with one channel.
+        angles: true and predicted ones, in degrees anticlockwise, to be drawn.
+    """
+
+    label: str
+    images: Tensor
+    captions: Sequence[str] = ()
+    colours: Mapping[str, Any] | None = None
+    colour: str = PALETTE[0]
+    angles: Sequence[tuple[float, float]] = ()
 
 
 def adversarial_examples(
-    examples: Mapping[float, Examples], *, norm: Norm, title: str, class_names: Sequence[str] | None = None
+    examples: Mapping[float, Examples],
+    *,
+    norm: Norm,
+    title: str,
+    family: Family = CATEGORICAL,
+    unit: str = "",
+    class_names: Sequence[str] | None = None,
 ) -> Figure:
     """Return a sheet of broken images: for each budget rows of clean images, of attacked ones and of the difference.
 
@@ -22,51 +60,136 @@ def adversarial_examples(
         examples: by budget; images ``(n, channels, height, width)`` with pixels in [0, 1].
         norm: of the budgets.
         title: of the sheet.
+        family: of the distribution that the model's outputs describe.
+        unit: of the targets, if they have one.
         class_names: what the classes are called; ``None`` for their numbers.
     """
     shown = {eps: e for eps, e in examples.items() if len(e.adversarial)}
-    columns = max((len(e.adversarial) for e in shown.values()), default=1)
-    figure = Figure(figsize=(max(1.25 * columns + 1.2, 6), 3.9 * max(len(shown), 1) + 0.5), layout="constrained")
+    blocks = [
+        [*_pair(e, f"{SYMBOLS[norm]} = {eps:g}", family, unit, class_names), _difference(e)] for eps, e in shown.items()
+    ]
+    return _sheet(blocks, title)
+
+
+def attack_picture(
+    examples: Mapping[float, Examples], *, norm: Norm, title: str, family: Family, unit: str = "", columns: int = 6
+) -> Figure | None:
+    """Return a small picture of what the smallest budget that breaks some images does to them; ``None`` for none.
+
+    Args:
+        examples: by budget.
+        norm: of the budgets.
+        title: of the picture.
+        family: of the distribution that the model's outputs describe.
+        unit: of the targets, if they have one.
+        columns: images at most.
+    """
+    for eps, found in examples.items():
+        if len(found.adversarial):
+            kept = {name: value[:columns] for name, value in vars(found).items() if isinstance(value, Tensor)}
+            targets, clean, attacked = found.predicted or (kept["clean"],) * 3
+            said = (targets[:columns], clean[:columns], attacked[:columns])
+            part = replace(found, **kept, predicted=said)
+            return _sheet([_pair(part, f"{SYMBOLS[norm]} = {eps:g}", family, unit)], title)
+    return None
+
+
+def _pair(e: Examples, label: str, family: Family, unit: str, class_names: Sequence[str] | None = None) -> list[_Row]:
+    """Return the rows of clean and of attacked images, with what is predicted for them."""
+    if e.predicted is None:
+        clean = _confident(e.clean_class, e.clean_confidence, class_names)
+        attacked = _confident(e.adversarial_class, e.adversarial_confidence, class_names)
+        return [_Row("clean", e.clean, clean, _GREY), _Row(label, e.adversarial, attacked, _GREY, PALETTE[1])]
+    targets, *predictions = (value.cpu() for value in e.predicted)
+    rows = []
+    for name, images, said, colour in zip(
+        ("clean", label), (e.clean, e.adversarial), predictions, PALETTE[:2], strict=True
+    ):
+        if isinstance(family, PixelCategorical):
+            right = (said == targets).flatten(1).double().mean(-1)
+            captions = [f"{share:.0%} right" for share in right.tolist()]
+            rows += [_Row(name, images, colours=_GREY), _Row("mask", _masks(said, targets), captions, colour=colour)]
+            continue
+        captions = [f"{family.words(entry)}{unit}" for entry in said]
+        angles = list(zip(targets.flatten().tolist(), said.flatten().tolist(), strict=True)) if unit == _ANGLE else []
+        rows.append(_Row(name, images, captions, _GREY, colour, angles))
+    return rows
+
+
+def _confident(classes: Tensor, confidence: Tensor, names: Sequence[str] | None) -> list[str]:
+    """Return the predicted classes with their probabilities."""
+    return [
+        f"{shortened(names[label]) if names else label}: {probability:.0%}"
+        for label, probability in zip(classes.tolist(), confidence.tolist(), strict=True)
+    ]
+
+
+def _masks(said: Tensor, targets: Tensor) -> Tensor:
+    """Return masks in the colours of what is right; the most frequent class is the background."""
+    background = int(targets.flatten().mode().values)
+    masks = torch.ones(*said.shape, 3)
+    for colour, where in (
+        (RIGHT, (said == targets) & (targets != background)),
+        (OTHER, (said != targets) & (said != background)),
+        (LOST, (said != targets) & (said == background)),
+    ):
+        masks[where] = torch.tensor(to_rgb(colour))
+    return masks.movedim(-1, 1)
+
+
+def _difference(e: Examples) -> _Row:
+    change = (e.adversarial - e.clean).cpu()
+    scaled = change / max(float(change.abs().max()), 1e-9)
+    if scaled.shape[1] == 3:
+        return _Row("difference", scaled / 2 + 0.5)
+    return _Row("difference", scaled, colours={"cmap": "PuOr_r", "vmin": -1, "vmax": 1})
+
+
+def _sheet(blocks: Sequence[Sequence[_Row]], title: str) -> Figure:
+    """Return a sheet with blocks of rows, one below the other."""
+    columns = max((len(row.images) for rows in blocks for row in rows), default=1)
+    rows_in_all = max(sum(map(len, blocks)), 3)
+    figure = Figure(figsize=(max(1.25 * columns + 1.2, 6), 1.3 * rows_in_all + 0.5), layout="constrained")
     figure.suptitle(title)
-    if not shown:
+    if not blocks:
         figure.text(0.5, 0.4, "no image was broken", ha="center")
         return figure
     axes = figure.subplots()  # one for all images: an axes for each would take seconds to lay out
-    *_, rows_of_pixels, columns_of_pixels = next(iter(shown.values())).clean.shape
-    height, top = rows_of_pixels / columns_of_pixels, 0.0
-    for eps, e in shown.items():
-        clean = _captions(e.clean_class, e.clean_confidence, class_names)
-        found = _captions(e.adversarial_class, e.adversarial_confidence, class_names)
-        rows: tuple[tuple[str, Tensor, list[str], dict[str, Any]], ...] = (
-            ("clean", e.clean, clean, {"cmap": "gray", "vmin": 0, "vmax": 1}),
-            (f"{SYMBOLS[norm]} = {eps:g}", e.adversarial, found, {"cmap": "gray", "vmin": 0, "vmax": 1}),
-            ("difference", e.adversarial - e.clean, [""] * len(found), {"cmap": "PuOr_r", "vmin": -1, "vmax": 1}),
-        )
-        scale = max(float((e.adversarial - e.clean).abs().max()), 1e-9)
-        for offset, (label, images, captions, colours) in enumerate(rows):
-            top += 0.17 if offset < 2 else 0.06
-            axes.text(-0.12, top + height / 2, label, ha="right", va="center")
-            for column, (image, caption) in enumerate(zip(images.cpu(), captions, strict=True)):
-                seen = image if len(image) in (1, 3) else image.mean(0, keepdim=True)  # others have no colour
-                pixels = seen.movedim(0, -1).squeeze(-1).numpy() / (scale if offset == 2 else 1)
-                left = 1.1 * column
-                axes.imshow(
-                    pixels if pixels.ndim == 2 or offset < 2 else pixels / 2 + 0.5,
-                    extent=(left, left + 1, top + height, top),
-                    **colours,
-                )
-                colour = PALETTE[min(offset, 1)]
-                axes.text(left + 0.5, top - 0.02, caption, fontsize=9, color=colour, ha="center", va="bottom")
-            top += height
+    top = 0.0
+    for rows in blocks:
+        for row in rows:
+            top += 0.17 if row.captions else 0.06
+            top += _draw(axes, row, top)
         top += 0.08
     axes.set(xlim=(0, 1.1 * columns - 0.1), ylim=(top, 0))
     axes.set_axis_off()
     return figure
 
 
-def _captions(classes: Tensor, confidence: Tensor, names: Sequence[str] | None) -> list[str]:
-    """Return the predicted classes with their probabilities."""
-    return [
-        f"{shortened(names[label]) if names else label}: {probability:.0%}"
-        for label, probability in zip(classes.tolist(), confidence.tolist(), strict=True)
-    ]
+def _draw(axes: Axes, row: _Row, top: float) -> float:
+    """Draw a row below a line, and return its height."""
+    *_, height_in_pixels, width_in_pixels = row.images.shape
+    height = height_in_pixels / width_in_pixels
+    axes.text(-0.12, top + height / 2, row.label, ha="right", va="center")
+    for column, image in enumerate(row.images.cpu()):
+        seen = image if len(image) in (1, 3) else image.mean(0, keepdim=True)  # others have no colour
+        left = 1.1 * column
+        pixels = seen.movedim(0, -1).squeeze(-1).numpy()
+        axes.imshow(pixels, extent=(left, left + 1, top + height, top), **dict(row.colours or {}))
+        if row.captions:
+            axes.text(
+                left + 0.5, top - 0.02, row.captions[column], fontsize=9, color=row.colour, ha="center", va="bottom"
+            )
+        for angle, colour, stroke in _needles(row, column):
+            across, up = -0.45 * math.sin(math.radians(angle)), 0.45 * math.cos(math.radians(angle))
+            x, y = left + 0.5, top + height / 2
+            axes.plot((x - across, x + across), (y + up, y - up), color=colour, linestyle=stroke, linewidth=1.8)
+    return height
+
+
+def _needles(row: _Row, column: int) -> Iterator[tuple[float, str, str]]:
+    """Yield the angles of an image, in degrees anticlockwise from upright, with a colour and a stroke."""
+    if row.angles:
+        true, said = row.angles[column]
+        yield true, "white", ":"
+        yield said, row.colour, "-"

@@ -21,6 +21,7 @@ __all__ = [
     "SYMBOLS",
     "Points",
     "Rows",
+    "headline",
     "line_style",
     "name_lines",
     "save",
@@ -41,10 +42,12 @@ Points = Mapping[str, tuple[Float[Tensor, "n"], Float[Tensor, "n"]]]
 
 
 def save(figures: Mapping[str, Figure], directory: Path) -> dict[str, Path]:
-    """Write figures as ``NAME.png`` into a directory and return the files by name."""
+    """Write figures as ``NAME.png``, those for a talk as ``NAME.svg`` too, and return the PNG files by name."""
     files = {name: directory / f"{name}.png" for name in figures}
     for name, figure in figures.items():
         figure.savefig(files[name], dpi=120)
+        if name.startswith("attack"):
+            figure.savefig(files[name].with_suffix(".svg"))
     return files
 
 
@@ -61,6 +64,11 @@ BUDGET_LABELS: dict[Norm, str] = {
     "l2": f"budget {SYMBOLS['l2']} (ℓ2, pixels in [0, 1])",
     "gaussian": f"standard deviation {SYMBOLS['gaussian']} (pixels in [0, 1])",
 }
+
+
+def headline(words: str) -> str:
+    """Return words that begin with a capital."""
+    return words[:1].upper() + words[1:]
 
 
 _MARKERS = "osD^vPX"

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from jacobian_robust.attacks import Attack, Norm
@@ -34,7 +34,7 @@ def verdict(checks: Sequence[Check]) -> Status:
 def sanity_checks(
     model: nn.Module,
     images: Float[Tensor, "images *shape"],
-    labels: Int[Tensor, "images"],
+    labels: Shaped[Tensor, "images *_"],
     attacks: Sequence[Attack],
     sweeps: Sequence[Sweep],
     *,
@@ -51,8 +51,8 @@ def sanity_checks(
     Args:
         model: returns logits; on the device of the images.
         images: the evaluated images, pixels in [0, 1].
-        labels: their true classes.
-        attacks: the attacks of the evaluation.
+        labels: their true classes, or the targets of the attacks' family.
+        attacks: the attacks of the evaluation, all of one family.
         sweeps: their result for each norm.
         certified: what each certificate says; all of them are checked.
         sample: number of images, the first ones, for the checks that attack anew; 0 for no check but that the

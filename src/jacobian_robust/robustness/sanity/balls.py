@@ -58,11 +58,13 @@ def _chance(evaluated: Evaluated) -> Outcome:
     eps = 0.5 if evaluated.norm == "linf" else 0.5 * math.sqrt(pixels)
     attack = evaluated.white_box(eps, steps=50)
     result = evaluated.swept([attack])
-    most = int(evaluated.labels.bincount().max())  # what a constant answer gets right
+    most = evaluated.family.most_alike(evaluated.labels)  # what a constant answer gets right
     left = result.budgets[0].correct
     sentence = f"at ε {eps:g}, where all images can become one, {left} of {len(evaluated)} stay correct"
     if left > most:
-        return "fail", f"{sentence}; no classifier can do better than {most}: the attack fails on this model"
+        return "fail", f"{sentence}; no model can do better than {most}: the attack fails on this model"
+    if most == len(evaluated):
+        return "skip", f"{sentence}; but one answer could be right for all of them, so that nothing follows"
     return "pass", sentence
 
 
@@ -103,8 +105,9 @@ class Rescaled(nn.Module):
 
 
 def _saturation(evaluated: Evaluated) -> Outcome:
-    top = evaluated.outputs().double().topk(2, dim=-1).values
-    leads = top[:, 0] - top[:, 1]
+    leads = evaluated.family.leads(evaluated.outputs().double())
+    if leads is None:
+        return "pass", "a likelihood of numbers does not saturate: its slope is no difference of probabilities"
     saturated = leads > SATURATED
     if not saturated.any():
         return "pass", f"the largest logit leads by {leads.max():.1f} at most: the loss has its digits in float32"
@@ -120,7 +123,7 @@ def _saturation(evaluated: Evaluated) -> Outcome:
 def _gradient_free(evaluated: Evaluated) -> Outcome:
     if evaluated.ball == "l2" and min(evaluated.images.shape[-2:]) < SQUARES:
         return "warn", f"Square in ℓ2 tiles an image with {SQUARES} squares a side, and these have fewer pixels"
-    square = Square(name="square", norm=evaluated.ball, eps=(evaluated.eps,), queries=QUERIES)
+    square = Square(name="square", norm=evaluated.ball, eps=(evaluated.eps,), queries=QUERIES, family=evaluated.family)
     again = evaluated.attacked_again(square, f"Square ({QUERIES} queries, no gradients)")
     return _with_the_evaluations_own(evaluated, Square, again)
 

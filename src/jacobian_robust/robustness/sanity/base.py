@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from jacobian_robust.attacks import PGD, Attack, Ball, Norm
+from jacobian_robust.geometry.families import Family
 from jacobian_robust.robustness.budgets import Sweep, attack_standing, sweep
 from jacobian_robust.robustness.workers import Attackers
 
@@ -47,7 +48,7 @@ class Evaluated:
         model: the model.
         all_images: all images of the evaluation.
         images: the first of them, for the checks that attack anew.
-        labels: their true classes.
+        labels: their true classes, or the targets of the attacks' family.
         norm: of the ball.
         attacks: the attacks of the evaluation in that norm.
         result: their result.
@@ -63,7 +64,7 @@ class Evaluated:
     model: nn.Module
     all_images: Float[Tensor, "images *shape"]
     images: Float[Tensor, "sample *shape"]
-    labels: Int[Tensor, "sample"]
+    labels: Shaped[Tensor, "sample *_"]
     norm: Norm
     attacks: Sequence[Attack]
     result: Sweep
@@ -83,14 +84,20 @@ class Evaluated:
         assert self.norm != "gaussian"
         return self.norm
 
-    def outputs(self, batch_size: int = 100) -> Float[Tensor, "sample classes"]:
+    @property
+    def family(self) -> Family:
+        """Of the distribution that the model's outputs describe."""
+        return self.attacks[0].family
+
+    def outputs(self, batch_size: int = 100) -> Float[Tensor, "sample *outputs"]:
         """Return the logits of the sample."""
         with torch.no_grad():
             return torch.cat([self.model(chunk) for chunk in self.images.split(batch_size)])
 
     def white_box(self, eps: float, *, steps: int, kind: type[PGD] = PGD) -> PGD:
         """Return a strong attack of the ball, whatever the evaluation's own."""
-        return kind(name="pgd", norm=self.ball, eps=(eps,), steps=steps, step_size=max(2.5 * eps / steps, 1e-6))
+        step_size = max(2.5 * eps / steps, 1e-6)
+        return kind(name="pgd", norm=self.ball, eps=(eps,), steps=steps, step_size=step_size, family=self.family)
 
     def swept(self, attacks: Sequence[Attack], first: int | None = None) -> Sweep:
         """Return the result of other attacks of the first images, or of all."""

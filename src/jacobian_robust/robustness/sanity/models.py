@@ -1,8 +1,9 @@
 """Checks of a model and its images."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from jacobian_robust.geometry.families import BernoulliProduct, Categorical, Family, PixelCategorical, flat
 from jacobian_robust.robustness.certificates import STOCHASTIC
 from jacobian_robust.robustness.sanity.base import Evaluated, Outcome, SanityCheck, share_judged
 
@@ -34,35 +35,43 @@ def _deterministic(evaluated: Evaluated) -> Outcome:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         first, second = evaluated.outputs(), evaluated.outputs()
         apart = evaluated.outputs(batch_size=1)
-    difference, changed = _difference(first, second)
+    difference, changed = _difference(first, second, evaluated.family)
     if changed or difference > DIFFERENT:
         return "fail", (
             f"asked twice, the model gives other logits (up to {difference:.1%} of the largest) and {changed} other "
-            "classes: attack the mean over its randomness instead"
+            "predictions: attack the mean over its randomness instead"
         )
-    difference, changed = _difference(first, apart)
+    difference, changed = _difference(first, apart, evaluated.family)
     if difference > DIFFERENT_ALONE:
         return "fail", (
             f"asked for each image alone, the model gives other logits (up to {difference:.1%} of the largest) and "
-            f"{changed} other classes: the images of a batch influence each other, as in batch normalisation by the "
-            "batch's own statistics"
+            f"{changed} other predictions: the images of a batch influence each other, as in batch normalisation by "
+            "the batch's own statistics"
         )
     return "pass", "asked twice, and for each image alone, the model gives the same answer"
 
 
-def _difference(first: Tensor, second: Tensor) -> tuple[float, int]:
-    """Return the largest change of a logit, as a share of the largest logit, and how many classes change."""
+def _difference(first: Tensor, second: Tensor, family: Family) -> tuple[float, int]:
+    """Return the largest change of a logit, as a share of the largest logit, and how many predictions change."""
     difference = (first - second).abs().max() / first.abs().max().clamp_min(torch.finfo(first.dtype).tiny)
-    return float(difference), int((first.argmax(-1) != second.argmax(-1)).sum())
+    return float(difference), int((~family.right(second, family.predict(first))).sum())
 
 
 def _logits(evaluated: Evaluated) -> Outcome:
-    outputs = evaluated.outputs().double()
-    if without := int((~outputs.isfinite()).any(-1).sum()):
+    outputs, family = evaluated.outputs().double(), evaluated.family
+    if without := int((~flat(outputs).isfinite()).any(-1).sum()):
         return "fail", (
             f"the logits of {without} of {len(evaluated)} images are not finite: no class is predicted, and no loss to "
             "climb is defined; look for an overflow or a division by zero in the model"
         )
+    if isinstance(family, BernoulliProduct) and len(evaluated) >= ENOUGH and ((outputs >= 0) & (outputs <= 1)).all():
+        return "fail", (
+            "all outputs are in [0, 1], as after a sigmoid, and each label is predicted of each image: the loss's own "
+            "sigmoid comes on top and flattens its gradients; return logits"
+        )
+    if not isinstance(family, Categorical | PixelCategorical):
+        return "pass", "the outputs are finite"
+    outputs = outputs.movedim(1, -1).flatten(0, -2)  # of pixels, a row each
     positive, sums = bool((outputs >= 0).all()), outputs.sum(-1)
     flattened = "the attack's own softmax flattens its gradients; return logits"
     if positive and ((sums - 1).abs() < ROUNDED).all():
@@ -96,7 +105,7 @@ def _gradients(evaluated: Evaluated) -> Outcome:
     with torch.enable_grad(), torch.inference_mode(False):
         for images, labels in zip(evaluated.images.split(100), evaluated.labels.split(100), strict=True):
             inputs = images.clone().requires_grad_()
-            loss = nn.functional.cross_entropy(evaluated.model(inputs), labels, reduction="sum")
+            loss = evaluated.family.negative_log_likelihood(evaluated.model(inputs), labels).sum()
             gradient = torch.autograd.grad(loss, inputs, allow_unused=True)[0] if loss.requires_grad else None
             largest = inputs.new_zeros(len(inputs)) if gradient is None else gradient.flatten(1).abs().amax(-1)
             zero += int((largest == 0).sum())
