@@ -140,19 +140,48 @@ def test_models_of_libraries_by_name(monkeypatch):
         Timm("hf_hub:somebody/model")
 
 
+class WithoutASecond(torch.autograd.Function):
+    """Says of its second derivative what cuDNN's recurrent layers say."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return WithoutAny.apply(gradient)
+
+
+class WithoutAny(WithoutASecond):
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError(
+            "the derivative for '_cudnn_rnn_backward' is not implemented. Double backwards is not supported"
+        )
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("model", "said"),
     [
         (lambda x: torch.utils.checkpoint.checkpoint(torch.tanh, x, use_reentrant=True), "use_reentrant=False"),
         (torch.compile(torch.tanh, backend="aot_eager"), "without torch.compile"),
+        (WithoutASecond.apply, r"torch\.backends\.cudnn\.flags\(enabled=False\)"),
     ],
-    ids=["reentrant checkpoints", "compiled"],
+    ids=["reentrant checkpoints", "compiled", "cuDNN"],
 )
 def test_what_has_no_second_derivative_has_its_remedy(model, said):
     layers = nn.Sequential(nn.Flatten(), nn.Linear(20, 8), Function(model), nn.Linear(8, 3))
     with pytest.raises(ValueError, match=said):
         check_model(layers, torch.rand(3, *SHAPE))
+
+
+def test_what_has_no_first_derivative_has_its_remedy():
+    reentrant = Function(lambda x: torch.utils.checkpoint.checkpoint(torch.tanh, x, use_reentrant=True))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(20, 3), reentrant)
+    assert look_at(model, 3, SHAPE) == torch.float32
+    with pytest.raises(UserError, match=r"cannot be differentiated .*use_reentrant=False$"):
+        look_at(model, 3, SHAPE, gradient=True)
 
 
 class Function(nn.Module):

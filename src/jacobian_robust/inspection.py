@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jacobian_robust.errors import UserError, describe
+from jacobian_robust.jacobian.checks import remedy_of
 
 __all__ = ["is_random", "look_at", "unchanged"]
 
@@ -99,8 +100,17 @@ def _answer(
         )
     if gradient and isinstance(logits, Tensor) and logits.is_floating_point():
         watched = given.requires_grad_()
-        answer = model(watched)
-        if not answer.requires_grad or torch.autograd.grad(answer.sum(), watched, allow_unused=True)[0] is None:
+        try:
+            answer = model(watched)
+            reached = (
+                answer.requires_grad and torch.autograd.grad(answer.sum(), watched, allow_unused=True)[0] is not None
+            )
+        except RuntimeError as error:
+            why = describe(error).split(". ")[0]
+            raise UserError(
+                f"{what}: cannot be differentiated with respect to the image ({why}); {remedy_of(why)}"
+            ) from error
+        if not reached:
             raise UserError(
                 f"{what}: its logits have no gradient with respect to the image (detached, or computed outside torch), "
                 "which this evaluation needs; without, there are attack=[square,square_l2] with sanity_images=0, "

@@ -1,12 +1,17 @@
 import pytest
+import pytorch_lightning as pl
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pytorch_lightning.plugins import MixedPrecision
 from torch import nn
+from torch.utils.data import DataLoader
 
+from jacobian_robust.data import ImageDataset
 from jacobian_robust.jacobian import frobenius_norm
 from jacobian_robust.penalties import Amortization, Frobenius
 from jacobian_robust.training.module import RobustClassifier
+from jacobian_robust.training.nonfinite import NonFiniteSteps
 
 PENALTY = Frobenius(delta_over_eps=1e-3, chart="sphere")
 
@@ -141,3 +146,28 @@ def test_dropout_and_the_norm_see_the_same_network():
     sigma = torch.diag_embed(theta) - theta[:, :, None] * theta[:, None, :]
     expected = (kept.mT @ sigma @ kept).diagonal(dim1=1, dim2=2).sum(-1).sqrt()
     torch.testing.assert_close(frobenius_norm(logits, inputs), expected)
+
+
+def test_the_first_steps_of_a_loss_scale_are_no_divergence(tmp_path):
+    module = classifier(penalty=PENALTY).float()
+    before = [parameter.clone() for parameter in module.parameters()]
+    images, labels = a_batch(40)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**131)  # overflows float32 in more steps than may be skipped
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)],
+    )  # fmt: skip
+    trainer.fit(
+        module, DataLoader(ImageDataset(images[:, None].float(), labels), batch_size=2, collate_fn=lambda batch: batch)
+    )
+    assert scaler.get_scale() <= 2.0**127
+    assert module.nonfinite.skipped == 0
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+    assert any(not torch.equal(parameter, old) for parameter, old in zip(module.parameters(), before, strict=True))
+
+
+def test_without_a_scale_left_it_is_one():
+    assert not NonFiniteSteps.of_the_scale(None)
+    assert NonFiniteSteps.of_the_scale(torch.amp.GradScaler("cpu", init_scale=2.0))
+    assert not NonFiniteSteps.of_the_scale(torch.amp.GradScaler("cpu", init_scale=1.0))

@@ -190,7 +190,7 @@ class MNISTDataModule(ImageDataModule):
             targets = dataset.targets  # QMNIST's have the class in their first column
             return ImageDataset(dataset.data.unsqueeze(1), targets if targets.ndim == 1 else targets[:, 0])
         images, labels = (_decoded(file, file.stat().st_mtime_ns) for file in (files[:2] if train else files[2:]))
-        return ImageDataset(images[:, None].clone(), labels.clone())
+        return ImageDataset(images[:, None].clone(), labels.long())
 
 
 @functools.lru_cache(maxsize=8)

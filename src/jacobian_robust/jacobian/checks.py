@@ -12,7 +12,7 @@ from jacobian_robust.geometry.families import CATEGORICAL, Family, flat
 from jacobian_robust.jacobian.norms import frobenius_norm
 from jacobian_robust.jacobian.products import vjp
 
-__all__ = ["check_model"]
+__all__ = ["check_model", "remedy_of"]
 
 _DIRECTIONS = 3
 _STEP = 1e-8  # of the length of all parameters: small, so that piecewise-linear layers seldom meet a kink
@@ -44,8 +44,8 @@ def check_model(model: nn.Module, inputs: Float[Tensor, "batch *shape"], family:
         norm = frobenius_norm(model(inputs), inputs, family=family, probes=1, create_graph=True)
         torch.autograd.grad(norm.sum(), parameters, allow_unused=True)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"a layer has no second derivative ({reason}); {_remedy(reason)}") from error
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
+        raise ValueError(f"a layer has no second derivative ({reason}); {remedy_of(reason)}") from error
     _check_second_derivative(model, inputs.detach(), family)
 
 
@@ -88,11 +88,14 @@ def _say_coupled(model: nn.Module, inputs: Tensor) -> None:
     )
 
 
-def _remedy(reason: str) -> str:
+def remedy_of(reason: str) -> str:
+    """Return what helps against an error of autograd."""
     if "checkpoint" in reason.lower():
         return "give torch.utils.checkpoint.checkpoint use_reentrant=False"
     if "aot_autograd" in reason or "compile" in reason:
         return "train the model uncompiled, without torch.compile"
+    if "_cudnn_rnn" in reason or "rnn" in reason.lower():
+        return "let torch.backends.cudnn.flags(enabled=False) be around the recurrent layer"
     return (
         "for attention choose the plain kernel: torch.nn.attention.sdpa_kernel(SDPBackend.MATH) around it; an "
         "operation in place needs its other form"

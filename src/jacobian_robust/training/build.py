@@ -16,7 +16,7 @@ from jacobian_robust.config import build, build_each, plain
 from jacobian_robust.data import Augmentation, ImageDataModule
 from jacobian_robust.errors import UserError, describe
 from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
-from jacobian_robust.penalties import Condition, ExponentialPenalty, Penalty, note_condition
+from jacobian_robust.penalties import Amortization, Condition, ExponentialPenalty, Penalty, note_condition
 from jacobian_robust.training.averaging import MovingAverage
 from jacobian_robust.training.callbacks import (
     AttackMonitor,
@@ -31,6 +31,7 @@ from jacobian_robust.training.callbacks import (
 )
 from jacobian_robust.training.checkpointing import RunCheckpoint, newest_checkpoint
 from jacobian_robust.training.checks import (
+    check_all_used,
     check_devices,
     check_differentiable,
     check_fit,
@@ -38,6 +39,7 @@ from jacobian_robust.training.checks import (
     check_probabilities,
     check_reloadable,
     check_resumable,
+    check_smallest_batch,
 )
 from jacobian_robust.training.module import RobustClassifier
 from jacobian_robust.training.options import METRICS, NOT_IN_CHECKPOINT, SET_HERE, Options, trainer_options
@@ -126,6 +128,12 @@ def assemble(
     callbacks = _callbacks(cfg, options, directory, parts, record, pruning)
     images = len(parts.datamodule.split("train"))
     trainer = _trainer(cfg, callbacks, directory, parts.average, -(-images // parts.datamodule.batch_size))
+    differentiated = parts.penalty is not None and parts.penalty.needs_graph
+    amortization = options.amortization if differentiated else Amortization()
+    check_smallest_batch(parts.model, parts.datamodule, trainer, amortization)
+    check_all_used(parts.model, parts.datamodule, trainer)
+    if differentiated:
+        check_differentiable(parts.model, parts.datamodule, trainer.strategy.root_device)
     return Run(cfg, name, directory, module, parts.datamodule, trainer, record, pruning, resumed, done)
 
 
@@ -144,8 +152,6 @@ def _build_parts(cfg: DictConfig, options: Options) -> _Parts:
     check_reloadable(model, lambda: build(cfg, "model", nn.Module), datamodule.image_shape)
     penalty: Penalty | None = build(cfg, "regularizer", Penalty, optional=True)
     penalty = penalty and penalty.with_family(family)
-    if penalty is not None and penalty.needs_graph:
-        check_differentiable(model, datamodule)
     if penalty is not None:
         check_penalty(penalty, model, datamodule)
     if penalty is not None and penalty.takes_probabilities:

@@ -23,7 +23,10 @@ from jacobian_robust.errors import UserError, describe
 from jacobian_robust.geometry.families import Categorical
 from jacobian_robust.inspection import is_random, look_at, unchanged
 from jacobian_robust.jacobian.checks import check_model
-from jacobian_robust.penalties import Penalty
+from jacobian_robust.penalties import Amortization, Penalty
+
+UNUSED = "{name} plays no part in the loss; give trainer.strategy=ddp_find_unused_parameters_true"
+"""What several processes need for weights that the loss does not use."""
 
 
 def check_devices(trainer: pl.Trainer, cfg: DictConfig) -> None:
@@ -48,13 +51,29 @@ def check_fit(
 ) -> None:
     """Raise a UserError unless the model maps the data's images to a logit for each class, or what the task asks.
 
-    With ``trained``, in training mode too. The last batch of an epoch, with a single image, is tried there: batch
-    statistics have no variance.
+    With ``trained``, in training mode too.
     """
-    sizes = []
-    if trained:
-        sizes = [2, 1] if len(datamodule.split("train")) % datamodule.batch_size == 1 else [2]
+    sizes = [2] if trained else []
     look_at(model, datamodule.output_shape, datamodule.image_shape, training=sizes, options=options)
+
+
+def check_smallest_batch(
+    model: nn.Module, datamodule: ImageDataModule, trainer: pl.Trainer, amortization: Amortization
+) -> None:
+    """Raise a UserError if the model is to be trained on a single image and cannot: batch statistics have no variance.
+
+    Single images are the last batch of an epoch, the part of a small batch that a process has, or that is penalised.
+    """
+    loader = datamodule.train_dataloader(0, trainer.world_size)
+    limit, batches = trainer.limit_train_batches, len(loader)
+    taken = min(limit, batches) if isinstance(limit, int) else int(batches * limit)
+    assert loader.batch_size is not None
+    images = len(loader.sampler)  # type: ignore[arg-type]
+    sizes = {min(loader.batch_size, images - loader.batch_size * number) for number in (0, taken - 1)}
+    parts = {amortization.samples(size) for size in sizes}
+    parts |= {size - amortization.samples(size) for size in sizes}
+    if 1 in parts:
+        look_at(model, datamodule.output_shape, datamodule.image_shape, training=[1])
 
 
 def check_reloadable(model: nn.Module, make: Callable[[], nn.Module], shape: tuple[int, int, int]) -> None:
@@ -88,9 +107,21 @@ def check_reloadable(model: nn.Module, make: Callable[[], nn.Module], shape: tup
         )
 
 
-def check_differentiable(model: nn.Module, datamodule: ImageDataModule) -> None:
-    """Raise a UserError unless the gradient of the Jacobian's norm through the model is what it should be."""
-    images = torch.rand(4, *datamodule.image_shape, generator=torch.Generator().manual_seed(0))
+def check_differentiable(model: nn.Module, datamodule: ImageDataModule, device: torch.device) -> None:
+    """Raise a UserError unless the gradient of the Jacobian's norm through the model is what it should be.
+
+    It is looked at on the device that trains: cuDNN's layers lack derivatives that the processor's have.
+    """
+    before = next((parameter.device for parameter in model.parameters()), device)
+    model.to(device)
+    try:
+        _check_derivatives(model, datamodule, device)
+    finally:
+        model.to(before)
+
+
+def _check_derivatives(model: nn.Module, datamodule: ImageDataModule, device: torch.device) -> None:
+    images = torch.rand(4, *datamodule.image_shape, generator=torch.Generator().manual_seed(0)).to(device)
     if is_random(model, images):
         raise UserError(
             "model: is random in evaluation mode too (the same images get other logits), so that its Jacobian is not "
@@ -106,6 +137,20 @@ def check_differentiable(model: nn.Module, datamodule: ImageDataModule) -> None:
     for warning in said:
         if issubclass(warning.category, UserWarning):
             Console().print(f"model: {warning.message}", soft_wrap=True)
+
+
+def check_all_used(model: nn.Module, datamodule: ImageDataModule, trainer: pl.Trainer) -> None:
+    """Raise a UserError if several processes would wait for the gradient of a weight that the logits do not use."""
+    strategy = trainer.strategy
+    if trainer.world_size == 1 or getattr(strategy, "_ddp_kwargs", {}).get("find_unused_parameters"):
+        return
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    with unchanged(model, training=True):
+        logits = model(torch.zeros(2, *datamodule.image_shape))
+        found = torch.autograd.grad(logits.sum(), [weight for _, weight in named], allow_unused=True)
+    unused = [name for (name, _), gradient in zip(named, found, strict=True) if gradient is None]
+    if unused:
+        raise UserError(f"model: {UNUSED.format(name=unused[0])}")
 
 
 def check_penalty(penalty: Penalty, model: nn.Module, datamodule: ImageDataModule) -> None:

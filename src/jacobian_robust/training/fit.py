@@ -1,6 +1,7 @@
 """One run trained, and the files that tell of it."""
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from jacobian_robust.provenance import git_state, versions
 from jacobian_robust.reporting.figures import training_curves
 from jacobian_robust.reporting.wandb import WandbOptions, full_id, log_training, wandb_run
 from jacobian_robust.training.build import Run
+from jacobian_robust.training.checks import UNUSED
 from jacobian_robust.training.cost import measure_cost
 from jacobian_robust.training.datamodule import LightningImages
 from jacobian_robust.training.options import METRICS, Options
@@ -111,11 +113,10 @@ def fit_alone(run: Run, options: Options) -> None:
     except MisconfigurationException as error:
         raise UserError(describe(error, "trainer")) from error
     except RuntimeError as error:
-        if "finished reduction in the prior iteration" not in str(error):
+        # In torch's words, and in Lightning's: a layer that is left out now and then.
+        if not re.search("finished reduction in the prior iteration|not used in producing the loss", str(error)):
             raise
-        raise UserError(
-            "model: some of its weights play no part in the loss; give trainer.strategy=ddp_find_unused_parameters_true"
-        ) from error
+        raise UserError(f"model: {UNUSED.format(name='one of its weights')}") from error
     except SystemExit:  # Lightning's answer to an interruption
         raise KeyboardInterrupt(_how_to_go_on(run, options)) from None
     except Terminated:

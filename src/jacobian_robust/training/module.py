@@ -220,7 +220,10 @@ class RobustClassifier(pl.LightningModule):
         # The gradient of a finite cross-entropy is finite: plain training need not pay for the look. On several devices
         # the gradient is their mean already: all of them find the same.
         if self.penalty is not None and not torch.stack(torch._foreach_norm(gradients)).isfinite().all():
-            self._skip("gradient", optimizer)
+            if self.nonfinite.of_the_scale(getattr(self.trainer.precision_plugin, "scaler", None)):
+                self.penalty.discard()  # the scaler leaves the step out, and begins the next with half the scale
+            else:
+                self._skip("gradient", optimizer)
             return
         self.nonfinite.taken()
         if self.penalty is not None:

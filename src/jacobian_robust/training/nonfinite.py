@@ -38,6 +38,14 @@ class NonFiniteSteps:
         self.spoilt |= found
         return found
 
+    @staticmethod
+    def of_the_scale(scaler: torch.amp.GradScaler | None) -> bool:
+        """Return whether a gradient that is not finite can be the loss scale's of mixed precision.
+
+        It begins far too large, and is halved at each such step: that is no divergence until there is none left.
+        """
+        return scaler is not None and scaler.get_scale() > 1
+
     def taken(self) -> None:
         """Take note of a step that is not skipped."""
         self._in_a_row = 0
