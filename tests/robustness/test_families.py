@@ -33,8 +33,14 @@ def test_a_linear_regression_is_robust_up_to_its_exact_radius(tmp_path):
         (2, (4, 3), Gaussian(tolerance=1.0), {}, "labels: are no targets of such outputs: expected targets"),
         (2, (3, 2), Gaussian(tolerance=1.0), {}, "labels: give the targets of 4 images"),
         (2, (4, 2), PixelCategorical(), {}, "model: must return logits .batch, classes ≥ 2, height, width."),
-        (2, (4, 2), Gaussian(tolerance=1.0), {"certificates": ["interval"]}, "certificates: they are for classif"),
-        (2, (4, 2), Gaussian(tolerance=1.0), {"attacks": ["square"]}, "square: this attack is for classification"),
+        (
+            2,
+            (4, 2),
+            Gaussian(tolerance=1.0),
+            {"certificates": ["crown"]},
+            "crown: this certificate is for classification",
+        ),
+        (2, (4, 2), Gaussian(tolerance=1.0), {"attacks": ["autoattack"]}, "autoattack: this attack is for classif"),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(outputs, targets, family, options, message):
