@@ -164,13 +164,42 @@ def test_the_gap_between_certified_and_attacked_is_shaded(certified):
     assert not smoothed.axes[0].collections, "it bounds nothing of the network"
 
 
+def test_the_overview_has_a_bar_for_each_share_with_its_interval(certified):
+    figure = plots.overview(certified, norm="linf")
+    clean, *panels = figure.axes
+    assert [axes.get_title() for axes in panels] == ["ℓ∞ ε = 0.1", "ℓ∞ ε = 0.2", "ℓ∞ ε = 0.3"]
+    attacked, covered = (bars.patches for bars in panels[1].containers if hasattr(bars, "patches"))
+    assert [bar.get_width() for bar in attacked] == [0.7, 0.7]
+    assert [bar.get_width() for bar in covered] == [0.5, 0]
+    assert {text.get_text() for text in panels[1].texts} == {"70.0% (50.0%)", "70.0%"}
+    assert plots.wilson(0.7, 100) == pytest.approx((0.6042, 0.7811), abs=1e-4)  # as published tables have it
+    assert len(clean.texts) == 2
+
+
+def test_a_network_of_which_nothing_is_certified_has_no_certified_line(certified):
+    none = {0.1: 0.0, 0.2: 0.0, 0.3: 0.0}
+    budgets = [b.model_copy(update={"certified_accuracy": 0.0}) for b in certified.models[0].threats[0].budgets]
+    threats = [certified.models[0].threats[0].model_copy(update={"budgets": budgets})]
+    said = [certification("interval", "linf", none)]
+    first = certified.models[0].model_copy(update={"threats": threats, "certificates": said})
+    figure = plots.certified_curves(certified.model_copy(update={"models": [first]}), norm="linf")
+    (axes,) = figure.axes
+    assert len(axes.lines) == 1
+    assert "none certified" in written(figure)
+    assert not axes.collections
+
+
 def test_certified_stands_beside_robust_under_attack(certified, tmp_path, capsys):
     write_report(tmp_path / "report.html", certified, [], {}, {})
     report = (tmp_path / "report.html").read_text()
     print_results(certified, [])
     printed = capsys.readouterr().out
-    assert re.search(r"0\.2 │ +70\.0% │ +50\.0% │", printed)
-    assert re.search(r"0\.2 │ +70\.0% │ +– │", printed), "the model without a certificate"
+    in_linf, in_l2 = printed.split("ℓ2, worst case")
+    assert re.search(r"80\.0% │ +75\.0% │ +70\.0% │ +50\.0% │ +30\.0% │ +0\.0% │", in_linf)
+    assert re.search(r"80\.0% │ +– │ +70\.0% │ +– │", in_linf), "the model without a certificate"
+    assert "certified beside" not in in_linf, "one certificate fits into the table of the attacks"
+    assert "100 images tell a share of all images to ± 8.8 points at most" in in_linf, "30% is 21.9 to 39.6%"
+    assert "certified beside" in in_l2
     assert re.search(r"0\.5 │ +60\.0% │ +85\.0% │", printed)
     assert "<td>0.2</td><td>70.0%</td><td>50.0%</td>" in report
     assert "<td>0.5</td><td>60.0%</td><td>85.0%</td>" in report

@@ -147,6 +147,7 @@ def report(
     if evaluation.diagnostics is not None:
         evaluation.diagnostics.print(diagnosed, results)
     Console().print(f"results: {directory}/report.html, robustness.json, .csv, images.csv, *.png", soft_wrap=True)
+    Console().print(f"in one picture: {directory}/overview_{results.norms[0]}.png", soft_wrap=True)
     return results
 
 

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from jacobian_robust.attacks import Norm
 from jacobian_robust.reporting.certificates import CertifiedTable, certified_table
-from jacobian_robust.reporting.figures import NORMS, SYMBOLS, unmet_note
-from jacobian_robust.robustness.schema import Group, Results
+from jacobian_robust.reporting.figures import NORMS, SYMBOLS, unmet_note, wilson
+from jacobian_robust.robustness.schema import Budget, Group, Results, Threat
 
 __all__ = ["print_results"]
 
@@ -22,8 +22,12 @@ def print_results(results: Results, alike: Sequence[Group], console: Console | N
     for line in _verdicts(results):
         console.print(line, soft_wrap=True)
     for norm in results.norms:
-        console.print(_table(results, norm))
-        if (certified := certified_table(results, norm)) is not None:
+        certified = certified_table(results, norm)
+        console.print(_table(results, norm, certified))
+        if certified is not None and certified.columns != [
+            "under attack",
+            "certified",
+        ]:  # else all of it is in the first table
             console.print(_certified(certified, norm))
     for group in alike:
         console.print(
@@ -77,33 +81,54 @@ def _certified(certified: CertifiedTable, norm: Norm) -> Table:
     return table
 
 
-def _table(results: Results, norm: Norm) -> Table:
+def _table(results: Results, norm: Norm, certified: CertifiedTable | None) -> Table:
+    """Return clean accuracy, then accuracy under attack and certified accuracy at each budget, then the cost."""
     attacks = [name for name, attack in results.attacks.items() if attack["norm"] == norm]
     models = results.models
+    threats = [next(threat for threat in model.threats if threat.norm == norm) for model in models]
+    covered = certified is not None and "certified" in certified.columns
     budgets = "each budget on its own" if results.independent else "an image broken once stays broken"
-    starred = results.unmet(norm)
-    said = "classified" if results.right == "accuracy" else "predicted"
-    note = f"* {unmet_note(results, norm)}\n" if starred else ""
     table = Table(
         title=f"{NORMS[norm]}, worst case over {', '.join(attacks)} ({budgets}): {results.right} on {models[0].images} "
         f"{results.split} images",
-        caption=f"{note}In brackets: the note's convention, the share of the correctly {said} images that stay "
-        "correct.",
+        caption="\n".join(_notes(results, norm, threats, certified if covered else None)),
         title_justify="left",
         caption_justify="left",
     )
-    table.add_column("model")
+    table.add_column("model", overflow="fold")
     table.add_column("clean", justify="right")
-    threats = [next(threat for threat in model.threats if threat.norm == norm) for model in models]
+    starred = results.unmet(norm)
     for budget in threats[0].budgets:
         star = "*" if budget.eps in starred else ""
         table.add_column(f"{SYMBOLS[norm]} = {results.budget(norm, budget.eps)}{star}", justify="right")
+        if covered:
+            table.add_column("certified", justify="right")
     costs = [model.plain_step_equivalents for model in models if model.plain_step_equivalents]
     if known := len(costs) == len(models):
         table.add_column("training, plain steps", justify="right")
     for i, (model, threat) in enumerate(zip(models, threats, strict=True)):
-        cells = [f"{b.robust_accuracy:.1%} ({_percent(b.share_of_attacked)})" for b in threat.budgets]
+        cells = [cell for budget in threat.budgets for cell in _cells(budget, results.independent, covered)]
         if known:
             cells.append(f"{costs[i]:.0f} (×{costs[i] / costs[0]:.2f})" if i else f"{costs[0]:.0f}")
         table.add_row(model.name, f"{model.clean_accuracy:.1%}", *cells)
     return table
+
+
+def _cells(budget: Budget, independent: bool, covered: bool) -> list[str]:
+    of_correct = f" ({_percent(budget.share_of_attacked)})" if independent else ""
+    return [f"{budget.robust_accuracy:.1%}{of_correct}", *([_percent(budget.certified_accuracy)] if covered else [])]
+
+
+def _notes(results: Results, norm: Norm, threats: Sequence[Threat], certified: CertifiedTable | None) -> list[str]:
+    """Return what has to be known to read a table."""
+    said = "classified" if results.right == "accuracy" else "predicted"
+    notes = [f"* {unmet_note(results, norm)}"] if results.unmet(norm) else []
+    if results.independent:
+        notes.append(f"In brackets: the note's convention, the share of the correctly {said} images that stay correct.")
+    if certified is not None:
+        notes.append(certified.notes[0])
+    shares = [b.robust_accuracy for threat in threats for b in threat.budgets]
+    images = results.models[0].images
+    ends = [wilson(share, images) for share in (*shares, *(model.clean_accuracy for model in results.models))]
+    widest = max(high - low for low, high in ends) / 2
+    return [*notes, f"{images} images tell a share of all images to ± {100 * widest:.1f} points at most (95%)."]

@@ -12,6 +12,7 @@ from jacobian_robust.reporting.figures.certified import certified_curves
 from jacobian_robust.reporting.figures.comparison import comparison
 from jacobian_robust.reporting.figures.examples import adversarial_examples, attack_picture
 from jacobian_robust.reporting.figures.geometry import on_log_axes, predicted_against_found
+from jacobian_robust.reporting.figures.overview import overview, wilson
 from jacobian_robust.reporting.figures.style import (
     BUDGET_LABELS,
     NORMS,
@@ -48,6 +49,7 @@ __all__ = [
     "name_lines",
     "noise_curves",
     "on_log_axes",
+    "overview",
     "predicted_against_found",
     "progress",
     "reliability_diagram",
@@ -56,5 +58,6 @@ __all__ = [
     "trade_off",
     "training_curves",
     "unmet_note",
+    "wilson",
     "write_note",
 ]

@@ -13,7 +13,8 @@ def certified_curves(results: Results, *, norm: Norm, note: str = "") -> Figure 
     """Return accuracy under attack and certified accuracy against the budget, with what lies between them shaded.
 
     The robust accuracy of a network is known to lie in the shaded area. A certificate of a smoothed classifier is a
-    dotted line: it bounds nothing of the network. ``None`` where nothing was certified in the norm.
+    dotted line: it bounds nothing of the network. A network of which nothing is
+    certified has no certified line. ``None`` where no certificate was asked for in the norm.
 
     Args:
         results: the evaluation.
@@ -28,8 +29,12 @@ def certified_curves(results: Results, *, norm: Norm, note: str = "") -> Figure 
     for i, model in enumerate(models):
         style = line_style(i)
         attacked = model.accuracy(norm)
-        axes.plot(*zip(*attacked, strict=True), **style, label=f"{model.name}: under attack")
-        if certified := model.certified(norm):
+        certified = model.certified(norm)
+        # Between 0 and the first budget a line would say what nobody computed: that the share falls evenly.
+        nothing = bool(certified) and not any(share for eps, share in certified if eps)
+        said = "under attack (none certified)" if nothing else "under attack"
+        axes.plot(*zip(*attacked, strict=True), **style, label=f"{model.name}: {said}")
+        if certified and not nothing:
             style |= {"linestyle": "--", "markerfacecolor": "white"}
             axes.plot(*zip(*certified, strict=True), **style, label=f"{model.name}: certified")
             eps, upper = zip(*attacked, strict=True)

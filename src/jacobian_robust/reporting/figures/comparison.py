@@ -12,6 +12,7 @@ from jacobian_robust.reporting.figures.accuracy import (
     reliability_diagram,
 )
 from jacobian_robust.reporting.figures.certified import certified_curves
+from jacobian_robust.reporting.figures.overview import overview
 from jacobian_robust.reporting.figures.style import suffix_of, unmet_note
 from jacobian_robust.robustness.schema import Group, Results
 
@@ -28,6 +29,7 @@ def comparison(results: Results, alike: Sequence[Group]) -> dict[str, Figure]:
     figures = {}
     for norm in results.norms:
         note = unmet_note(results, norm)
+        figures[f"overview_{norm}"] = overview(results, norm=norm, note=note)
         figures[f"accuracy_{norm}"] = accuracy_curves(results.models, norm=norm, split=results.split, note=note)
         if (certified := certified_curves(results, norm=norm, note=note)) is not None:
             figures[f"certified_{norm}"] = certified
