@@ -49,7 +49,42 @@ MONOTONE = frozenset(
 """Non-decreasing in every input: the bounds are the images of the ends."""
 
 
-class Interval(Tensor):
+class Traced(Tensor):
+    """A tensor on which a model runs with each torch function replaced by a rule, that of a subclass."""
+
+    @classmethod
+    def rule(cls, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what a function gives; raise ``ValueError`` with its name where there is no rule."""
+        raise NotImplementedError
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Apply the rule of ``func``."""
+        kwargs = dict(kwargs or {})
+        name = func.__name__
+        if name in ("__get__", "size", "dim", "ndimension", "numel", "is_floating_point", "__len__", "__hash__"):
+            with torch._C.DisableTorchFunctionSubclass():
+                result = func(*args, **kwargs)
+            if isinstance(result, Tensor):
+                raise ValueError(f"bounds: a property that is a tensor (.T, .data, .grad) has no {cls.__name__} rule")
+            return result
+        in_place = bool(kwargs.pop("inplace", False)) or (name.endswith("_") and not name.endswith("__"))
+        in_place = in_place or name in ("__iadd__", "__isub__", "__imul__", "__itruediv__")
+        if not in_place:
+            return cls.rule(name, func, args, kwargs)
+        target = args[0]
+        if not isinstance(target, Traced):
+            raise ValueError(f"bounds: {name} writes an {cls.__name__} into an ordinary tensor")
+        with torch._C.DisableTorchFunctionSubclass():
+            before = target.detach().as_subclass(cls)
+        before.__dict__.update(target.__dict__)
+        target.__dict__.update(cls.rule(name, func, (before, *args[1:]), kwargs).__dict__)
+        return target
+
+
+class Interval(Traced):
     """A box of tensors, ``lower ≤ x ≤ upper``, with the function and arguments that it comes from (none: an input)."""
 
     lower: Tensor
@@ -57,29 +92,9 @@ class Interval(Tensor):
     source: tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]] | None
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Apply the rule of ``func``; raise ``ValueError`` with its name where there is none."""
-        kwargs = dict(kwargs or {})
-        name = func.__name__
-        if name in ("__get__", "size", "dim", "ndimension", "numel", "is_floating_point", "__len__", "__hash__"):
-            with torch._C.DisableTorchFunctionSubclass():
-                result = func(*args, **kwargs)
-            if isinstance(result, Tensor):
-                raise ValueError("bounds: a property that is a tensor (.T, .data, .grad) has no interval rule")
-            return result
-        in_place = bool(kwargs.pop("inplace", False)) or (name.endswith("_") and not name.endswith("__"))
-        in_place = in_place or name in ("__iadd__", "__isub__", "__imul__", "__itruediv__")
-        if in_place:
-            if not isinstance(args[0], Interval):
-                raise ValueError(f"bounds: {name} writes an interval into an ordinary tensor")
-            target, args = args[0], (wrap(args[0].lower, args[0].upper, args[0].source), *args[1:])
-        result = wrap(*_apply(name, func, args, kwargs), (func, args, kwargs))
-        if not in_place:
-            return result
-        target.lower, target.upper, target.source = result.lower, result.upper, result.source
-        return target
+    def rule(cls, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Interval":
+        """Return the interval of a function's values."""
+        return wrap(*_apply(name, func, args, kwargs), (func, args, kwargs))
 
 
 def wrap(lower: Tensor, upper: Tensor, source: Any = None) -> Interval:

@@ -207,7 +207,7 @@ class Lipschitz(Certificate):
         """See :class:`Certificate`."""
         from jacobian_robust.bounds import lipschitz_margin
 
-        radius = lipschitz_margin(_in_sequence(model, images[:1]), images, labels) * (1 - ROUNDING)
+        radius = lipschitz_margin(model, images, labels) * (1 - ROUNDING)
         correct = predictions(model, images) == labels
         return _by_radius(correct, radius.where(correct, 0.0).clamp_min(0), eps)
 
@@ -216,45 +216,6 @@ def _by_radius(correct: Tensor, radius: Tensor, eps: Sequence[float], abstained:
     needed = radius.new_tensor([length + BALL_TOLERANCE * max(1.0, length) for length in eps])
     certified = correct[:, None] & (radius[:, None] >= needed)
     return Bounded(correct, certified, radius, torch.zeros_like(correct) if abstained is None else abstained)
-
-
-def _in_sequence(model: nn.Module, image: Tensor) -> nn.Sequential:
-    """Return the layers of a model that applies them one after the other and does nothing else.
-
-    Raises:
-        ValueError: if it does something else.
-    """
-    layers: list[nn.Module] = []
-    last = (image, image._version)  # the version tells of an operation in place between two layers
-
-    def before(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if len(inputs) != 1 or inputs[0] is not last[0] or inputs[0]._version != last[1]:
-            raise ValueError(
-                f"the model computes outside its layers before {type(layer).__name__}, or not one after the other, and "
-                "has no Lipschitz rule"
-            )
-
-    def after(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        nonlocal last
-        layers.append(layer)
-        last = (output, output._version)
-
-    leaves = [
-        module
-        for name, module in model.named_modules()
-        if "parametrizations" not in name and all(child == "parametrizations" for child, _ in module.named_children())
-    ]
-    hooks = [leaf.register_forward_pre_hook(before) for leaf in leaves]
-    hooks += [leaf.register_forward_hook(after) for leaf in leaves]
-    try:
-        with torch.no_grad():
-            result = model(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if result is not last[0] or result._version != last[1]:
-        raise ValueError("the model computes outside its layers, after the last, and has no Lipschitz rule")
-    return nn.Sequential(*layers)
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
