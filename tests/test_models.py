@@ -140,3 +140,50 @@ def test_the_resnet_normalises_an_image_by_itself_unless_asked_to_by_the_batch()
     with pytest.warns(UserWarning, match=r"layers\.bn1 \(BatchNorm2d\), 19 more: .*GroupNorm"):
         check_model(batched, x)
     check_model(batched.eval(), x)
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "none"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+def test_a_narrow_resnet_has_the_norm_and_activation_that_were_asked_for(norm, activation):
+    torch.manual_seed(0)
+    model = ResNet18(classes=5, norm=norm, activation=activation, width=8).double()
+    x = images(8, 3)
+    kinds = [type(module).__name__ for module in model.modules()]
+    assert kinds.count({"group": "GroupNorm", "batch": "BatchNorm2d", "none": "Identity"}[norm]) == 20 + (
+        norm == "none"
+    )
+    assert kinds.count({"relu": "ReLU", "gelu": "GELU", "silu": "SiLU"}[activation]) == 9
+    assert model.layers.fc.weight.shape == (5, 64)
+    logits = model.eval()(x)
+    assert logits.isfinite().all()
+    assert 0.01 < logits.std() < 10
+
+
+def a_narrow_resnet(**options):
+    torch.manual_seed(0)
+    return ResNet18(classes=5, activation="gelu", width=8, **options)
+
+
+def norm_and_gradient(model, x, *, half=False):
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        logits = model(x)
+    norm = frobenius_norm(logits.float() if half else logits, x, create_graph=True)
+    return norm.detach(), torch.cat([g.flatten() for g in torch.autograd.grad(norm.sum(), list(model.parameters()))])
+
+
+def test_channels_last_changes_the_order_in_memory_alone():
+    plain, last = a_narrow_resnet().double(), a_narrow_resnet(channels_last=True).double()
+    x = images(8, 3)
+    assert last.layers.conv1(x).is_contiguous(memory_format=torch.channels_last)
+    assert not plain.layers.conv1(x).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(norm_and_gradient(last, x), norm_and_gradient(plain, x))
+
+
+def test_half_precision_keeps_the_digits_of_the_norm():
+    x = images(8, 3).float()
+    norm, _ = norm_and_gradient(a_narrow_resnet(), x)
+    half, gradient = norm_and_gradient(a_narrow_resnet(channels_last=True), x, half=True)
+    assert half.dtype == gradient.dtype == torch.float32
+    assert ((half - norm).abs() / norm).max() < 0.03  # bfloat16 has a resolution of 0.008
+    assert gradient.isfinite().all()

@@ -1,6 +1,7 @@
 """Classifiers: pixels in [0, 1] in, logits out. A model that wants normalised pixels normalises them itself."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -240,7 +241,12 @@ class ResNet18(nn.Module):
         channels: channels of the images, of any size.
         norm: ``group``: group normalisation (Wu & He, 2018) in 32 groups, which sees one image alone; ``batch``: batch
             normalisation, whose statistics make the images of a training batch influence each other: a penalty on the
-            Jacobian differentiates the batch's sum.
+            Jacobian differentiates the batch's sum; ``none``: branches that begin at zero instead (Zhang et al., 2019,
+            Fixup, without its scalars).
+        activation: what stands for ReLU.
+        width: channels of the first stage, an even number; 64 is ResNet-18's. Narrower ones have fewer groups.
+        channels_last: let the convolutions have their channels last in memory, which GPUs are faster with in half
+            precision.
     """
 
     @validate_call(config=STRICT)
@@ -249,19 +255,43 @@ class ResNet18(nn.Module):
         classes: int = Field(10, ge=1, le=10**5),
         channels: int = Field(3, gt=0, le=10**4),
         *,
-        norm: Literal["group", "batch"] = "group",
+        norm: Literal["group", "batch", "none"] = "group",
+        activation: Activation = "relu",
+        width: int = Field(64, ge=4, le=1024, multiple_of=2),
+        channels_last: bool = False,
     ) -> None:
         super().__init__()
-        normalised = nn.BatchNorm2d if norm == "batch" else lambda width: nn.GroupNorm(32, width)
+        made: dict[str, Callable[[int], nn.Module]] = {
+            "group": lambda of: nn.GroupNorm(math.gcd(32, width // 2), of),
+            "batch": nn.BatchNorm2d,
+            "none": nn.Identity,
+        }
         from torchvision.models.resnet import BasicBlock, ResNet  # not at the top: it takes seconds
 
-        self.layers = ResNet(BasicBlock, [2, 2, 2, 2], num_classes=classes, norm_layer=normalised)
-        self.layers.conv1 = nn.Conv2d(channels, 64, kernel_size=3, padding=1, bias=False)
+        class Narrow(ResNet):  # type: ignore[misc]  # torchvision has no types
+            """As many times narrower as its first stage."""
+
+            inplanes: int
+
+            def _make_layer(self, block: Any, planes: int, *arguments: Any, **options: Any) -> nn.Sequential:
+                self.inplanes = width if planes == 64 else self.inplanes
+                return super()._make_layer(block, planes * width // 64, *arguments, **options)
+
+        self.layers = Narrow(BasicBlock, [2, 2, 2, 2], num_classes=classes, norm_layer=made[norm])
+        self.layers.conv1 = nn.Conv2d(channels, width, kernel_size=3, padding=1, bias=False)
         nn.init.kaiming_normal_(self.layers.conv1.weight, mode="fan_out", nonlinearity="relu")  # as all others there
         self.layers.maxpool = nn.Identity()
-        for module in self.layers.modules():
-            if isinstance(module, nn.ReLU):
-                module.inplace = False  # an operation in place leaves no room for a second derivative
+        if width != 64:
+            self.layers.bn1, self.layers.fc = made[norm](width), nn.Linear(8 * width, classes)
+        blocks = [module for module in self.layers.modules() if isinstance(module, BasicBlock)]
+        for module in (self.layers, *blocks):  # an operation in place leaves no room for a second derivative
+            module.relu = _ACTIVATIONS[activation]()
+        with torch.no_grad():
+            for block in blocks if norm == "none" else ():
+                block.conv1.weight.mul_(len(blocks) ** -0.5)
+                block.conv2.weight.zero_()
+        if channels_last:  # what a convolution returns follows its weight
+            self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
         """Return the logits of images with pixels in [0, 1], which the network itself moves to [-1, 1]."""
