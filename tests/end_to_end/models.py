@@ -23,6 +23,13 @@ class BatchNormalised(nn.Sequential):
         return logits
 
 
+class Angle(nn.Sequential):
+    """A number from an image."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(784, 1))
+
+
 class WithDropout(nn.Sequential):
     """Draws from torch's global random stream in training."""
 

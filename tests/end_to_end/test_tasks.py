@@ -1,15 +1,18 @@
 """Other tasks than classification through the real entry points: trained, attacked, reported."""
 
+import csv
 import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+from torch import nn
 
 from .conftest import SHORT
 
 TASKS = {
     "regression": ["data=mnist_angle", "regularizer=frobenius"],
-    "regression_scale": ["data=mnist_angle", "data.outputs=2", "regularizer=margin"],
+    "regression_scale": ["data=mnist_angle", "data.outputs=2", "regularizer=margin", "optimizer=adam"],
     "multilabel": ["data=mnist_pairs", "regularizer=linear_margin", "adversary=fgsm"],
     "counts": ["data=mnist_pairs", "data.outputs=1", "regularizer=margin"],
     "segmentation": ["data=mnist_pairs", "data.outputs=11", "model=conv_pixels", "regularizer=margin", "limit=10"],
@@ -20,18 +23,49 @@ TINY = [
 ]
 
 
+METRICS = {
+    "multilabel": ["mean_average_precision"],
+    "segmentation": ["mean_iou", "pixel_accuracy"],
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_a_task_is_trained_attacked_and_attacked_again(door, task):
-    trained = door("train", f"task={task}", *SHORT, *TINY, "limit=40", *TASKS[task], "hydra.run.dir=run")
+def test_a_task_is_trained_attacked_certified_and_attacked_again(door, task):
+    options = ["limit=30", "sanity_images=5", "certificate=interval", *TASKS[task]]
+    trained = door("train", f"task={task}", *SHORT, *TINY, *options, "hydra.run.dir=run")
     assert trained.status == 0, trained.stderr
     again = door("evaluate", "checkpoint=run", "attack=pgd_linf", "limit=5", "logger=csv", "hydra.run.dir=again")
     assert again.status == 0, again.stderr
     results = json.loads(Path("run/evaluation/robustness.json").read_text())
     (model,) = results["models"]
     (budget,) = model["threats"][0]["budgets"]
-    assert budget["correct"] <= budget["attacked"] == model["clean_correct"]
-    assert results["attacks"]["pgd_linf"]["family"]["name"]
+    assert budget["certified"] <= budget["correct"] <= budget["attacked"] == model["clean_correct"]
+    assert results["attacks"]["pgd_linf"]["family"]["name"] == model["task"]["family"]
+    assert list(model["task"]["metrics"]) == METRICS.get(task, ["mae", "rmse"])
+    assert {check["name"] for check in model["checks"]} >= {"certificate interval", "gradient-free", "unseen images"}
+    assert model["task"]["right"] in Path("run/evaluation/report.html").read_text()
+    assert model["task"]["right"] in trained.stdout.replace("\n", " ")
+    with Path("run/metrics.csv").open() as file:
+        (epoch,) = csv.DictReader(file)
+    assert all(float(epoch[f"validation_{name}"]) >= 0 for name in model["task"]["metrics"])
+
+
+def test_a_model_from_elsewhere_is_attacked_on_a_task(door):
+    """A network that says the same angle of each image: right where that is within the tolerance, whatever is done."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 1))
+    nn.init.zeros_(model[1].weight)
+    nn.init.constant_(model[1].bias, 10.0)
+    safetensors.torch.save_file(model.state_dict(), "angle.safetensors")
+    own = ["+model._target_=tests.end_to_end.models.Angle", "checkpoint=angle.safetensors", "data=mnist_angle"]
+    tiny = ["attack=pgd_linf", "attack.pgd_linf.steps=1", "attack.pgd_linf.eps=0.1", "limit=50", "sanity_images=0"]
+    asked = ["task=regression", "task.tolerance=20", "certificate=interval", "data.test_size=60"]
+    found = door("evaluate", *own, *tiny, *asked, "logger=csv", "hydra.run.dir=found")
+    assert found.status == 0, found.stderr
+    (result,) = json.loads(Path("found/robustness.json").read_text())["models"]
+    (budget,) = result["threats"][0]["budgets"]
+    assert 0 < budget["certified"] == budget["correct"] == result["clean_correct"] < 50
+    assert result["task"]["right"] == "share within 20"
 
 
 @pytest.mark.parametrize(
@@ -47,6 +81,14 @@ def test_a_task_is_trained_attacked_and_attacked_again(door, task):
             "autoattack: this attack is for classification alone",
         ),
         (["task=segmentation", "data=mnist_pairs", "data.outputs=11"], "choose model=conv_pixels"),
+        (
+            ["task=regression", "data=mnist_angle", "certificate=crown", "evaluate=true"],
+            "certificate.crown: this certificate is for classification alone; choose certificate=interval",
+        ),
+        (
+            ["task=regression", "data=mnist_angle", "diagnostics=simplifications", "evaluate=true"],
+            "diagnostics: they are for task=classification alone",
+        ),
     ],
 )
 def test_what_does_not_fit_a_task_is_said_in_one_line(door, options, message):

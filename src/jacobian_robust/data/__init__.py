@@ -4,6 +4,7 @@ from jacobian_robust.data.augmentation import Augmentation
 from jacobian_robust.data.base import ImageDataModule, ImageDataset
 from jacobian_robust.data.downloaded import CIFAR10DataModule, FashionMNISTDataModule, MNISTDataModule
 from jacobian_robust.data.folder import ImageFolderDataModule
+from jacobian_robust.data.tabular import TabularDataModule
 from jacobian_robust.data.tensors import TensorsDataModule
 from jacobian_robust.data.toy import ToyDataModule
 
@@ -15,6 +16,7 @@ __all__ = [
     "ImageDataset",
     "ImageFolderDataModule",
     "MNISTDataModule",
+    "TabularDataModule",
     "TensorsDataModule",
     "ToyDataModule",
 ]

@@ -90,6 +90,7 @@ def _step(run: Run, batch: Batch, device: torch.device, *, plain: bool) -> Calla
         run.module.make_optimizer,
         None if plain else copy.deepcopy(run.module.penalty),
         adversary=None if plain else copy.deepcopy(run.module.adversary),
+        family=run.module.family,
         amortization=run.module.amortization,
     )
     module.to(device).train()

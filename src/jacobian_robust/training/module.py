@@ -14,6 +14,7 @@ from jacobian_robust.adversaries import Adversary
 from jacobian_robust.geometry.families import CATEGORICAL, Family
 from jacobian_robust.penalties import Amortization, Penalty
 from jacobian_robust.randomness import SharedGenerator
+from jacobian_robust.robustness.metrics import TaskMetrics
 from jacobian_robust.training.capture import CapturedSteps, NotCaptured
 from jacobian_robust.training.distributed import gathered, summed, this_process
 from jacobian_robust.training.losses import Batch, LossTerms, loss_terms
@@ -81,6 +82,7 @@ class RobustClassifier(pl.LightningModule):
         self.wandb: str | None = None
         self._seed = seed
         self._generator = _generator(seed)
+        self._metrics = TaskMetrics(family)
         self._means: dict[Stage, RunningMeans] = {"train": RunningMeans(family), "validation": RunningMeans(family)}
 
     def forward(self, inputs: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *outputs"]:
@@ -137,8 +139,14 @@ class RobustClassifier(pl.LightningModule):
         return self._means[stage].value()
 
     def pop_means(self, stage: Stage) -> dict[str, float]:
-        """Return the means of the loss terms over the epoch, and begin anew; empty if there was none."""
+        """Return the means of the loss terms over the epoch, and begin anew; empty if there was none.
+
+        In validation with the metrics of the task.
+        """
         means = self._means[stage].value_of_all_processes()
+        if stage == "validation":
+            means |= self._metrics.value()
+            self._metrics = TaskMetrics(self.family)
         self._means[stage] = RunningMeans(self.family)
         return means
 
@@ -249,6 +257,7 @@ class RobustClassifier(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Begin anew: of several validations in an epoch the last one counts, which saw the weights that are kept."""
         self._means["validation"] = RunningMeans(self.family)
+        self._metrics = TaskMetrics(self.family)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure the loss of a batch, with probes of its own: validation leaves training as it would have been.
@@ -257,6 +266,7 @@ class RobustClassifier(pl.LightningModule):
         """
         terms = self.loss_terms(batch, generator=_generator(batch_idx + this_process()), create_graph=False)
         self._means["validation"].add(terms, batch[1])
+        self._metrics.update(terms.logits.detach(), batch[1])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of the model's parameters."""

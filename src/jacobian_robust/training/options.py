@@ -10,6 +10,7 @@ from jacobian_robust.errors import UserError, describe
 from jacobian_robust.evaluation.options import EVALUATION_GROUPS, EVALUATION_OPTIONS, Evaluation
 from jacobian_robust.options import STRICT, Count, Flag, NonEmpty, Seed, Size
 from jacobian_robust.penalties import Amortization
+from jacobian_robust.robustness.metrics import TASK_METRICS
 
 NOT_IN_CHECKPOINT = (
     *("output_dir", "ckpt_path", "resume", "checkpoints", "logger", "twin", "beside", "name", "objective"),
@@ -40,11 +41,15 @@ MAY_DIFFER = (
 METRICS = (
     *("loss", "cross_entropy", "penalty", "accuracy"),
     *("jacobian_norm", "condition_satisfied", "robust_accuracy", "certified_accuracy"),
+    *TASK_METRICS,
 )
 """What is recorded of each split in each epoch."""
 
 
-OPTIONAL = ("eps_share", "multiplier", "train_certified_accuracy", "validation_certified_accuracy")
+OPTIONAL = (
+    *("eps_share", "multiplier"),
+    *(f"{stage}_{name}" for stage in ("train", "validation") for name in ("certified_accuracy", *TASK_METRICS)),
+)
 """What is recorded of an epoch where there is such a thing."""
 
 
