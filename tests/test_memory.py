@@ -41,10 +41,29 @@ def test_settings_of_the_user_are_left_alone(monkeypatch):
     assert keep_freed_memory() is False
 
 
-def test_garbage_collection_is_as_before_afterwards():
-    thresholds, frozen = gc.get_threshold(), gc.get_freeze_count()
+@pytest.fixture
+def unfrozen():
+    """The tests run with all that was imported frozen."""
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()
+    yield
+    gc.freeze() if frozen else gc.unfreeze()
+
+
+def test_garbage_collection_is_as_before_afterwards(unfrozen):
+    thresholds = gc.get_threshold()
     with rare_garbage_collection():
         assert gc.get_threshold()[0] == 100 * thresholds[0]
-        assert gc.get_freeze_count() > frozen
+        assert gc.get_freeze_count() > 0
     assert gc.get_threshold() == thresholds
     assert gc.get_freeze_count() == 0
+
+
+def test_what_the_caller_has_frozen_stays_frozen(unfrozen):
+    gc.freeze()
+    frozen, thresholds = gc.get_freeze_count(), gc.get_threshold()
+    with rare_garbage_collection():
+        assert gc.get_threshold()[0] == 100 * thresholds[0]
+        assert gc.get_freeze_count() == frozen
+    assert gc.get_threshold() == thresholds
+    assert gc.get_freeze_count() == frozen

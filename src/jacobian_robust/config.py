@@ -36,8 +36,7 @@ def plain(cfg: DictConfig, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
         UserError: if an interpolation or a mandatory value is missing.
     """
     try:
-        kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in without])
-        return OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+        return {str(key): _plain_value(cfg[key], complete=True) for key in cfg if key not in without}
     except OmegaConfBaseException as error:
         raise UserError(describe(error, str(error.full_key or ""))) from error
     except RecursionError as error:
@@ -114,11 +113,9 @@ def build(
     Raises:
         UserError: if the object cannot be made; the message names the option.
     """
-    if optional:
-        cfg = without_none(cfg, [group])
+    if optional and (not cfg.get(group) or _chosen_none(cfg, group)):
+        return None
     if not cfg.get(group):
-        if optional:
-            return None
         raise UserError(f"{group} is empty: choose one, {group}=NAME, of those in conf/{group}")
     return _make(cfg[group], group, kind, partial=partial, **arguments)
 
@@ -171,17 +168,21 @@ def _make(described: DictConfig, group: str, kind: type, *, partial: bool = Fals
 
 
 def without_none(cfg: DictConfig, groups: Iterable[str]) -> DictConfig:
-    """Return the config with ``None`` for the groups whose choice is ``none``.
+    """Return the config, or a copy of it, with ``None`` for the groups whose choice is ``none``.
 
     This drops the options that an experiment has set there for another choice.
     """
-    cfg = cfg.copy()
-    with open_dict(cfg):
-        for group in groups:
-            chosen = cfg.get(group)
-            if isinstance(chosen, DictConfig) and "_target_" in chosen and chosen._target_ is None:
+    if none := [group for group in groups if _chosen_none(cfg, group)]:
+        cfg = cfg.copy()
+        with open_dict(cfg):
+            for group in none:
                 cfg[group] = None
     return cfg
+
+
+def _chosen_none(cfg: DictConfig, group: str) -> bool:
+    chosen = cfg.get(group)
+    return isinstance(chosen, DictConfig) and "_target_" in chosen and chosen._target_ is None
 
 
 def _check_target(described: Any, name: str, kind: type) -> None:
@@ -211,8 +212,10 @@ def _check_target(described: Any, name: str, kind: type) -> None:
             _check_type(_plain_value(value), parameters[key], f"{name}.{key}")
 
 
-def _plain_value(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+def _plain_value(value: Any, *, complete: bool = False) -> Any:
+    return (
+        OmegaConf.to_container(value, resolve=True, throw_on_missing=complete) if OmegaConf.is_config(value) else value
+    )
 
 
 def _check_nested(value: Any, name: str) -> None:

@@ -32,14 +32,16 @@ def rare_garbage_collection() -> Iterator[None]:
     """Within the context, leave all objects made before alone, and look for cycles among new ones a hundredth as often.
 
     The libraries behind a training are half a million objects that stay; going through them again costs a step of a
-    small network one percent of its time.
+    small network one percent of its time. Objects that the caller has frozen stay frozen afterwards.
     """
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
+    thresholds, frozen = gc.get_threshold(), gc.get_freeze_count() > 0
+    if not frozen:
+        gc.collect()
+        gc.freeze()
     gc.set_threshold(100 * thresholds[0], *thresholds[1:])
     try:
         yield
     finally:
         gc.set_threshold(*thresholds)
-        gc.unfreeze()
+        if not frozen:
+            gc.unfreeze()

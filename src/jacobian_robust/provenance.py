@@ -1,19 +1,22 @@
 """What a number needs beside it to be reproduced: versions, the commit, the run."""
 
+import functools
+import importlib.metadata
 import platform
 import re
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 
 __all__ = ["git_state", "run_url", "versions"]
 
 _PACKAGES = ("jacobian-robust", "torch", "torchvision", "pytorch-lightning", "torchattacks", "pyautoattack")
 
+_version = functools.cache(importlib.metadata.version)  # it reads a file
+
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a figure depends on."""
-    return {"python": platform.python_version()} | {package: version(package) for package in _PACKAGES}
+    return {"python": platform.python_version()} | {package: _version(package) for package in _PACKAGES}
 
 
 def git_state() -> dict[str, str | bool | None]:

@@ -1,6 +1,7 @@
 """The report of an evaluation: one HTML file that needs nothing else, neither a network nor a script."""
 
 import base64
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,7 @@ def write_report(
         file.write(text)
 
 
+@functools.cache  # compiling the template takes a fifth of a second
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("jacobian_robust.reporting", "templates"),
