@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 
@@ -87,8 +88,12 @@ def claimed(directory: Path, config: dict[str, Any], *, resume: bool = False) ->
     file = directory / "config.yaml"
     held = [name for name in RESULTS if (directory / name).exists()]
     if resume and "config.yaml" in held:
-        if file.read_text(encoding="utf-8") != text:
-            raise UserError(f"{directory} holds a result with other options, in its config.yaml: resume with those")
+        lines = zip_longest(file.read_text(encoding="utf-8").splitlines(), text.splitlines(), fillvalue="nothing")
+        if differ := [(theirs.strip(), ours.strip()) for theirs, ours in lines if theirs != ours]:
+            raise UserError(
+                f"{directory} holds a result with other options: its config.yaml says {differ[0][0]}, and now it is "
+                f"{differ[0][1]}; resume with the same options and version, or give another hydra.run.dir"
+            )
     else:
         if not held:
             with contextlib.suppress(FileExistsError), file.open("x", encoding="utf-8") as new:
