@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from jacobian_robust.errors import UserError, describe
+from jacobian_robust.lipschitz_models import LipschitzLeNet, LipschitzMLP, compute_orthogonal_weights_once
 from jacobian_robust.options import STRICT
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "ConvPixels",
     "ConvSmall",
     "LeNet",
+    "LipschitzLeNet",
+    "LipschitzMLP",
     "PixelInput",
     "ResNet18",
     "SinglePrecision",
@@ -60,6 +63,7 @@ def compute_orthonormal_weights_once(model: nn.Module) -> None:
 
     Other parametrizations are left alone: torch's spectral norm, for one, would compute another weight here.
     """
+    compute_orthogonal_weights_once(model)
     for layer in model.modules():
         if parametrize.is_parametrized(layer, "weight"):
             (*made_by,) = layer.parametrizations["weight"]  # type: ignore[index]

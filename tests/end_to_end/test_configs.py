@@ -1,5 +1,6 @@
 """Every shipped config, composed and made; every command of the README, composed."""
 
+import importlib.util
 import re
 
 import pytest
@@ -49,6 +50,9 @@ def test_every_choice_of_every_group_can_be_made(group, choice):
         "torchvision",
     ):  # they need a folder, a file or a name
         with pytest.raises(UserError, match="is missing: give"):
+            build(cfg, group)
+    elif choice.startswith("lipschitz_") and importlib.util.find_spec("orthogonium") is None:
+        with pytest.raises(UserError, match=r"pip install jacobian-robust\[lipschitz\]"):
             build(cfg, group)
     elif choice == "gpu" and not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"trainer: .*(GPU|CUDA|gpu|cuda)"):

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn.utils.stateless import _reparametrize_module as parametrized
 
 from jacobian_robust.adversaries import FGSM
-from jacobian_robust.bounds import certified_margin
+from jacobian_robust.bounds import certified_margin, lipschitz_margin
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError
-from jacobian_robust.penalties import CertifiedMargin, Lagrangian, Margin
+from jacobian_robust.penalties import CertifiedMargin, GloRo, Lagrangian, Margin
 from jacobian_robust.training.checks import check_penalty
 from jacobian_robust.training.module import RobustClassifier
 
@@ -118,3 +118,51 @@ def test_a_model_that_has_no_bounds_in_training_is_refused_before_it_begins():
     with pytest.raises(UserError, match="regularizer: cannot be computed of this model in training: bounds: BatchNorm"):
         check_penalty(CertifiedMargin(eps=0.1), model, images)
     check_penalty(CertifiedMargin(eps=0.1), nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), images)
+
+
+def constants_of(model):
+    """Return the exact ``‖W_i − W_j‖ ‖W_1‖₂`` of the network of two layers."""
+    first, last = model[0].weight, model[2].weight
+    return torch.linalg.matrix_norm(first, 2) * (last[:, None] - last + 1e-300).norm(dim=-1)
+
+
+@pytest.mark.parametrize("form", ["bottom", "margin"])
+def test_gloro_is_its_formula_at_the_exact_constants_and_so_is_its_gradient(form):
+    model, (inputs, labels) = network(), batch()
+    penalty = GloRo(eps=0.3, form=form, temperature=2.0, iterations=300)
+    lifted = model(inputs) + 0.3 * constants_of(model)[labels]
+    own = nn.functional.one_hot(labels, 4).bool()
+    if form == "bottom":
+        bottom = lifted.masked_fill(own, -torch.inf).max(-1, keepdim=True).values
+        lifted = torch.cat([model(inputs), bottom], -1)
+    expected = nn.functional.cross_entropy(2 * lifted, labels, reduction="none") / 2
+    found = penalty(model(inputs), inputs, labels, model=model)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
+    theirs, ours = (torch.autograd.grad(loss.mean(), list(model.parameters())) for loss in (expected, found))
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_gloro_certifies_by_the_sound_bound_at_its_target_alone_and_under_a_constraint():
+    model, (inputs, labels) = network(), batch()
+    labels = model(inputs).argmax(-1)
+    radius = lipschitz_margin(model, inputs, labels)
+    target = radius.median().item()
+    penalty = GloRo(eps=5.0, target=target).with_radius(0.1)
+    assert torch.equal(penalty.certified(model, inputs, labels), radius >= target)
+    assert (radius >= target).sum() in (3, 4)
+    constraint = Lagrangian(penalty=penalty, rate=1.0, damping=1.0)
+    assert torch.equal(constraint.certified(model, inputs, labels), penalty.certified(model, inputs, labels))
+    assert constraint(model(inputs), inputs, labels, model=model).mean() > 0
+
+
+def test_gloro_draws_from_the_generator_and_keeps_no_gradient_for_a_value_alone():
+    model, (inputs, labels) = network(), batch()
+
+    def value_of(seed):
+        generator = torch.Generator().manual_seed(seed)
+        penalty = GloRo(eps=1.0, iterations=1)
+        return penalty(model(inputs), inputs, labels, model=model, generator=generator, create_graph=False)
+
+    assert torch.equal(value_of(0), value_of(0))
+    assert not torch.equal(value_of(0), value_of(1))
+    assert not value_of(0).requires_grad

@@ -24,7 +24,7 @@ _SLACK = 1 + 1e-9
 _LARGEST_SPECTRUM = 2**30
 """Multiplications to which the matrices of one convolution's spectrum may amount; beyond, a coarser bound is taken."""
 
-_MOVES = "flatten unflatten reshape view contiguous squeeze unsqueeze permute transpose clone dropout sort"
+_MOVES = "flatten unflatten reshape view contiguous squeeze unsqueeze permute transpose clone dropout sort sorted_pairs"
 _SLOPES = {"silu": 1.1, "gelu": 1.13, "sigmoid": 0.25} | dict.fromkeys(
     f"relu leaky_relu elu tanh softplus neg abs {_MOVES}".split(), 1.0
 )

@@ -3,7 +3,7 @@
 from jacobian_robust.penalties.amortization import Amortization
 from jacobian_robust.penalties.base import Bound, Condition, Magnitude, Model, Penalty, Reduce
 from jacobian_robust.penalties.baselines import VAT, Curvature, InputGradient, LogitJacobian
-from jacobian_robust.penalties.certified import CertifiedMargin
+from jacobian_robust.penalties.certified import CertifiedMargin, GloRo
 from jacobian_robust.penalties.lagrangian import Lagrangian
 from jacobian_robust.penalties.margins import LinearMargin, Margin
 from jacobian_robust.penalties.note import (
@@ -26,6 +26,7 @@ __all__ = [
     "Curvature",
     "ExponentialPenalty",
     "Frobenius",
+    "GloRo",
     "InputGradient",
     "Isometry",
     "Lagrangian",
