@@ -28,6 +28,7 @@ def output_of(tmp_path, monkeypatch, capsys):
 
 def test_all_examples_are_run_here():
     run = ["norm_of_your_model", "penalty_in_your_module", "plain_loop", "regression", "robustness_monitor"]
+    run.append("wandb_workspace")
     assert [script.stem for script in SCRIPTS] == run
 
 
@@ -75,3 +76,22 @@ def test_the_notebook_runs_and_its_penalised_network_is_certified_at_more_images
     plain, penalised = (budget.certified_accuracy for budget in at_a_tenth)
     assert penalised > plain + 0.2
     assert all(budget.certified_accuracy <= budget.robust_accuracy for budget in at_a_tenth)
+
+
+def test_the_wandb_workspace_has_panels_of_what_is_logged(output_of, monkeypatch):
+    assert output_of("wandb_workspace") == []
+    example = runpy.run_path(str(ROOT / "examples" / "wandb_workspace.py"))
+    source = (ROOT / "src" / "jacobian_robust" / "reporting" / "wandb.py").read_text()
+    for key in ("robustness/eps_", "robustness/accuracy_", "figures/"):
+        assert key in source
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    with pytest.raises(SystemExit, match="pip install wandb-workspaces"):
+        example["workspace"]("entity", "project")
+
+
+def test_the_wandb_workspace_can_be_built():
+    pytest.importorskip("wandb_workspaces")
+    example = runpy.run_path(str(ROOT / "examples" / "wandb_workspace.py"))
+    built = example["workspace"]("entity", "project")
+    assert [section.name for section in built.sections] == list(example["PANELS"])
+    assert [len(section.panels) for section in built.sections] == [len(panels) for panels in example["PANELS"].values()]
