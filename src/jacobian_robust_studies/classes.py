@@ -2,29 +2,35 @@
 
 The stereographic chart projects from the vertex of the last class. There its conformal factor ``ρ`` tends to zero, and
 the exponent of eq. 15, ``(‖J_μ‖ − δ/ε)/ρ``, is largest for confident predictions of that class. This trains one small
-network with each chart, and with another class last, and counts the digits of each class that it gets right.
+network with each chart, and with another class last, and counts the digits of each class that it gets right. The note's
+published networks are looked at likewise. Run again, it makes only what is missing.
 """
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.data import MNISTDataModule
-from jacobian_robust.errors import ends_in_one_line
+from jacobian_robust.errors import UserError, ends_in_one_line
 from jacobian_robust.files import write_atomically
 from jacobian_robust.models import ConvSmall
 from jacobian_robust.penalties import Frobenius
 from jacobian_robust.provenance import git_state
+from jacobian_robust.robustness.schema import Results
 from jacobian_robust_studies.documents import Document
 
 CLASSES = 10
+PUBLISHED = ("note_vanilla", "note_regularized")
 COMMAND = "python -m jacobian_robust_studies.classes"
 
 
@@ -60,12 +66,20 @@ class Row:
         seed: of its weights and of the order of the images.
         recall: share of the test images of each class that are classified correctly.
         penalty: the mean of eq. 15 in the stereographic chart of the case over the test images of each class.
+        epochs: of its training.
+        eta: weight of the penalty.
+        commit: of the code that made it.
+        dirty: whether files differed from it.
     """
 
     case: str
     seed: int
     recall: list[float]
     penalty: list[float]
+    epochs: int = 6
+    eta: float = 0.006
+    commit: str | None = None
+    dirty: bool | None = None
 
 
 def train(case: Case, images: Tensor, labels: Tensor, *, seed: int, epochs: int, eta: float) -> nn.Module:
@@ -113,18 +127,38 @@ def measure(model: nn.Module, case: Case, images: Tensor, labels: Tensor, *, see
     return Row(case.label, seed, [hits[c].mean().item() for c in of], [penalties[c].mean().item() for c in of])
 
 
-def table(rows: list[Row]) -> str:
+def trained_table(rows: Sequence[Row]) -> str:
     """Return the recall of each class as Markdown, a row for each case: the mean over the seeds."""
     lines = [
-        "| test images right, % | " + " | ".join(map(str, range(CLASSES))) + " |",
-        "| --- |" + " ---: |" * CLASSES,
+        "| test images right, % | seeds | " + " | ".join(map(str, range(CLASSES))) + " |",
+        "| --- | --- |" + " ---: |" * CLASSES,
     ]
     for label, recall, _ in _means(rows):
-        lines.append(f"| {label} | " + " | ".join(f"{100 * share:.1f}" for share in recall) + " |")
+        seeds = ", ".join(str(row.seed) for row in rows if row.case == label)
+        lines.append(f"| {label} | {seeds} | " + " | ".join(f"{100 * share:.1f}" for share in recall) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _means(rows: list[Row]) -> list[tuple[str, list[float], list[float]]]:
+def published_table(rows: Sequence[Row], results: Path) -> str:
+    """Return what the note's published networks do with each class: right clean, robust, and the mean penalty."""
+    lines = [
+        "| | network | " + " | ".join(map(str, range(CLASSES))) + " |",
+        "| --- | --- |" + " ---: |" * CLASSES,
+    ]
+    cells: dict[str, list[tuple[str, list[str]]]] = {}
+    for row in rows:
+        classes = Results.model_validate_json((results / f"note/{row.case}.json").read_bytes()).models[0].classes
+        cells.setdefault("test images", [("", [str(c.images) for c in classes])])
+        cells.setdefault("right clean", []).append((row.case, [str(c.clean_correct) for c in classes]))
+        robust = [str(c.robust_correct["linf"][0]) for c in classes]
+        cells.setdefault("right under PGD-40, ℓ∞ 0.1", []).append((row.case, robust))
+        cells.setdefault("mean penalty α", []).append((row.case, [f"{value:.1f}" for value in row.penalty]))
+    for what, of in cells.items():
+        lines += [f"| {what} | {name} | {' | '.join(values)} |" for name, values in of]
+    return "\n".join(lines) + "\n"
+
+
+def _means(rows: Sequence[Row]) -> list[tuple[str, list[float], list[float]]]:
     """Return for each case its label, the recall and the penalty of each class, as means over the seeds."""
     means = []
     for label in dict.fromkeys(row.case for row in rows):
@@ -135,27 +169,65 @@ def _means(rows: list[Row]) -> list[tuple[str, list[float], list[float]]]:
     return means
 
 
-def figure(rows: list[Row]) -> Figure:
-    """Return the errors and the mean penalty of each class, a line for each case."""
-    drawn = Figure(figsize=(8.4, 3.4), layout="constrained")
-    errors, penalties = drawn.subplots(1, 2)
-    for i, (label, recall, penalty) in enumerate(_means(rows)):
-        style = {"marker": "osD^"[i], "color": ("#000000", "#d55e00", "#e69f00", "#0072b2")[i], "label": label}
-        errors.plot(range(CLASSES), [100 * (1 - share) for share in recall], **style)
-        penalties.plot(range(CLASSES), penalty, **style)
-    errors.set(xlabel="class", ylabel="test images wrong, %", xticks=range(CLASSES), ylim=(0, None))
-    penalties.set(xlabel="class", ylabel="mean penalty α (eq. 15)", xticks=range(CLASSES), yscale="log")
-    errors.legend(fontsize=8)
-    for axes in (errors, penalties):
-        axes.grid(alpha=0.3)
+def figure(published: Sequence[Row], trained: Sequence[Row]) -> Figure:
+    """Return the errors and the mean penalty of each class, a line for each network or case."""
+    drawn = Figure(figsize=(8.4, 6.4), layout="constrained")
+    for axes, rows in zip(drawn.subplots(2, 2), (published, trained), strict=True):
+        errors, penalties = axes
+        for i, (label, recall, penalty) in enumerate(_means(rows)):
+            style = {"marker": "osD^"[i], "color": ("#000000", "#d55e00", "#e69f00", "#0072b2")[i], "label": label}
+            errors.plot(range(CLASSES), [100 * (1 - share) for share in recall], **style)
+            penalties.plot(range(CLASSES), penalty, **style)
+        errors.set(xlabel="class", ylabel="test images wrong, %", xticks=range(CLASSES), ylim=(0, None))
+        penalties.set(xlabel="class", ylabel="mean penalty α (eq. 15)", xticks=range(CLASSES), yscale="log")
+        errors.legend(fontsize=7)
+        errors.grid(alpha=0.3)
+        penalties.grid(alpha=0.3)
     return drawn
+
+
+class Record:
+    """What is known, in ``note/classes.json`` of a directory, and the document and the figure drawn from it."""
+
+    def __init__(self, results: Path) -> None:
+        self.results, self.path = results, results / "note/classes.json"
+        self.document = Document(results / "classes.md", COMMAND, "Which class pays for the note's penalty")
+
+    def rows(self) -> list[Row]:
+        """Return the networks that were measured.
+
+        Raises:
+            UserError: if the file is not of this study.
+        """
+        if not self.path.is_file():
+            return []
+        try:
+            return TypeAdapter(list[Row]).validate_python(json.loads(self.path.read_text())["rows"])
+        except (ValidationError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path} is not what this command writes: move it away") from error
+
+    def add(self, row: Row, code: dict[str, Any]) -> None:
+        """Add a network, measured with some code, and write everything anew."""
+        rows = [*self.rows(), replace(row, commit=code["commit"], dirty=code["dirty"])]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(self.path) as file:
+            json.dump({"rows": [asdict(row) for row in rows]}, file, indent=1)
+        self.write()
+
+    def write(self) -> None:
+        """Write the document and the figure."""
+        published = [row for row in self.rows() if row.case in PUBLISHED]
+        trained = [row for row in self.rows() if row.case not in PUBLISHED]
+        tables = f"{published_table(published, self.results)}\n{trained_table(trained)}"
+        self.document.write(f"{tables}\n![Errors and penalty by class](note/classes.png)\n")
+        figure(published, trained).savefig(self.path.with_suffix(".png"), dpi=140)
 
 
 @ends_in_one_line()
 def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="%(default)s")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="%(default)s; none: the published ones")
     parser.add_argument("--epochs", type=int, default=6, help="of each training (%(default)s)")
     parser.add_argument(
         "--eta", type=float, default=0.006, help="weight η of the penalty (%(default)s, the note's last)"
@@ -163,21 +235,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="directory with note.md (%(default)s)")
     options = parser.parse_args()
     code = git_state()  # of what is about to run, not of what is there in the end
+    record = Record(options.out)
     data = MNISTDataModule(batch_size=128, validation_size=0)
     data.prepare_data()
     data.setup()
     train_set, test_set = (data.split(name).first(None) for name in ("train", "test"))
-    rows = []
+    known = {(row.case, row.seed, row.epochs, row.eta) for row in record.rows()}
+    for name in PUBLISHED:
+        if name not in {case for case, *_ in known}:
+            model = load_checkpoint(options.out / f"checkpoints/{name}.safetensors").model()
+            record.add(measure(model.eval(), Case(name, "stereographic"), *test_set, seed=0), code)
     for seed in options.seeds:
         for case in CASES:
-            model = train(case, *train_set, seed=seed, epochs=options.epochs, eta=options.eta)
-            rows.append(measure(model, case, *test_set, seed=seed))
-    (options.out / "note").mkdir(parents=True, exist_ok=True)
-    document = Document(options.out / "classes.md", COMMAND, "Which class pays for the note's penalty")
-    document.write(table(rows) + "\n![Errors and penalty by class](note/classes.png)\n")
-    figure(rows).savefig(options.out / "note/classes.png", dpi=140)
-    with write_atomically(options.out / "note/classes.json") as file:
-        json.dump({"options": {**vars(options), "out": None}, "rows": [asdict(row) for row in rows], **code}, file)
+            if (case.label, seed, options.epochs, options.eta) not in known:
+                model = train(case, *train_set, seed=seed, epochs=options.epochs, eta=options.eta)
+                row = measure(model, case, *test_set, seed=seed)
+                record.add(replace(row, epochs=options.epochs, eta=options.eta), code)
+    record.write()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,19 @@
 """Which class pays for the note's penalty."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from torch import nn
 
 from jacobian_robust.data import MNISTDataModule
+from jacobian_robust.errors import UserError
 from jacobian_robust.penalties import Frobenius
-from jacobian_robust_studies.classes import CASES, Case, Row, measure, table, train
+from jacobian_robust.robustness.schema import Results
+from jacobian_robust_studies.classes import CASES, PUBLISHED, Case, Record, Row, measure, train, trained_table
+
+from ..end_to_end.conftest import ROOT
 
 
 def test_a_class_is_right_where_the_model_says_so_and_pays_by_the_chart_of_the_case():
@@ -24,7 +31,25 @@ def test_a_class_is_right_where_the_model_says_so_and_pays_by_the_chart_of_the_c
 
 def test_the_table_is_of_means_over_the_seeds():
     rows = [Row("a", seed, [share] * 10, [1.0] * 10) for seed, share in ((0, 0.5), (1, 0.7))]
-    assert table(rows).splitlines()[-1] == "| a |" + " 60.0 |" * 10
+    assert trained_table(rows).splitlines()[-1] == "| a | 0, 1 |" + " 60.0 |" * 10
+
+
+def test_the_committed_page_is_what_its_files_say(tmp_path):
+    committed = ROOT / "docs" / "results"
+    (tmp_path / "note").mkdir()
+    for name in ("classes.md", "note/classes.json", *(f"note/{name}.json" for name in PUBLISHED)):
+        shutil.copy(committed / name, tmp_path / name)
+    record = Record(tmp_path)
+    record.write()
+    assert (tmp_path / "classes.md").read_text() == (committed / "classes.md").read_text()
+    for row in record.rows()[:2]:
+        (model,) = Results.model_validate_json((committed / f"note/{row.case}.json").read_bytes()).models
+        assert row.recall == pytest.approx([of.clean_correct / of.images for of in model.classes], abs=1e-3), (
+            "its weights"
+        )
+    (tmp_path / "note/classes.json").write_text(json.dumps({"rows": [{"case": "x"}]}))
+    with pytest.raises(UserError, match=r"classes\.json is not what this command writes"):
+        record.rows()
 
 
 @pytest.mark.slow
