@@ -1,6 +1,8 @@
 """Shapes and types of every call into the package are checked while the tests run."""
 
+import gc
 import hashlib
+import importlib
 import os
 import pickle
 import shutil
@@ -15,7 +17,6 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
-from torchvision import datasets
 
 # The machine's speed is not what is tested.
 settings.register_profile("project", deadline=None)
@@ -24,9 +25,37 @@ settings.load_profile("project")
 install_import_hook("jacobian_robust", "beartype.beartype")
 
 
+def pytest_collectstart() -> None:
+    """Import what the package imports before the hook: within a module of the package it would be compiled anew."""
+    for name in ("pytorch_lightning", "torchvision", "wandb", "matplotlib.pyplot", "scipy.stats", "jinja2"):
+        importlib.import_module(name)
+
+
+def pytest_collection_finish() -> None:
+    """Leave the million objects of what was imported to themselves: each training would go through them once."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture
+def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have AutoAttack's random search make 100 queries of its 5,000, which would be most of a test's time."""
+    import pyautoattack
+
+    evaluation = pyautoattack.AutoAttack.run_standard_evaluation
+
+    def shortened(self: pyautoattack.AutoAttack, *arguments: Any, **options: Any) -> Any:
+        self.square.n_queries = 100
+        return evaluation(self, *arguments, **options)
+
+    monkeypatch.setattr(pyautoattack.AutoAttack, "run_standard_evaluation", shortened)
+
+
 @pytest.fixture
 def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory with an archive as CIFAR-10's own, of 300 + 60 images of noise, whose sums torchvision expects."""
+    from torchvision import datasets  # not at the top: the process that hands out the tests has no need of torch
+
     cls = datasets.CIFAR10
     root = tmp_path / "cifar10"
     folder = root / cls.base_folder

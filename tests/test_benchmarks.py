@@ -68,6 +68,8 @@ def test_the_same_result_benchmark_runs_what_is_missing_and_compares_seed_by_see
     assert "less exact, seed by seed" in second.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("short_search")
 def test_the_evaluation_cost_benchmark_runs():
     torch.manual_seed(0)
     benchmark = runpy.run_path(str(BENCHMARKS / "evaluation_cost.py"))

@@ -64,6 +64,6 @@ def test_what_the_caller_has_frozen_stays_frozen(unfrozen):
     frozen, thresholds = gc.get_freeze_count(), gc.get_threshold()
     with rare_garbage_collection():
         assert gc.get_threshold()[0] == 100 * thresholds[0]
-        assert gc.get_freeze_count() == frozen
+        assert 0 < gc.get_freeze_count() <= frozen, "those made since are not"
     assert gc.get_threshold() == thresholds
-    assert gc.get_freeze_count() == frozen
+    assert 0 < gc.get_freeze_count() <= frozen

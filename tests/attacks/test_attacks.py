@@ -2,6 +2,7 @@ import copy
 import io
 from dataclasses import replace
 
+import pyautoattack
 import pytest
 import torch
 from pydantic import ValidationError
@@ -99,6 +100,7 @@ def test_a_larger_budget_never_gives_back_what_a_smaller_one_broke():
     assert [b.correct for b in independent.budgets] == [1, 3]
 
 
+@pytest.mark.usefixtures("short_search")
 @pytest.mark.parametrize(
     ("name", "norm", "eps"),
     [
@@ -579,9 +581,10 @@ def test_a_sweep_is_of_one_norm():
         sweep(Linear().eval(), images, labels, [PGD(**PGD_OPTIONS), PGD(**PGD_OPTIONS | {"norm": "l2"})])
 
 
-def test_the_standard_autoattack_is_the_references_own():
-    import pyautoattack
-
+@pytest.mark.parametrize("queries", [100, pytest.param(5000, marks=pytest.mark.slow)])
+def test_the_standard_autoattack_is_the_references_own(queries, request):
+    if queries == 100:
+        request.getfixturevalue("short_search")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     images = torch.rand(6, 1, 8, 8)
@@ -596,6 +599,7 @@ def test_the_standard_autoattack_is_the_references_own():
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.usefixtures("short_search")
 @pytest.mark.parametrize("parts", [None, ["fab-t"]], ids=["standard", "custom"])
 def test_autoattack_has_no_more_targets_than_there_are_other_classes(parts):
     torch.manual_seed(0)

@@ -1,17 +1,23 @@
 """Real training and a real attack on real MNIST images, once, for many tests to look at."""
 
-import copy
 import functools
 import json
+import multiprocessing
+import os
+import pickle
 import runpy
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,6 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image, ImageColor
 
 from jacobian_robust.cli.mistakes import MISTAKES, one_line
+from jacobian_robust.robustness.sanity import balls
+from jacobian_robust.robustness.sanity.balls import QUERIES
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,13 +38,18 @@ SHORT = ["trainer.enable_progress_bar=false", "data.validation_size=200", "monit
 TOY = ["data=toy", "model=mlp", "model.inputs=2", "model.classes=3"]
 """Points of the plane and a small network, where it does not matter what is learnt."""
 
+FEW = 10
+"""Queries of the sanity checks' random search, where a test does not ask for all."""
+
 
 def composed_anew(config: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose(config, list(overrides))
 
 
-_composed_once = functools.cache(composed_anew)
+@functools.cache
+def _composed_once(config: str, *overrides: str) -> bytes:
+    return pickle.dumps(composed_anew(config, *overrides))
 
 
 def composed(config: str, *overrides: str) -> DictConfig:
@@ -44,7 +57,7 @@ def composed(config: str, *overrides: str) -> DictConfig:
     parser = OverridesParser.create()
     choices = tuple(o for o in overrides if o[0] in "+~" or (ROOT / "conf" / o.partition("=")[0]).is_dir())
     values = [parser.parse_override(o) for o in overrides if o not in choices]
-    cfg = copy.deepcopy(_composed_once(config, *choices))
+    cfg = pickle.loads(_composed_once(config, *choices))
     for value in values:
         if value.is_sweep_override() or not _holds(cfg, value.key_or_group):
             return composed_anew(config, *overrides)
@@ -138,6 +151,95 @@ def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     return run
 
 
+class Forked(multiprocessing.get_context("fork").Process):  # type: ignore[name-defined, misc]
+    """A program in a process of its own, with the methods of ``Popen`` that tests call; it need not import all anew."""
+
+    def __init__(self, name: str, arguments: tuple[str, ...], log: Path, environment: dict[str, str]) -> None:
+        super().__init__()
+        self.arguments, self.log, self.environment = [f"{name}.py", *arguments], log, environment
+
+    def run(self) -> None:
+        os.environ |= self.environment
+        with self.log.open("a") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            sys.stdout = sys.stderr = output
+            sys.argv = self.arguments
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # of tests in the background it is ignored
+            try:
+                runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+            except Exception:
+                traceback.print_exc()
+                sys.exit(1)
+
+    def poll(self) -> int | None:
+        return self.exitcode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self.join(timeout)
+        return self.exitcode
+
+    def send_signal(self, number: int) -> None:
+        assert self.pid is not None
+        os.kill(self.pid, number)
+
+
+Program = Callable[..., "Forked | subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Iterator[Program]:
+    """Start ``train.py`` or ``evaluate.py`` in a process of its own, which writes what it prints to ``log``.
+
+    It is forked, but beside a GPU, which a forked process cannot use.
+    """
+    started: list[Forked | subprocess.Popen[bytes]] = []
+
+    def start(name: str, *arguments: str, log: Path, **environment: str) -> Forked | subprocess.Popen[bytes]:
+        if torch.cuda.is_available():
+            with log.open("ab") as output:
+                started.append(
+                    subprocess.Popen(
+                        [sys.executable, str(ROOT / f"{name}.py"), *arguments],
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        env=os.environ | environment,
+                        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler),
+                    )
+                )
+        else:
+            started.append(Forked(name, arguments, log, environment))
+            started[-1].start()
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def forking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a sweep fork its jobs, but beside a GPU: they need not import all anew. The slow tests spawn them."""
+    if not torch.cuda.is_available():
+        choose = multiprocessing.set_start_method
+        monkeypatch.setattr(multiprocessing, "set_start_method", lambda *_, **__: choose("fork", force=True))
+
+
+@pytest.fixture(scope="package", autouse=True)
+def few_queries() -> Iterator[None]:
+    """Let the random search of the sanity checks end soon: it is half the time of an evaluation of few images."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(balls, "QUERIES", FEW)
+        yield
+
+
+@pytest.fixture
+def all_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have that search make all its queries."""
+    monkeypatch.setattr(balls, "QUERIES", QUERIES)
+
+
 @pytest.fixture(autouse=True)
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[Path, Figure]:
     """Leave pictures blank, but in tests marked ``drawn``: a third of a short training's time is drawing its curves.
@@ -145,15 +247,23 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     Returns:
         By its file, the figure that was to be drawn: a test looks at its axes.
     """
-    figures: dict[Path, Figure] = {}
+    if request.node.get_closest_marker("drawn"):
+        return {}
+    return _leave_blank(monkeypatch)
 
-    def leave_blank(self: Figure, file: Any, **_: Any) -> None:
+
+def _leave_blank(monkeypatch: pytest.MonkeyPatch, *, but: str = "") -> dict[Path, Figure]:
+    figures: dict[Path, Figure] = {}
+    draw = Figure.savefig
+
+    def leave_blank(self: Figure, file: Any, **options: Any) -> None:
         if isinstance(file, Path):
             figures[file] = self
-        Image.new("RGB", (1, 1)).save(file, "png")
+            if file.name == but:
+                return draw(self, file, **options)
+        return Image.new("RGB", (1, 1)).save(file, "png")
 
-    if not request.node.get_closest_marker("drawn"):
-        monkeypatch.setattr(Figure, "savefig", leave_blank)
+    monkeypatch.setattr(Figure, "savefig", leave_blank)
     return figures
 
 
@@ -167,27 +277,38 @@ class Trained:
         return self.directory / "checkpoints" / "last.ckpt"
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained:
-    """A twin pair, trained for two short epochs with a strong penalty and attacked."""
-    return _once("pair", tmp_path_factory, worker_id, "logger=csv")
+Once = Callable[[str, Callable[[Path], Any]], tuple[Path, Any]]
 
 
 @pytest.fixture(scope="session")
-def logged(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Trained:
-    """The same with W&B runs, which are offline."""
-    return _once("logged_pair", tmp_path_factory, worker_id, "logger=wandb")
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
+    """Make what the worker processes have in common: the first that asks for a name makes it, the others wait.
 
-
-def _once(name: str, tmp_path_factory: pytest.TempPathFactory, worker_id: str, logger: str) -> Trained:
-    """Train a pair that the worker processes have in common: the first trains it, the others wait."""
+    What is called with a directory returns something that JSON can hold, which all are given beside the directory.
+    """
     base = tmp_path_factory.getbasetemp()
-    runs = base if worker_id == "master" else base.parent
-    result = runs / f"{name}.json"
-    with FileLock(runs / f"{name}.lock"):
-        if not result.is_file():
-            result.write_text(json.dumps(_train_pair(runs / name, logger)))
-    return Trained(runs / name, json.loads(result.read_text()))
+    shared = base if worker_id == "master" else base.parent
+
+    def made(name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
+        result = shared / f"{name}.json"
+        with FileLock(shared / f"{name}.lock"):
+            if not result.is_file():
+                result.write_text(json.dumps(make(shared / name)))
+        return shared / name, json.loads(result.read_text())
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def trained(once: Once) -> Trained:
+    """A twin pair, trained for two short epochs with a strong penalty and attacked."""
+    return Trained(*once("pair", functools.partial(_train_pair, logger="logger=csv")))
+
+
+@pytest.fixture(scope="session")
+def logged(once: Once) -> Trained:
+    """The same with W&B runs, which are offline."""
+    return Trained(*once("logged_pair", functools.partial(_train_pair, logger="logger=wandb")))
 
 
 def _train_pair(directory: Path, logger: str) -> dict[str, float]:
@@ -200,7 +321,7 @@ def _train_pair(directory: Path, logger: str) -> dict[str, float]:
         "twin=true",
         "evaluate=true",
         "limit=60",
-        "sanity_images=10",
+        "sanity_images=4",
         "monitor_attack_images=20",
         "attack.pgd_linf.eps=[0.05,0.1]",
         "attack.pgd_linf.steps=5",
@@ -216,4 +337,7 @@ def _train_pair(directory: Path, logger: str) -> dict[str, float]:
         "trainer.limit_train_batches=60",
         f"output_dir={directory}",
     )
-    return train(cfg)
+    with pytest.MonkeyPatch.context() as patched:  # this is made before the fixtures of packages and tests
+        patched.setattr(balls, "QUERIES", FEW)
+        _leave_blank(patched, but="curves.png")
+        return train(cfg)

@@ -62,6 +62,37 @@ class Killing(LeNet):
         return super().forward(images)
 
 
+class OfPoints(nn.Sequential):
+    """A network of points of the plane."""
+
+    def __init__(self, inputs: int = 2, classes: int = 3, **_: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, classes))
+
+
+class DivergingInOne(OfPoints):
+    """Returns what is no number in the second process, from its fifth batch on."""
+
+    batches = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.batches += self.training
+        logits: Tensor = super().forward(images)
+        return logits * torch.nan if self.batches > 4 and os.environ.get("RANK") == "1" else logits
+
+
+class WithIdleHead(OfPoints):
+    """Has a layer that nothing passes through."""
+
+    def __init__(self, **options: int) -> None:
+        super().__init__(**options)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        for layer in list(self)[:4]:
+            images = layer(images)
+        return images
+
+
 class Rectangles(ImageDataModule):
     """Images that are higher than wide, of two channels and five classes, drawn: each has a bright column."""
 

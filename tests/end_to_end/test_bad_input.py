@@ -1,16 +1,14 @@
 """A mistake ends in one clear line that names it, with a non-zero status, before any work, and nothing is lost."""
 
-import functools
 import gzip
 import shutil
 import signal
-import subprocess
-import sys
+import time
 
 import pytest
 import torch
 
-from .conftest import ROOT, SHORT
+from .conftest import ROOT, SHORT, TOY
 
 TRAIN = [
     (["eta.mx=0.006"], "eta.mx", "mx"),
@@ -292,9 +290,10 @@ def test_what_lightning_and_wandb_refuse_is_one_line_too(door):
     assert "logger: " in slash.error
 
 
+@pytest.mark.usefixtures("forking")
 def test_a_sweep_runs_its_other_jobs_and_fails_in_the_end(door, tmp_path):
     result = door(
-        "train", "-m", "eta.max=0.006,7", "regularizer.probes=1", *SHORT, "logger=csv", "trainer.max_epochs=1",
+        "train", "-m", "eta.max=0.006,7", "regularizer.probes=1", *SHORT, *TOY, "logger=csv", "trainer.max_epochs=1",
         "trainer.limit_train_batches=1", "hydra.sweep.dir=sweep",
     )  # fmt: skip
     assert result.status == 1
@@ -302,31 +301,20 @@ def test_a_sweep_runs_its_other_jobs_and_fails_in_the_end(door, tmp_path):
     assert len(list((tmp_path / "sweep").rglob("summary.json"))) == 1
 
 
-def test_an_interrupted_run_keeps_its_last_checkpoint_and_says_how_to_go_on(tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), *SHORT, "logger=csv", "regularizer=none", "hydra.run.dir=run"]
+def test_an_interrupted_run_keeps_its_last_checkpoint_and_says_how_to_go_on(tmp_path, program, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [*SHORT, *TOY, "logger=csv", "regularizer=none", "hydra.run.dir=run"]
     command += ["trainer.limit_train_batches=3", "trainer.max_epochs=100000"]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Tests that a script runs in the background are deaf to an interruption, and so would be their children.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler),
-    )
+    process = program("train", *command, log=tmp_path / "log.txt")
     checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    try:
-        for _ in range(600):
-            if checkpoint.exists() or process.poll() is not None:
-                break
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(0.2)
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, stderr
-    assert "hydra.run.dir=run and resume=true" in stderr
-    assert "Traceback" not in stderr
+    for _ in range(600):
+        if checkpoint.exists() or process.poll() is not None:
+            break
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    status, printed = process.wait(60), (tmp_path / "log.txt").read_text()
+    assert status == 130, printed
+    assert "hydra.run.dir=run and resume=true" in printed
+    assert "Traceback" not in printed
     assert torch.load(checkpoint, weights_only=True)["jacobian_robust"]
     assert not (tmp_path / "run" / "summary.json").exists()

@@ -74,7 +74,7 @@ def test_every_kind_of_file_is_evaluated_as_the_checkpoint_is(kind, options, cla
 @pytest.mark.parametrize("kind", ["TorchScript", pytest.param("torch.export", marks=pytest.mark.slow)])
 def test_the_geometry_and_the_rest_are_measured_through_a_program(kind, classifier, trained, tmp_path):
     path = make(kind, classifier, tmp_path / "theirs.pt2")
-    rest = ["geometry_images=10", "reliability=true", "sanity_images=5", "limit=10"]
+    rest = ["geometry_images=4", "reliability=true", "sanity_images=3", "limit=10"]
     (theirs,) = run(tmp_path, f"checkpoint={path}", "data=mnist", "trust=true", *rest).models
     (ours,) = run(tmp_path / "ours", f"checkpoint={trained.directory}/vanilla", *rest).models
     assert theirs.first_order.median_predicted == pytest.approx(ours.first_order.median_predicted, rel=1e-4)

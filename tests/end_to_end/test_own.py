@@ -27,9 +27,9 @@ def config(tmp_path, *options):
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory):
-    tmp_path = tmp_path_factory.mktemp("own")
-    return tmp_path / "run", train(config(tmp_path, "evaluate=true", "attack=[pgd_linf,square]"))
+def own(once):
+    directory, metrics = once("own", lambda at: train(config(at, "evaluate=true", "attack=[pgd_linf,square]")))
+    return directory / "run", metrics
 
 
 @pytest.mark.drawn

@@ -4,7 +4,7 @@ from .conftest import SHORT
 def test_the_bar_shows_loss_accuracy_and_time_left_and_a_table_closes_the_run(door):
     overrides = [o for o in SHORT if "progress" not in o]
     result = door(
-        "train", *overrides, "regularizer=none", "logger=csv", "trainer.max_epochs=1", "trainer.limit_train_batches=40"
+        "train", *overrides, "regularizer=none", "logger=csv", "trainer.max_epochs=1", "trainer.limit_train_batches=12"
     )
     assert result.status == 0
     bars = [line for line in (result.stdout + result.stderr).replace("\r", "\n").splitlines() if "Epoch 0" in line]

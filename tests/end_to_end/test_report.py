@@ -31,37 +31,38 @@ from .test_evaluation import ATTACK, PGD, QUICK
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
-TOGETHER = pytest.mark.xdist_group("evaluated")
-"""Tests of one evaluation, which one process makes for them."""
-
 
 def evaluate_all(trained, directory, logger):
     """Both twins under several attacks, one of them in a directory whose name a browser could take for a tag."""
     odd = directory / "<script>alert(1)</script>"  # in a path, two directories
     shutil.copytree(trained.directory / "frobenius" / "checkpoints", odd / "checkpoints")
     shutil.copytree(trained.directory / "vanilla" / "checkpoints", directory / "vanilla" / "checkpoints")
-    results = evaluate(
+    evaluate(
         composed(
             "evaluate",
             "attack=[fgsm,pgd_linf,transfer,pgd_l2,uniform_noise,gaussian_noise]",
             *[f"attack.{name}.steps=4" for name in ("pgd_linf", "transfer", "pgd_l2")],
-            "limit=30",
-            "sanity_images=5",
-            "geometry_images=10",
+            "limit=20",
+            "sanity_images=4",
+            "geometry_images=6",
             f"logger={logger}",
             f"checkpoint={directory}",
             f"output_dir={directory}/results",
         )
     )
-    return directory / "results", results
+
+
+def results_of(directory):
+    """What an evaluation wrote: its directory and its results."""
+    return directory, Results.model_validate_json((directory / "robustness.json").read_bytes())
 
 
 @pytest.fixture(scope="module")
-def evaluated(trained, tmp_path_factory):
-    return evaluate_all(trained, tmp_path_factory.mktemp("evaluated"), "csv")
+def evaluated(trained, once):
+    directory, _ = once("evaluated", lambda at: evaluate_all(trained, at, "csv"))
+    return results_of(directory / "results")
 
 
-@TOGETHER
 def test_all_attacks_are_in_the_results(evaluated):
     _, results = evaluated
     assert results.norms == ["linf", "l2", "gaussian"]
@@ -70,18 +71,17 @@ def test_all_attacks_are_in_the_results(evaluated):
         assert [a.attack for a in linf.budgets[0].attacks] == ["fgsm", "pgd_linf", "transfer", "uniform_noise"]
         assert [a.attack for a in l2.budgets[0].attacks] == ["pgd_l2"]
         assert [a.attack for a in gaussian.budgets[0].attacks] == ["gaussian_noise"]
-        assert sum(c.images for c in model.classes) == 30
+        assert sum(c.images for c in model.classes) == 20
         assert sum(c.clean_correct for c in model.classes) == model.clean_correct
         for threat in model.threats:
             for i, budget in enumerate(threat.budgets):
                 assert sum(c.robust_correct[threat.norm][i] for c in model.classes) == budget.correct
-        assert model.first_order.images <= 10
+        assert model.first_order.images <= 6
         assert model.noise[0].sigma == 0
         assert model.noise[0].accuracy == model.clean_accuracy
         assert {row.against for row in model.out_of_distribution} >= {"rotated by 90°", "inverted", "uniform noise"}
 
 
-@TOGETHER
 def test_the_report_needs_nothing_but_itself_and_escapes_what_it_shows(evaluated):
     directory, results = evaluated
     text = (directory / "report.html").read_text()
@@ -104,7 +104,8 @@ def table(run, name):
 
 @pytest.mark.slow
 def test_wandb_has_every_panel_of_the_report(trained, tmp_path):
-    directory, results = evaluate_all(trained, tmp_path, "wandb")
+    evaluate_all(trained, tmp_path, "wandb")
+    directory, results = results_of(tmp_path / "results")
     (offline,) = (directory / "wandb").glob("offline-run-*")
     records = wandb_records.read_records(offline)
     logged = {key.removesuffix("/_type") for row in wandb_records.history(records) for key in row}
@@ -173,7 +174,6 @@ def test_a_budget_that_not_every_attack_met_is_told_in_wandb(tmp_path):
     assert [settings["title"] for settings in drawn] == ["Accuracy under attack, ℓ∞; ε = 0.5 without fgsm"]
 
 
-@TOGETHER
 @pytest.mark.slow
 @pytest.mark.drawn
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
@@ -206,7 +206,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(after, trained, tmp_
             composed(
                 "evaluate",
                 *ATTACK,
-                "attack.pgd_linf.batch_size=20",
+                "attack.pgd_linf.batch_size=10",
                 f"checkpoint=[{trained.directory}/vanilla,{trained.directory}/frobenius]",
                 f"output_dir={directory}",
                 "logger=csv",
@@ -359,18 +359,18 @@ def test_a_finished_evaluation_is_returned_for_the_weights_that_it_is_of(tmp_pat
 @pytest.mark.slow
 def test_evaluation_runs_name_the_run_that_trained_their_models(logged, tmp_path):
     results = evaluate(
-        composed("evaluate", *ATTACK, f"checkpoint={trained.directory}/vanilla", f"output_dir={tmp_path}/r")
+        composed("evaluate", *ATTACK, f"checkpoint={logged.directory}/vanilla", f"output_dir={tmp_path}/r")
     )
-    trainer = json.loads((trained.directory / "vanilla" / "summary.json").read_text())["wandb"]
-    (offline,) = (trained.directory / "vanilla" / "wandb").glob("offline-run-*")
+    trainer = json.loads((logged.directory / "vanilla" / "summary.json").read_text())["wandb"]
+    (offline,) = (logged.directory / "vanilla" / "wandb").glob("offline-run-*")
     assert trainer.split("/")[-1] == offline.name.rpartition("-")[-1]
     assert results.models[0].wandb == trainer
     (evaluation_run,) = (tmp_path / "r" / "wandb").glob("offline-run-*")
     record = next(r.run for r in wandb_records.read_records(evaluation_run) if r.HasField("run"))
     assert trainer in record.notes
-    logged = {item.key: item.value_json for item in record.config.update}
-    assert json.loads(logged["training_runs"]) == {"vanilla": trainer}
-    stored = torch.load(trained.directory / "vanilla" / "checkpoints" / "last.ckpt", weights_only=True)
+    noted = {item.key: item.value_json for item in record.config.update}
+    assert json.loads(noted["training_runs"]) == {"vanilla": trainer}
+    stored = torch.load(logged.directory / "vanilla" / "checkpoints" / "last.ckpt", weights_only=True)
     stored["jacobian_robust"]["wandb"] = "team/project/run1"  # as if it had been trained online
     torch.save(stored, tmp_path / "online.ckpt")
     evaluate(composed("evaluate", *ATTACK, f"checkpoint={tmp_path}/online.ckpt", f"output_dir={tmp_path}/online"))
@@ -514,7 +514,7 @@ def test_a_comparison_shows_the_adversarial_examples_of_the_evaluations(trained,
         pictures = re.findall(r"<h3>(.*)</h3>\n<figure[^>]*><img [^>]*base64,([^\"]*)", part)
         return {name: base64.b64decode(png) for name, png in pictures}, part
 
-    options = [*PGD, "limit=20", "sanity_images=0", "geometry_images=10", "reliability=true", "logger=csv"]
+    options = [*PGD, "limit=10", "sanity_images=0", "geometry_images=4", "reliability=true", "logger=csv"]
     for name in ("vanilla", "frobenius"):
         run = [f"checkpoint={trained.directory}/{name}", f"output_dir={tmp_path}/{name}"]
         evaluate(composed("evaluate", *options, *run))

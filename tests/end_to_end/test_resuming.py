@@ -47,9 +47,8 @@ def assert_same(directory, whole):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("whole") / "run"
-    start(directory)
+def whole(once):
+    directory, _ = once("whole", start)
     return directory
 
 
@@ -91,19 +90,20 @@ def test_a_run_that_died_goes_on_bit_for_bit(tmp_path, whole, dying, monkeypatch
 def test_a_lenet_that_died_goes_on_bit_for_bit(tmp_path, dying, monkeypatch):
     """On real images, within the second epoch."""
     lenet = {"network": ["data=mnist", "model=lenet"]}
-    start(tmp_path / "whole", **lenet)
-    dying(11)
+    short = ["trainer.max_epochs=2", "trainer.limit_train_batches=4"]
+    start(tmp_path / "whole", *short, **lenet)
+    dying(6)
     with pytest.raises(Killed):
-        start(tmp_path / "run", **lenet)
+        start(tmp_path / "run", *short, **lenet)
     monkeypatch.undo()
-    start(tmp_path / "run", "resume=true", **lenet)
+    start(tmp_path / "run", *short, "resume=true", **lenet)
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
 def test_a_run_that_dies_again_and_again_goes_on_all_the_same(tmp_path, whole, dying, monkeypatch):
     deaths = 0
     for _ in range(20):
-        dying(3)
+        dying(4)
         try:
             start(tmp_path / "run", "resume=true")
             break
@@ -294,6 +294,21 @@ def test_two_processes_cannot_go_on_with_one_run(tmp_path):
         pass
 
 
+def test_a_run_of_a_version_in_which_a_class_had_another_place_is_refused_in_one_line(tmp_path):
+    old, new = (
+        {"eta": {"_target_": f"jacobian_robust.training.{at}.GeometricEta"}} for at in ("callbacks", "schedules")
+    )
+    with claimed(tmp_path, old):
+        pass
+    with (
+        pytest.raises(
+            UserError, match=r"says _target_: \S+callbacks\.GeometricEta, and now it is _target_: \S+schedules"
+        ),
+        claimed(tmp_path, new, resume=True),
+    ):
+        pass
+
+
 @pytest.mark.slow
 def test_the_wandb_run_goes_on(tmp_path, dying, monkeypatch):
     dying(9)
@@ -307,11 +322,6 @@ def test_the_wandb_run_goes_on(tmp_path, dying, monkeypatch):
     assert len(ids) == 1
 
 
-def command(directory, *options):
-    door = [sys.executable, str(ROOT / "train.py"), *SHORT, *TOY, *OPTIONS, "logger=csv", "checkpoints.every_steps=1"]
-    return [*door, f"hydra.run.dir={directory}", *options]
-
-
 def time_of(path):
     """Return when a file was written; 0 where it is not there, as between two checkpoints, which take turns by name."""
     try:
@@ -320,12 +330,20 @@ def time_of(path):
         return 0
 
 
-def killed_in_training(directory, *options, after):
+def killed_in_training(program, directory, *options, after):
     """Kill a training some steps after it has begun; return the step of its last checkpoint."""
     checkpoint = directory / "checkpoints" / "last.ckpt"
     before = time_of(checkpoint)
-    with (directory.parent / "log.txt").open("ab") as log:
-        process = subprocess.Popen(command(directory, *options), stdout=log, stderr=subprocess.STDOUT)
+    command = [
+        *SHORT,
+        *TOY,
+        *OPTIONS,
+        "logger=csv",
+        "checkpoints.every_steps=1",
+        f"hydra.run.dir={directory}",
+        *options,
+    ]
+    process = program("train", *command, log=directory.parent / "log.txt")
     written = 0
     while written < after:  # it trains
         assert process.poll() is None, "it ended before it could be killed"
@@ -339,14 +357,15 @@ def killed_in_training(directory, *options, after):
 
 
 @pytest.mark.parametrize(("kills", "epochs"), [(1, 12), pytest.param(10, 80, marks=pytest.mark.slow)])
-def test_sigkill_in_a_training_changes_nothing(tmp_path, kills, epochs):
+def test_sigkill_in_a_training_changes_nothing(tmp_path, program, kills, epochs):
     """Real processes, killed without warning at random steps, then to the end."""
     batches = 7
     generator = random.Random(0)
     reached = [0]
     for _ in range(kills):
         after = generator.randint(3, 10)
-        reached.append(killed_in_training(tmp_path / "run", f"trainer.max_epochs={epochs}", "resume=true", after=after))
+        options = [f"trainer.max_epochs={epochs}", "resume=true"]
+        reached.append(killed_in_training(program, tmp_path / "run", *options, after=after))
     assert reached == sorted(set(reached)), "each training went on from where the one before was killed"
     assert reached[-1] < epochs * batches
     begun = time_of(tmp_path / "run" / "checkpoints" / "last.ckpt")

@@ -22,7 +22,7 @@ from jacobian_robust.training.search import open_study
 from jacobian_robust.training.train import train
 
 from . import wandb_records
-from .conftest import ROOT, SHORT, composed
+from .conftest import ROOT, SHORT, TOY, composed
 
 BRIEF = [*SHORT, "logger=csv", "regularizer=none", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
 """A job of seconds."""
@@ -210,10 +210,11 @@ def test_a_trial_that_cannot_be_is_refused(tmp_path, options, error):
         train(composed("train", *SHORT, *objective, *trial, *options))
 
 
+@pytest.mark.usefixtures("forking")
 def test_a_job_returns_its_objective(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        options = [*BRIEF, "objective=validation_accuracy", "hydra.mode=MULTIRUN", f"output_dir={tmp_path}"]
+        options = [*BRIEF, *TOY, "objective=validation_accuracy", "hydra.mode=MULTIRUN", f"output_dir={tmp_path}"]
         cfg = compose("train", options, return_hydra_config=True)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = str(tmp_path)

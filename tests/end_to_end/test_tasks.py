@@ -27,6 +27,7 @@ METRICS = {
     "multilabel": ["mean_average_precision"],
     "segmentation": ["mean_iou", "pixel_accuracy"],
 }
+FEW = "data.training_size=500"
 
 
 @pytest.mark.slow
@@ -72,21 +73,21 @@ def test_a_model_from_elsewhere_is_attacked_on_a_task(door):
     ("options", "message"),
     [
         (["task=regression"], "task: MNIST has a class for each image; give task=classification, or data=mnist_angle"),
-        (["data=mnist_angle"], "task: MNISTAngle has no targets for Categorical; give task=regression"),
-        (["task=counts", "data=mnist_pairs"], "data.outputs=10: the task has 1 for an image; give data.outputs=1"),
-        (["task=regression", "data=mnist_angle", "regularizer=vat"], "VAT is for classification alone"),
-        (["task=regression", "data=mnist_angle", "adversary=trades"], "TRADES is for classification alone"),
+        (["data=mnist_angle", FEW], "task: MNISTAngle has no targets for Categorical; give task=regression"),
+        (["task=counts", "data=mnist_pairs", FEW], "data.outputs=10: the task has 1 for an image; give data.outputs=1"),
+        (["task=regression", "data=mnist_angle", "regularizer=vat", FEW], "VAT is for classification alone"),
+        (["task=regression", "data=mnist_angle", "adversary=trades", FEW], "TRADES is for classification alone"),
         (
-            ["task=regression", "data=mnist_angle", "attack=autoattack", "evaluate=true"],
+            ["task=regression", "data=mnist_angle", "attack=autoattack", "evaluate=true", FEW],
             "autoattack: this attack is for classification alone",
         ),
-        (["task=segmentation", "data=mnist_pairs", "data.outputs=11"], "choose model=conv_pixels"),
+        (["task=segmentation", "data=mnist_pairs", "data.outputs=11", FEW], "choose model=conv_pixels"),
         (
-            ["task=regression", "data=mnist_angle", "certificate=crown", "evaluate=true"],
+            ["task=regression", "data=mnist_angle", "certificate=crown", "evaluate=true", FEW],
             "certificate.crown: this certificate is for classification alone; choose certificate=interval",
         ),
         (
-            ["task=regression", "data=mnist_angle", "diagnostics=simplifications", "evaluate=true"],
+            ["task=regression", "data=mnist_angle", "diagnostics=simplifications", "evaluate=true", FEW],
             "diagnostics: they are for task=classification alone",
         ),
     ],

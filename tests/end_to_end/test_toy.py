@@ -14,41 +14,45 @@ from jacobian_robust.evaluation.evaluate import evaluate
 from jacobian_robust.training.train import train
 from jacobian_robust_studies.simplifications.report import summary
 from jacobian_robust_studies.simplifications.schema import Simplifications
+from jacobian_robust_studies.toy import measure
 from jacobian_robust_studies.toy.__main__ import main, toy
 from jacobian_robust_studies.toy.measure import classifiers
 from jacobian_robust_studies.toy.schema import Toy
 
 from .conftest import ROOT, colours, composed
 
-# One process trains the pair for all of them.
-pytestmark = [pytest.mark.drawn, pytest.mark.xdist_group("toy")]
+pytestmark = pytest.mark.drawn
 
 FIGURES = ("decision_regions", "information_balls", "heights", "geodesic_balls", "circles", "attacks")
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory) -> Path:
+def pair(once) -> Path:
     """The twins of experiment=toy, trained for six short epochs and attacked."""
-    directory = tmp_path_factory.mktemp("toy") / "pair"
-    cfg = composed(
-        "train",
-        "experiment=toy",
-        "logger=csv",
-        "trainer.enable_progress_bar=false",
-        "trainer.max_epochs=6",
-        "data.training_size=200",
-        "data.validation_size=40",
-        "data.test_size=60",
-        "monitor_images=20",
-        "sanity_images=10",
-        "geometry_images=10",
-        "attack.pgd_l2.steps=5",
-        f"output_dir={directory}",
-    )
-    metrics = train(cfg)
+    directory, metrics = once("toy", train_the_pair)
     assert metrics["train_accuracy"] > 0.5
     assert metrics["twin_robust_accuracy_l2_0.1"] <= metrics["twin_robust_accuracy_l2_0.025"]
     return directory
+
+
+def train_the_pair(directory: Path) -> dict[str, float | int]:
+    return train(
+        composed(
+            "train",
+            "experiment=toy",
+            "logger=csv",
+            "trainer.enable_progress_bar=false",
+            "trainer.max_epochs=6",
+            "data.training_size=200",
+            "data.validation_size=40",
+            "data.test_size=60",
+            "monitor_images=20",
+            "sanity_images=10",
+            "geometry_images=10",
+            "attack.pgd_l2.steps=5",
+            f"output_dir={directory}",
+        )
+    )
 
 
 def test_a_run_of_the_toy_is_a_run_like_any_other(pair):
@@ -83,8 +87,11 @@ def test_what_does_not_apply_to_points_is_left_out_in_words(pair, tmp_path, caps
     assert run("square_linf", "attack=square", "attack.square.queries=20", "limit=20", "sanity_images=0").models
 
 
-def test_the_figures_and_their_numbers(pair, tmp_path):
-    results = toy(pair, tmp_path / "out", rays=4)
+def test_the_figures_and_their_numbers(pair, tmp_path, monkeypatch):
+    shown = measure._shown
+    monkeypatch.setattr(measure, "SIDE", 61)  # the committed figures have a finer grid and a third ball
+    monkeypatch.setattr(measure, "_shown", lambda *arguments: shown(*arguments)[:2])
+    results = toy(pair, tmp_path / "out", rays=2)
     assert Toy.model_validate_json((tmp_path / "out" / "toy.json").read_bytes()) == results
     for name in FIGURES:
         assert colours(tmp_path / "out" / f"{name}.png") > 50
@@ -97,7 +104,7 @@ def test_the_figures_and_their_numbers(pair, tmp_path):
         assert searched == sorted(searched, reverse=True)
         assert all(b.search <= b.pgd + 0.05 for b in model.budgets)
         for ball in model.balls:
-            assert ball.reached + ball.left + ball.folded == ball.rays == 4
+            assert ball.reached + ball.left + ball.folded == ball.rays == 2
             assert ball.rays >= ball.partway[0] >= ball.partway[1] >= ball.reached
             assert ball.great_circle_error < 1e-4
         for attack in model.attacks:

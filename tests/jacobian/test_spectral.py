@@ -22,11 +22,12 @@ def test_a_subspace_gives_the_spectral_norm_from_below(classes, seed, columns):
     assert (found >= below * (1 - 1e-12)).all()
 
 
+@pytest.mark.parametrize("cases", [30, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("tolerance", [0.02, 1e-4])
-def test_a_subspace_grows_to_the_tolerance(tolerance):
+def test_a_subspace_grows_to_the_tolerance(tolerance, cases):
     """A residual does not prove that a singular value is the top one: so no property, but many fixed cases."""
     once_missed = [(28, 187, 5), (13, 853226, 3), (18, 169218, 1), (22, 439959, 1)]
-    for classes, seed, columns in [*once_missed, *((2 + seed % 29, seed, 1 + seed % 5) for seed in range(100))]:
+    for classes, seed, columns in [*once_missed, *((2 + seed % 29, seed, 1 + seed % 5) for seed in range(cases))]:
         model, inputs = network(classes, seed), random_inputs(seed)
         exact = measure(spectral_norm, model, inputs)
         found = measure(spectral_norm, model, inputs, columns=columns, tolerance=tolerance)

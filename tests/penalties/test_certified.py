@@ -12,6 +12,7 @@ from jacobian_robust.adversaries import FGSM
 from jacobian_robust.bounds import certified_margin, lipschitz_margin
 from jacobian_robust.data import ImageDataModule
 from jacobian_robust.errors import UserError
+from jacobian_robust.geometry.families import Categorical
 from jacobian_robust.penalties import CertifiedMargin, GloRo, Lagrangian, Margin
 from jacobian_robust.training.checks import check_penalty
 from jacobian_robust.training.module import RobustClassifier
@@ -114,7 +115,7 @@ def test_with_an_adversary_the_loss_is_the_mixture_of_the_bound_and_the_attacked
 
 def test_a_model_that_has_no_bounds_in_training_is_refused_before_it_begins():
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.BatchNorm1d(4), nn.Linear(4, 10))
-    images = Mock(spec=ImageDataModule, image_shape=(1, 28, 28))
+    images = Mock(spec=ImageDataModule, image_shape=(1, 28, 28), family=Categorical())
     with pytest.raises(UserError, match="regularizer: cannot be computed of this model in training: bounds: BatchNorm"):
         check_penalty(CertifiedMargin(eps=0.1), model, images)
     check_penalty(CertifiedMargin(eps=0.1), nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), images)

@@ -285,7 +285,7 @@ def test_gradients_that_mislead_are_caught(images, attack):
 def test_what_the_evaluations_own_square_broke_after_gradients_is_told(images):
     """The check's own Square meets only what that one left, and breaks nothing."""
     model, labels = Rounding().eval(), Honest()(images).argmax(-1)
-    square = Square(name="square", norm="linf", eps=[0.1], queries=2000)
+    square = Square(name="square", norm="linf", eps=[0.1], queries=600)
 
     def outcome(*attacks):
         result = sweep(model, images, labels, attacks)

@@ -1,5 +1,6 @@
 """Several processes attack as one does, bit for bit."""
 
+import multiprocessing
 import os
 import signal
 
@@ -50,6 +51,15 @@ def test_the_results_are_those_of_one_process():
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.fixture
+def forking(monkeypatch):
+    """Fork the processes, but beside a GPU: they need not import torch anew."""
+    if not torch.cuda.is_available():
+        forked = multiprocessing.get_context("fork")
+        monkeypatch.setattr(multiprocessing, "get_context", lambda *_: forked)
+
+
+@pytest.mark.usefixtures("forking")
 def test_a_mistake_there_is_one_here_and_a_model_that_cannot_travel_is_refused():
     model, images, _ = a_case()
     with several(2, [model]) as attackers, pytest.raises(UserError, match=r"needs \[0, 1\]"):
@@ -93,6 +103,7 @@ class Fatal(nn.Linear):
         return super().forward(images.flatten(1))
 
 
+@pytest.mark.usefixtures("forking")
 def test_a_process_that_dies_is_told_in_one_line():
     torch.manual_seed(0)
     model, images = Fatal().eval(), torch.rand(20, 1, 2, 2)
