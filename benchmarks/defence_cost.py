@@ -45,6 +45,7 @@ DEFENCES = (
     "regularizer=input_gradient regularizer.norm=l1",
     "regularizer=vat",
     "regularizer=curvature",
+    "regularizer=gloro",
     "regularizer=none adversary=noise",
     "regularizer=none adversary=fgsm",
     "regularizer=none adversary=pgd",
