@@ -24,7 +24,7 @@ from jacobian_robust.robustness import prediction as first_order
 from jacobian_robust.robustness import reliability
 from jacobian_robust.robustness.budgets import Sweep, predictions, sweep
 from jacobian_robust.robustness.certificates import Certificate, Certified, certify
-from jacobian_robust.robustness.results import Details, model_results, parameters, task_of
+from jacobian_robust.robustness.results import Details, model_results, parameters, pictured, task_of
 from jacobian_robust.robustness.sanity import Check, checks_of, sanity_checks
 from jacobian_robust.robustness.schema import FirstOrder, Model, settings_hash
 from jacobian_robust.robustness.workers import Attackers
@@ -139,6 +139,7 @@ def _of_task(
         family=datamodule.family,
         unit=datamodule.unit,
         said=said,
+        pictured=pictured(classifier.network, images, targets, evaluation.attacks, sweeps, evaluation.seed),
     )
     return model, details, None
 
@@ -279,6 +280,7 @@ def _checks(
     training_images = None
     with contextlib.suppress(UserError):  # its files need not be on this machine, or be named
         trained_on = classifier.checkpoint.datamodule()
+        trained_on.for_task(classifier.datamodule.family)
         trained_on.setup("fit")
         training_images = trained_on.split("train").images  # none of pictures that are read one by one
     with tqdm(total=of, desc=f"sanity checks of {classifier.name}", unit="check") as bar:

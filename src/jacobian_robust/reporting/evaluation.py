@@ -79,7 +79,8 @@ def figures_of(
             figures[f"examples_{swept.norm}{suffix}"] = plots.adversarial_examples(
                 examples, **of, class_names=detail.class_names
             )
-            picture = None if model.task is None else plots.attack_picture(examples, **of)
-            if picture is not None:
+            if swept.norm in detail.pictured:
+                of["title"] = f"{model.name} under attack, {plots.NORMS[swept.norm]}"
+                picture = plots.attack_picture(*detail.pictured[swept.norm], **of)
                 figures[f"attack_{swept.norm}{suffix}"] = picture
     return figures

@@ -31,7 +31,7 @@ CAPTIONS = {
     "calibration": "Accuracy against confidence on the clean images; on the diagonal they are equal.",
     "noise": "Accuracy under Gaussian noise, one draw an image.",
     "classes": "Accuracy by true class, clean and at each budget.",
-    "attack": "What an attack does: images that are right, and attacked within the smallest budget that breaks some. "
+    "attack": "What PGD does to the first images that are right: its last iterates, whether they break them or not. "
     "A needle is a predicted angle, a dotted one the true angle; pixels of a mask are blue where they are right, "
     "orange where another class is predicted, grey where they are taken for background.",
     "examples": "Images broken within the budget, first those that no smaller one broke: clean, attacked and the "

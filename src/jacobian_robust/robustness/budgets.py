@@ -22,6 +22,7 @@ __all__ = [
     "Position",
     "Sweep",
     "attack_standing",
+    "gather",
     "is_allowed",
     "judged",
     "predictions",
@@ -379,8 +380,8 @@ def sweep(
         state.end(attack.name, eps, last=number + 1 == len(stages) or stages[number + 1][0] != eps)
         if journal:
             journal.save(state.saved)
-    gather = functools.partial(_gather, model, images, labels, predicted, attacks[0].family)
-    return _result(images, norm, predicted, correct, state, independent, examples, gather)
+    gathered = functools.partial(_gather, model, images, labels, predicted, attacks[0].family)
+    return _result(images, norm, predicted, correct, state, independent, examples, gathered)
 
 
 def _stages(attacks: Sequence[Attack]) -> list[tuple[float, Attack]]:
@@ -397,7 +398,7 @@ def _result(
     state: "_State",
     independent: bool,
     examples: int,
-    gather: Callable[[list["_Broken"]], Examples],
+    gathered: Callable[[list["_Broken"]], Examples],
 ) -> Sweep:
     """Return the accounting of a sweep that is done."""
     result = Sweep(norm, len(images), int(correct.sum()), predicted, state.smallest)
@@ -410,7 +411,7 @@ def _result(
         result.budgets.append(BudgetResult(eps, result.clean_correct, int(standing.sum()), len(images), counts))
         result.robust.append(standing)
         kept = broken + ([] if independent else kept)[: examples - len(broken)]
-        result.examples.append(gather(kept))
+        result.examples.append(gathered(kept))
     return result
 
 
@@ -503,14 +504,27 @@ def _gather(
     broken: list[_Broken],
 ) -> Examples:
     index = torch.tensor([image for image, _ in broken], dtype=torch.long, device=images.device)
+    adversarial = torch.stack([made.to(images.device) for _, made in broken]) if broken else images[index]
+    return gather(model, images, labels, predicted, family, index, adversarial)
+
+
+def gather(
+    model: nn.Module,
+    images: Float[Tensor, "images *shape"],
+    labels: Shaped[Tensor, "images *_"],
+    predicted: Int[Tensor, "images"],
+    family: Family,
+    index: Int[Tensor, "examples"],
+    adversarial: Float[Tensor, "examples *shape"],
+) -> Examples:
+    """Return attacked images with what is predicted of them, and of the images ``index`` that they come from."""
     clean = images[index]
-    adversarial = torch.stack([made.to(images.device) for _, made in broken]) if broken else clean
     if isinstance(family, Categorical):
         (before, _), (after, adversarial_class) = (_most_likely(model, x) for x in (clean, adversarial))
         return Examples(clean, adversarial, predicted[index], adversarial_class, before, after)
     unknown = torch.full(index.shape, torch.nan, device=images.device)
     said: tuple[Tensor, Tensor, Tensor] | None = None
-    if broken:
+    if len(index):
         with torch.no_grad():
             said = (labels[index], family.predict(model(clean)), family.predict(model(adversarial)))
     return Examples(clean, adversarial, predicted[index], torch.ones_like(index), unknown, unknown, said)

@@ -26,10 +26,11 @@ from jacobian_robust.robustness.certificates import (
     require_certifiable,
     unattacked,
 )
-from jacobian_robust.robustness.results import Details, model_results, results_of, task_of
+from jacobian_robust.robustness.results import Details, model_results, pictured, results_of, task_of
 from jacobian_robust.robustness.sanity import Check, Status, sanity_checks
 from jacobian_robust.robustness.schema import (
     Results,
+    Task,
     groups,
 )
 from jacobian_robust.robustness.workers import Attackers, full_precision, several
@@ -141,9 +142,8 @@ def evaluate_robustness(
             certified = [certify(model, images, labels, asked, eps, seed=seed) for asked in certifying]
             checks = _checks(model, images, labels, chosen, swept, certified, sanity_images, seed, attackers)
         task, said = task_of(family, model, images, labels)
-        classes, confidence = (
-            _confidence(model, images) if task is None else (0, torch.full_like(swept.smallest, torch.nan))
-        )
+        classes, confidence = _confidence(model, images, task)
+        shown = pictured(model, images, labels, chosen, [swept], seed) if task is not None else {}
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -151,13 +151,15 @@ def evaluate_robustness(
     if task is not None:
         labels = torch.zeros_like(swept.predicted)
     result = model_results(name, labels, [swept], checks, certified, classes=classes, data="given images", task=task)
-    pictures = images.ndim == 4
-    details = Details(name, labels, confidence, [swept], certified, pictures=pictures, family=family, said=said)
+    of_task: dict[str, Any] = {"family": family, "said": said, "pictured": shown}
+    details = Details(name, labels, confidence, [swept], certified, pictures=images.ndim == 4, **of_task)
     return RobustnessEvaluation(results_of([result], chosen, certifying, seed=seed, device=device.type), details)
 
 
-def _confidence(model: nn.Module, images: Tensor) -> tuple[int, Tensor]:
-    """Return the number of classes, and the probability of each predicted one."""
+def _confidence(model: nn.Module, images: Tensor, task: Task | None) -> tuple[int, Tensor]:
+    """Return the number of classes, and the probability of each predicted one; of another task, 0 and nan."""
+    if task is not None:
+        return 0, torch.full((len(images),), torch.nan, device=images.device)
     with torch.no_grad():
         logits = torch.cat([model(chunk) for chunk in images.split(100)])
     return logits.shape[-1], logits.softmax(-1).amax(-1)

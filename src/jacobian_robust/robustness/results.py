@@ -4,7 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from jacobian_robust.attacks import Attack
+from jacobian_robust.attacks import PGD, Attack, Norm
 from jacobian_robust.files import write_atomically
 from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.provenance import git_state, versions
-from jacobian_robust.robustness.budgets import Sweep
+from jacobian_robust.robustness.budgets import Examples, Sweep, gather
 from jacobian_robust.robustness.certificates import (
     Certificate,
     Certified,
@@ -37,8 +37,9 @@ from jacobian_robust.robustness.schema import (
     Threat,
     table_rows,
 )
+from jacobian_robust.robustness.workers import Job, one_by_one
 
-__all__ = ["Details", "image_rows", "model_results", "parameters", "results_of", "task_of", "write_tables"]
+__all__ = ["Details", "image_rows", "model_results", "parameters", "pictured", "results_of", "task_of", "write_tables"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Details:
         family: of the distribution that the model's outputs describe.
         unit: of the targets, if they have one.
         said: of another task than classification, the targets and the predictions in words.
+        pictured: of another task, by norm a budget, and what it does to a few images (:func:`pictured`).
     """
 
     name: str
@@ -72,6 +74,38 @@ class Details:
     family: Family = CATEGORICAL
     unit: str = ""
     said: tuple[list[str], list[str]] | None = None
+    pictured: dict[Norm, tuple[float, Examples]] = field(default_factory=dict)
+
+
+PICTURED = 6
+"""Images of a picture of what an attack does."""
+
+
+def pictured(
+    model: nn.Module,
+    images: Float[Tensor, "images *shape"],
+    targets: Shaped[Tensor, "images *_"],
+    attacks: Sequence[Attack],
+    sweeps: Sequence[Sweep],
+    seed: int,
+) -> dict[Norm, tuple[float, Examples]]:
+    """Return, by norm, a middle budget and the last iterates of PGD there from the first images that are right.
+
+    An evaluation's own attack ends at the first iterate that breaks an image, of which little is to be seen. Norms
+    without PGD are left out.
+    """
+    found: dict[Norm, tuple[float, Examples]] = {}
+    for swept in sweeps:
+        chosen = (swept.predicted == 0).nonzero().flatten()[:PICTURED]
+        own = [attack for attack in attacks if isinstance(attack, PGD) and attack.norm == swept.norm]
+        budgets = [budget.eps for budget in swept.budgets if budget.eps > 0]
+        if own and budgets and len(chosen):
+            eps = budgets[len(budgets) // 2]
+            attack = replace(own[0], early_stop=False)
+            job = Job(model, attack, images[chosen], targets[chosen], eps, f"{seed} picture {swept.norm}")
+            (adversarial,) = one_by_one([job])
+            found[swept.norm] = eps, gather(model, images, targets, swept.predicted, attack.family, chosen, adversarial)
+    return found
 
 
 def task_of(

@@ -175,7 +175,7 @@ class Family(abc.ABC):
 
     def words(self, entry: Shaped[Tensor, "*_"]) -> str:
         """Return one sample's target, or prediction, as a reader wants it: numbers."""
-        return " ".join(f"{value:.4g}" for value in entry.flatten().tolist())
+        return " ".join(f"{value:.3g}" for value in entry.flatten().tolist())
 
     @abc.abstractmethod
     def predict(self, outputs: Outputs) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,27 +71,18 @@ def adversarial_examples(
     return _sheet(blocks, title)
 
 
-def attack_picture(
-    examples: Mapping[float, Examples], *, norm: Norm, title: str, family: Family, unit: str = "", columns: int = 6
-) -> Figure | None:
-    """Return a small picture of what the smallest budget that breaks some images does to them; ``None`` for none.
+def attack_picture(eps: float, examples: Examples, *, norm: Norm, title: str, family: Family, unit: str = "") -> Figure:
+    """Return a picture of what an attack does to a few images and to what is predicted of them.
 
     Args:
-        examples: by budget.
-        norm: of the budgets.
+        eps: the budget.
+        examples: the images, broken or not.
+        norm: of the budget.
         title: of the picture.
         family: of the distribution that the model's outputs describe.
         unit: of the targets, if they have one.
-        columns: images at most.
     """
-    for eps, found in examples.items():
-        if len(found.adversarial):
-            kept = {name: value[:columns] for name, value in vars(found).items() if isinstance(value, Tensor)}
-            targets, clean, attacked = found.predicted or (kept["clean"],) * 3
-            said = (targets[:columns], clean[:columns], attacked[:columns])
-            part = replace(found, **kept, predicted=said)
-            return _sheet([_pair(part, f"{SYMBOLS[norm]} = {eps:g}", family, unit)], title)
-    return None
+    return _sheet([_pair(examples, f"{SYMBOLS[norm]} = {eps:g}", family, unit)], title)
 
 
 def _pair(e: Examples, label: str, family: Family, unit: str, class_names: Sequence[str] | None = None) -> list[_Row]:
@@ -148,7 +139,7 @@ def _difference(e: Examples) -> _Row:
 def _sheet(blocks: Sequence[Sequence[_Row]], title: str) -> Figure:
     """Return a sheet with blocks of rows, one below the other."""
     columns = max((len(row.images) for rows in blocks for row in rows), default=1)
-    rows_in_all = max(sum(map(len, blocks)), 3)
+    rows_in_all = sum(map(len, blocks)) or 3
     figure = Figure(figsize=(max(1.25 * columns + 1.2, 6), 1.3 * rows_in_all + 0.5), layout="constrained")
     figure.suptitle(title)
     if not blocks:
