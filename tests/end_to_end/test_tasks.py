@@ -77,6 +77,14 @@ def test_a_model_from_elsewhere_is_attacked_on_a_task(door):
         (["task=regression"], "task: MNIST has a class for each image; give task=classification, or data=mnist_angle"),
         (["data=mnist_angle", FEW], "task: MNISTAngle has no targets for Categorical; give task=regression"),
         (["task=counts", "data=mnist_pairs", FEW], "data.outputs=10: the task has 1 for an image; give data.outputs=1"),
+        (
+            ["task=regression_scale", "data=mnist_angle", "data.outputs=2", FEW],
+            "no largest distance where a model gives σ",
+        ),
+        (
+            ["task=multilabel", "data=mnist_pairs", "regularizer=linear_margin", "regularizer.distance=logits", FEW],
+            "regularizer: distance=logits is the lead of a class",
+        ),
         (["task=regression", "data=mnist_angle", "regularizer=vat", FEW], "VAT is for classification alone"),
         (["task=regression", "data=mnist_angle", "adversary=trades", FEW], "TRADES is for classification alone"),
         (

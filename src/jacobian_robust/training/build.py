@@ -150,8 +150,7 @@ def _build_parts(cfg: DictConfig, options: Options) -> _Parts:
     datamodule.setup("fit")
     check_fit(model, datamodule, cfg.model, trained=True)
     check_reloadable(model, lambda: build(cfg, "model", nn.Module), datamodule.image_shape)
-    penalty: Penalty | None = build(cfg, "regularizer", Penalty, optional=True)
-    penalty = penalty and penalty.with_family(family)
+    penalty = _penalty(cfg, datamodule)
     if penalty is not None:
         check_penalty(penalty, model, datamodule)
     if penalty is not None and penalty.takes_probabilities:
@@ -187,6 +186,20 @@ def _build_parts(cfg: DictConfig, options: Options) -> _Parts:
         ScheduledRate(schedule) if schedule is not None else None,
         average,
     )
+
+
+def _penalty(cfg: DictConfig, datamodule: ImageDataModule) -> Penalty | None:
+    """Return the penalty, of the task's family."""
+    penalty: Penalty | None = build(cfg, "regularizer", Penalty, optional=True)
+    try:
+        penalty = penalty and penalty.with_family(datamodule.family)
+        if isinstance(penalty, ExponentialPenalty):
+            penalty.radius_at(torch.zeros(1, *datamodule.output_shape))
+    except UserError:
+        raise
+    except ValueError as error:  # an option that this family has no use for
+        raise UserError(describe(error, "regularizer")) from error
+    return penalty
 
 
 def _monitors(cfg: DictConfig, options: Options, parts: _Parts, measured_as: DictConfig) -> list[Monitor]:

@@ -254,7 +254,7 @@ class GaussianMeanScale(_Tolerant):
 
     def largest_distance(self, outputs: Outputs) -> float:
         """Raise a ValueError: the distance grows as ``σ`` falls."""
-        raise ValueError("delta_over_eps: no largest distance where a model gives σ; give eps")
+        raise ValueError("delta_over_eps: no largest distance where a model gives σ; give eps, and null for this")
 
     def unreduced_loss(self, outputs: Outputs, targets: Targets) -> Float[Tensor, "batch *_"]:
         """Return ``(μ - y)²/(2σ²) + log σ + log(2π)/2``."""
