@@ -90,3 +90,21 @@ def test_what_the_penalty_buys_on_the_toy_model():
         for way, clean in (("search", f"{found['clean_accuracy']:.1%}"), ("pgd", "")):
             expected.append([clean, *(f"{budget[way]:.1%}" for budget in found["budgets"])])
     assert [row[1:] for row in written] == expected
+
+
+def test_what_other_tasks_withstand():
+    document, files = DOCS / "results" / "tasks.md", sorted((DOCS / "results" / "tasks").glob("*.json"))
+    assert files
+    for file in files:
+        models = json.loads(file.read_text())["models"]
+        expected = []
+        for model in models:
+            budgets = model["threats"][0]["budgets"]
+            shares = [model["clean_accuracy"], *(budget["robust_accuracy"] for budget in budgets)]
+            shares += [budget["certified_accuracy"] for budget in budgets]
+            clean, *rest = (f"{share:.1%}" for share in shares)
+            metrics = [f"{value:.3g}" for value in model["task"]["metrics"].values()]
+            expected.append(
+                [model["name"], clean, *metrics, *rest, f"{model['plain_step_equivalents']:.0f}", model["verdict"]]
+            )
+        assert rows(document, f"{file.stem}, {models[0]['images']} images") == expected

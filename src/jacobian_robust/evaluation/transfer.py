@@ -16,7 +16,6 @@ from jacobian_robust.errors import UserError
 from jacobian_robust.evaluation.classifiers import Classifier, names_of, placed, require_attacks
 from jacobian_robust.evaluation.options import Evaluation
 from jacobian_robust.files import in_project
-from jacobian_robust.geometry.families import Categorical
 from jacobian_robust.models import PixelInput
 from jacobian_robust.robustness.certificates import require_certifiable
 
@@ -103,14 +102,14 @@ def stand_in(models: Sequence[Classifier], evaluation: Evaluation, *, trust: boo
 
 
 def _stand_ins(evaluation: Evaluation, datamodule: ImageDataModule, *, trust: bool) -> Iterator[Classifier]:
-    """Read, of the models that ``sanity_source`` names, those that were trained on the same data."""
-    checked = evaluation.sanity_images and isinstance(datamodule.family, Categorical)
-    for place in evaluation.sanity_sources if checked else ():
+    """Read, of the models that ``sanity_source`` names, those that were trained for the same task on the same data."""
+    for place in evaluation.sanity_sources if evaluation.sanity_images else ():
         for path in find_checkpoints([in_project(place)]):
             checkpoint = load_checkpoint(path, trust=trust)
             if not checkpoint.config:
                 raise UserError(f"sanity_source={place}: does not say what it was trained on; name one of train.py")
-            if checkpoint.datamodule().data_name == datamodule.data_name:
+            alike = type(checkpoint.family()) is type(datamodule.family)
+            if alike and checkpoint.datamodule().data_name == datamodule.data_name:
                 network = placed(checkpoint.model(), datamodule, checkpoint, gradient=True)
                 yield Classifier(path.stem, checkpoint, network, datamodule)
 
