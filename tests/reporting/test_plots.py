@@ -9,7 +9,7 @@ from matplotlib.text import Text
 from jacobian_robust.reporting import figures as plots
 from jacobian_robust.reporting.console import print_results
 from jacobian_robust.reporting.html import write_report
-from jacobian_robust.robustness.budgets import Examples
+from jacobian_robust.robustness.examples import Examples
 from jacobian_robust.robustness.schema import (
     AttackOutcome,
     Budget,

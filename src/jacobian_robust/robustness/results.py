@@ -16,11 +16,12 @@ from jacobian_robust.attacks import PGD, Attack, Norm
 from jacobian_robust.files import write_atomically
 from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.provenance import git_state, versions
-from jacobian_robust.robustness.budgets import Examples, Sweep, gather
+from jacobian_robust.robustness.budgets import Sweep
 from jacobian_robust.robustness.certificates import (
     Certificate,
     Certified,
 )
+from jacobian_robust.robustness.examples import Examples, gather
 from jacobian_robust.robustness.metrics import TaskMetrics
 from jacobian_robust.robustness.prediction import Radii
 from jacobian_robust.robustness.sanity import Check, verdict

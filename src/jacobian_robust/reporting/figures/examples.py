@@ -14,7 +14,7 @@ from torch import Tensor
 from jacobian_robust.attacks import Norm
 from jacobian_robust.geometry.families import CATEGORICAL, Family, PixelCategorical
 from jacobian_robust.reporting.figures.style import PALETTE, SYMBOLS, shortened
-from jacobian_robust.robustness.budgets import Examples
+from jacobian_robust.robustness.examples import Examples
 
 __all__ = ["adversarial_examples", "attack_picture"]
 

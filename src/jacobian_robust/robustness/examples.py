@@ -1,0 +1,66 @@
+"""Attacked images with what is predicted of them, for pictures."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from jacobian_robust.geometry.families import Categorical, Family
+
+__all__ = ["Examples", "gather"]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images that an attack broke.
+
+    Attributes:
+        clean: the images.
+        adversarial: what broke them.
+        clean_class: the classes predicted for the one, all correct.
+        adversarial_class: and for the other.
+        clean_confidence: the probability of the one's predicted class.
+        adversarial_confidence: and of the other's.
+        predicted: of another task than classification, whose classes are 0, right, and 1, wrong: the targets, and what
+            is predicted for the clean images and for the others.
+    """
+
+    clean: Float[Tensor, "examples *shape"]
+    adversarial: Float[Tensor, "examples *shape"]
+    clean_class: Int[Tensor, "examples"]
+    adversarial_class: Int[Tensor, "examples"]
+    clean_confidence: Float[Tensor, "examples"]
+    adversarial_confidence: Float[Tensor, "examples"]
+    predicted: tuple[Tensor, Tensor, Tensor] | None = None
+
+
+def gather(
+    model: nn.Module,
+    images: Float[Tensor, "images *shape"],
+    labels: Shaped[Tensor, "images *_"],
+    predicted: Int[Tensor, "images"],
+    family: Family,
+    index: Int[Tensor, "examples"],
+    adversarial: Float[Tensor, "examples *shape"],
+) -> Examples:
+    """Return attacked images with what is predicted of them, and of the images ``index`` that they come from."""
+    clean = images[index]
+    if isinstance(family, Categorical):
+        (before, _), (after, adversarial_class) = (_most_likely(model, x) for x in (clean, adversarial))
+        return Examples(clean, adversarial, predicted[index], adversarial_class, before, after)
+    unknown = torch.full(index.shape, torch.nan, device=images.device)
+    said: tuple[Tensor, Tensor, Tensor] | None = None
+    if len(index):
+        with torch.no_grad():
+            said = (labels[index], family.predict(model(clean)), family.predict(model(adversarial)))
+    return Examples(clean, adversarial, predicted[index], torch.ones_like(index), unknown, unknown, said)
+
+
+def _most_likely(model: nn.Module, images: Float[Tensor, "n *shape"]) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:
+    """Return the probability and the number of the predicted class."""
+    if not len(images):
+        return images.new_empty(0), images.new_empty(0, dtype=torch.long)
+    with torch.no_grad():
+        probability, predicted = model(images).softmax(-1).max(-1)
+    return probability, predicted
