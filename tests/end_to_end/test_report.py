@@ -445,6 +445,9 @@ def test_fashion_mnist_is_looked_at_where_its_files_are(trained, tmp_path):
     shutil.copytree(ROOT / "data" / "MNIST", tmp_path / "data" / "FashionMNIST")  # files of the same names and shapes
     # They are not the original files, so the results name their hash.
     assert re.fullmatch(r"FashionMNIST \([0-9a-f]{12}\)", against("with")[-1])
+    # Bare files are of one set: the same ones are not the other.
+    options[1] = f"data.root={tmp_path}/data/MNIST/raw"
+    assert not any(name.startswith("FashionMNIST") for name in against("bare"))
 
 
 @pytest.mark.slow

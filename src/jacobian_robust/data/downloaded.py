@@ -24,8 +24,15 @@ from jacobian_robust.options import STRICT, Count, NonEmpty, Seed, Size
 __all__ = ["CIFAR10DataModule", "FashionMNISTDataModule", "MNISTDataModule"]
 
 
-_ORIGINAL = {"MNIST": "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16"}
-"""The hash of what the original files hold, by which unpacked ones are known."""
+_ORIGINAL = {
+    "MNIST": "06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16",
+    "FashionMNIST": "ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f",
+}
+"""The hash of what the original files hold, by which unpacked and repacked ones are known.
+
+Debian's Fashion-MNIST is packed without names and times: with those in the headers again, the files have the md5 sums
+that torchvision expects.
+"""
 
 
 @contextlib.contextmanager
@@ -105,7 +112,7 @@ class MNISTDataModule(ImageDataModule):
     def data_name(self) -> str:
         """What the data are called in results; with their hash, where they are not the original files."""
         name: str = self.dataset_class.__name__
-        files = self._found()
+        files = self.files()
         if files is None or _sums(files) == tuple(md5 for _, md5 in self.dataset_class.resources):
             return name
         contents = _contents(files)
@@ -129,7 +136,8 @@ class MNISTDataModule(ImageDataModule):
             found.append(places[0])
         return tuple(found)
 
-    def _found(self) -> tuple[Path, ...] | None:
+    def files(self) -> tuple[Path, ...] | None:
+        """Return the four files, packed or not; ``None`` if they are not there, or the class reads them itself."""
         folders = (self.root / self.dataset_class.__name__ / "raw", self.root)
         return next((files for files in map(self._files, folders) if files), None)
 
@@ -143,7 +151,7 @@ class MNISTDataModule(ImageDataModule):
         if self._reads_itself:
             self._torchvision(train=True, download=self.fetches)
             return
-        if self._found() is None:
+        if self.files() is None:
             raw = self.root / name / "raw"
             if not self.fetches:
                 raise UserError(
@@ -160,10 +168,6 @@ class MNISTDataModule(ImageDataModule):
                 ) from error
         for train in (True, False):
             self._read(train=train)
-
-    def present(self) -> bool:
-        """Return whether the files are there, without a download."""
-        return self._found() is not None
 
     def _torchvision(self, *, train: bool, download: bool) -> Any:
         """Return torchvision's own data set.
@@ -184,7 +188,7 @@ class MNISTDataModule(ImageDataModule):
 
     def _read(self, *, train: bool) -> ImageDataset:
         """Return a split. Nothing is written to its folder."""
-        files = self._found()
+        files = self.files()
         if files is None:
             dataset = self._torchvision(train=train, download=False)
             targets = dataset.targets  # QMNIST's have the class in their first column
@@ -233,7 +237,7 @@ def _contents(files: tuple[Path, ...]) -> str:
 
 
 class FashionMNISTDataModule(MNISTDataModule):
-    """Fashion-MNIST, by torchvision: found under ``root/FashionMNIST/raw``, or downloaded to it."""
+    """Fashion-MNIST, from four IDX files, packed or not, under ``root/FashionMNIST/raw`` or in ``root`` itself."""
 
     dataset_class = _FromTorchvision("FashionMNIST")
     class_names = (

@@ -411,8 +411,12 @@ def _other_images(datamodule: ImageDataModule, images: Tensor, evaluation: Evalu
     if not isinstance(datamodule, MNISTDataModule):
         return found
     other = MNISTDataModule if isinstance(datamodule, FashionMNISTDataModule) else FashionMNISTDataModule
-    elsewhere = other(root=str(datamodule.root), validation_size=0)
-    if elsewhere.present():
-        elsewhere.setup("test")
-        found[elsewhere.data_name] = elsewhere.split("test").first(len(images))[0].to(images)
+    shipped = ["data"] if other is MNISTDataModule else []
+    for root in (str(datamodule.root), *shipped):
+        elsewhere = other(root=root, validation_size=0)
+        # In a folder of bare files the other set's are these ones.
+        if elsewhere.files() not in (None, datamodule.files()):
+            elsewhere.setup("test")
+            found[elsewhere.data_name] = elsewhere.split("test").first(len(images))[0].to(images)
+            break
     return found
