@@ -30,6 +30,12 @@ def mnist() -> MNISTDataModule:
     return datamodule
 
 
+def test_a_class_of_ones_own_is_given_labels_that_torch_can_count_with():
+    labels = MNISTDataModule()._read(train=False).labels
+    assert labels.dtype == torch.int64
+    assert torch.nn.functional.one_hot(labels, 10).sum() == 10_000
+
+
 def test_splits_have_the_asked_sizes_and_cover_the_training_set(mnist):
     assert [len(mnist.split(name)) for name in ("train", "validation", "test")] == [59_000, 1000, 10_000]
     everything = MNISTDataModule(validation_size=0)
