@@ -13,7 +13,6 @@ import functools
 import importlib
 import itertools
 import json
-import math
 import platform
 import statistics
 import sys
@@ -37,6 +36,7 @@ from jacobian_robust.jacobian import FisherFactor, frobenius_norm, random_signs,
 from jacobian_robust.memory import keep_freed_memory
 from jacobian_robust.models import LeNet
 from jacobian_robust.penalties import Amortization, Frobenius, Penalty, Spectral
+from jacobian_robust.reporting.figures import PALETTE, line_style, name_points, write_picture
 from jacobian_robust.training.capture import CapturedSteps
 from jacobian_robust.training.module import RobustClassifier
 
@@ -370,8 +370,9 @@ LOWEST = 1e-5
 
 def error_against_cost(results: dict[str, Any]) -> Figure:
     """Return the typical relative error of a sample's norm against the cost of a step, for every way that has one."""
-    figure = Figure(figsize=(10, 5.2), layout="constrained")
-    axes, beside = figure.subplots(1, 2, width_ratios=[2.6, 1])
+    figure = Figure(figsize=(8.4, 5.6), layout="constrained")
+    axes = figure.subplots()
+    frobenius_colour, spectral_colour = PALETTE[:2]
     points = []
     for way, measured in DRAWN.items():
         if way not in results["steps"]:
@@ -379,47 +380,29 @@ def error_against_cost(results: dict[str, Any]) -> Figure:
         error = results["errors"][measured] if measured else {"relative_variance": 0.0}
         # The standard deviation of the square is twice that of the norm.
         size = error["mean_error"] if "mean_error" in error else error["relative_variance"] ** 0.5 / 2
-        points.append((results["steps"][way]["ratio"], max(size, LOWEST), way))
+        colour = spectral_colour if "spectral" in way else frobenius_colour
+        points.append((results["steps"][way]["ratio"], max(size, LOWEST), way, colour))
     points.sort()
-    beside.axis("off")
-    for number, (cost, size, way) in enumerate(points, 1):
-        spectral = "spectral" in way
-        axes.plot(cost, size, "s" if spectral else "o", color="#D55E00" if spectral else "#0072B2")
-        beside.text(0, 1 - number / (len(points) + 1), f"{number:2d}  {way}", fontsize=8.5, va="center")
-    axes.plot([], [], "o", color="#0072B2", label="Frobenius norm: standard deviation")
-    axes.plot([], [], "s", color="#D55E00", label="spectral norm: mean shortfall")
+    for cost, size, _, colour in points:
+        axes.plot(cost, size, "s" if colour == spectral_colour else "o", color=colour)
+    axes.plot([], [], "o", color=frobenius_colour, label="Frobenius norm: standard deviation")
+    axes.plot([], [], "s", color=spectral_colour, label="spectral norm: mean shortfall")
     ticks = [1.2, 1.5, 2, 3, 4, 6, 8, 12, 20]
     axes.set(
         xscale="log",
         yscale="log",
         xlim=(1.1, 25),
-        ylim=(LOWEST / 2, 5),
+        ylim=(LOWEST / 5, 5),
         xlabel="training step / plain step",
-        ylabel=f"relative error of a sample's norm ({LOWEST:g}: exact)",
+        ylabel="relative error of a sample's norm",
     )
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks([LOWEST, 1e-4, 1e-3, 1e-2, 1e-1, 1], ["exact", *(f"{10.0**power:g}" for power in range(-4, 1))])
     axes.minorticks_off()
     axes.set_title("Error against cost, LeNet trained with the penalty")
     axes.grid(alpha=0.3)
-    figure.draw_without_rendering()  # only then is the place of the axes known
-    taken = [tuple(axes.transData.transform(point[:2])) for point in points]
-    for number, ((x, y), point) in enumerate(zip(taken[:], points, strict=True), 1):
-        # The number stands where it is farthest from all markers and from the numbers that stand already.
-        offsets = [(0, 10), (0, -10), (-11, 0), (11, 0)]  # in points of 1/72 inch
-        places = [(x + right * figure.dpi / 72, y + up * figure.dpi / 72) for right, up in offsets]
-        room = [min(math.dist(place, other) for other in taken) for place in places]
-        chosen = max(range(len(places)), key=lambda i: min(room[i], 14))
-        taken.append(places[chosen])
-        axes.annotate(
-            str(number),
-            point[:2],
-            xytext=offsets[chosen],
-            textcoords="offset points",
-            fontsize=8,
-            ha="center",
-            va="center",
-        )
-    axes.legend(fontsize=8, loc="upper right", framealpha=1)
+    axes.legend(fontsize="small", loc="upper right", framealpha=1)
+    name_points(figure, axes, points)
     return figure
 
 
@@ -429,9 +412,9 @@ def growth_of_cost(results: dict[str, Any]) -> Figure:
     panels = figure.subplots(1, len(results["growth"]), sharey=True)
     for axes, (axis, by_value) in zip(panels, results["growth"].items(), strict=True):
         names = list(dict.fromkeys(name for times in by_value.values() for name in times))
-        for marker, name in zip("osD^", names, strict=False):
+        for i, name in enumerate(names):
             points = [(float(value), times[name]) for value, times in by_value.items() if name in times]
-            axes.loglog(*zip(*points, strict=True), marker=marker, label=name)
+            axes.loglog(*zip(*points, strict=True), **line_style(i), label=name)
         axes.set(xlabel=axis, title=f"LeNet, {axis} grows")
         axes.set_xticks([float(value) for value in by_value], list(by_value))
         axes.minorticks_off()
@@ -485,17 +468,30 @@ def main() -> None:
     parser.add_argument("--train-steps", type=int, default=2000, help="of that training")
     parser.add_argument("--jacobian-regularizer", type=Path, help="a copy of the peer's repository")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument(
-        "--plots", type=Path, help="also draw error_against_cost.png and growth.png into this directory"
-    )
+    parser.add_argument("--plots", type=Path, help="also draw error_against_cost and growth into this directory")
+    parser.add_argument("--measured", type=Path, help="a file of --json, whose figures to print and draw; measure none")
     arguments = parser.parse_args()
+    if arguments.measured:
+        results = json.loads(arguments.measured.read_text())
+    else:
+        results = measure(arguments)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(results, indent=2))
+    print_tables(results)
+    if arguments.plots:
+        write_picture(error_against_cost(results), arguments.plots / "error_against_cost")
+        write_picture(growth_of_cost(results), arguments.plots / "growth")
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the tables and figures show, measured on this machine."""
     keep_freed_memory()  # as train.py does
     on_cpu = f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     machine = torch.cuda.get_device_name() if DEVICE.type == "cuda" else on_cpu
     trained = regularised(arguments.checkpoint, arguments.train_steps)
     case = replace(trained, images=trained.images[:32], labels=trained.labels[:32])
     plain = peak_memory(ours(case, None))
-    results: dict[str, Any] = {
+    return {
         "machine": machine,
         **{"python": platform.python_version(), "torch": torch.__version__},
         "network": arguments.checkpoint or f"trained for {arguments.train_steps} steps",
@@ -508,12 +504,6 @@ def main() -> None:
         "growth": growth(arguments.seconds / 10),
         "factor": factor_share(),
     }
-    print_tables(results)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2))
-    if arguments.plots:
-        error_against_cost(results).savefig(arguments.plots / "error_against_cost.png", dpi=120)
-        growth_of_cost(results).savefig(arguments.plots / "growth.png", dpi=120)
 
 
 if __name__ == "__main__":

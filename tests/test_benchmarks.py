@@ -37,7 +37,7 @@ def test_the_step_cost_benchmark_runs():
     assert errors["1 probe"]["relative_variance"] > 0
     assert 0 <= errors["spectral, 1 column, to 2%"]["largest_error"] <= 0.02
     figure = benchmark["error_against_cost"]({"steps": steps, "errors": errors})
-    assert {text.get_text()[4:] for text in figure.axes[1].texts} == benchmark["DRAWN"].keys() & steps.keys()
+    assert {text.get_text() for text in figure.axes[0].texts} - {""} == benchmark["DRAWN"].keys() & steps.keys()
     assert benchmark["peak_memory"](benchmark["ours"](case, None)) > 0
 
 

@@ -43,3 +43,20 @@ def test_the_tests_that_the_page_of_faults_names_are_there():
     }
     assert not set(named) - defined
     assert not [file for file in re.findall(r"`([\w/]+\.py)`", text) if not (ROOT / "tests" / file).is_file()]
+
+
+def sentences(text):
+    """The numbers of words of a document's sentences: without headings, tables, code and what links lead to."""
+    text = re.sub(r"```[\s\S]*?```|^\s*\|.*$|^#.*$|!\[[^\]]*\]\([^)]*\)", "", text, flags=re.MULTILINE)
+    text = re.sub(r"`[^`]*`", "code", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text))
+    paragraphs = re.split(r"\n\s*\n|\n(?=\s*(?:-|\d+\.) )", text)
+    parts = [
+        part for p in paragraphs for part in re.split(r"(?<=[.!?])\**\)?\s+(?=[A-Z0-9*(`‖ℓ])", " ".join(p.split()))
+    ]
+    return [words for part in parts if (words := len(re.findall(r"\S*\w\S*", part)))]
+
+
+@pytest.mark.parametrize("document", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.stem)
+def test_sentences_are_short(document):
+    words = sentences(document.read_text())
+    assert not words or sum(words) / len(words) <= 20

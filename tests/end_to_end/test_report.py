@@ -88,7 +88,9 @@ def test_the_report_needs_nothing_but_itself_and_escapes_what_it_shows(evaluated
     assert "<script" not in text
     assert "&lt;script&gt;" in text
     assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", text)
-    assert text.index("Sanity checks") < text.index("Accuracy under attack")
+    assert text.index(' class="lead"') < text.index("Sanity checks") < text.index("<h2>Accuracy under attack")
+    assert text.count("<details") == text.count("</details>") > 8
+    assert text.count('<div class="tile"') > 20
     for model in results.models:
         for check in model.checks:
             assert check.name in text
@@ -480,8 +482,9 @@ def test_evaluations_made_apart_are_compared_as_if_made_together(trained, tmp_pa
     places = [tmp_path / "vanilla", tmp_path / "frobenius"]
     assert compare(places, tmp_path / "both") == together
     assert "worst case over pgd_linf" in capsys.readouterr().out
+    called = dict(zip(("vanilla", "frobenius"), ("undefended", "Frobenius penalty"), strict=True))
     assert lines_of(undrawn[tmp_path / "both" / "accuracy_linf.png"]) == {
-        model.name: [budget.robust_accuracy for budget in model.threats[0].budgets] for model in together.models
+        called[model.name]: [budget.robust_accuracy for budget in model.threats[0].budgets] for model in together.models
     }
     assert "frobenius" in (tmp_path / "both" / "report.html").read_text()
     with pytest.raises(UserError, match="already holds a result"):

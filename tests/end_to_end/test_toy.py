@@ -5,8 +5,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageSequence
 
 from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.errors import UserError
@@ -96,6 +98,11 @@ def test_the_figures_and_their_numbers(pair, tmp_path, monkeypatch):
     for name in FIGURES:
         assert colours(tmp_path / "out" / f"{name}.png") > 50
         assert (tmp_path / "out" / f"{name}.svg").read_text().startswith("<?xml")
+    with Image.open(tmp_path / "out" / "attack.gif") as animation:
+        assert animation.n_frames > 10
+        frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(animation)]
+    assert len(np.unique(frames[0].reshape(-1, 3), axis=0)) > 20, "not blank"
+    assert (frames[0] != frames[-1]).any(), "the attack moves"
     report = json.loads((pair / "evaluation" / "robustness.json").read_text())
     for model, evaluated in zip(results.classifiers, report["models"], strict=True):
         assert model.name in ("vanilla", "frobenius")
@@ -103,6 +110,9 @@ def test_the_figures_and_their_numbers(pair, tmp_path, monkeypatch):
         searched = [budget.search for budget in model.budgets]
         assert searched == sorted(searched, reverse=True)
         assert all(b.search <= b.pgd + 0.05 for b in model.budgets)
+        assert model.closed_points == sorted(model.closed_points, reverse=True)
+        for ball in model.closed:
+            assert 0 < ball.share <= 1
         for ball in model.balls:
             assert ball.reached + ball.left + ball.folded == ball.rays == 2
             assert ball.rays >= ball.partway[0] >= ball.partway[1] >= ball.reached
@@ -152,7 +162,7 @@ def test_the_committed_checkpoints_give_the_committed_numbers(tmp_path):
     for ours, theirs in zip(again["classifiers"], stored["classifiers"], strict=True):
         for key in ("sha256", "clean_accuracy", "center", "boundary"):
             assert ours[key] == theirs[key]
-        for group in ("budgets", "attacks", "balls"):
+        for group in ("budgets", "attacks", "balls", "closed"):
             for one, other in zip(ours[group], theirs[group], strict=True):
                 # The points are float32: another release of torch rounds them otherwise.
                 assert one.get("point") == pytest.approx(other.get("point"), abs=1e-6)

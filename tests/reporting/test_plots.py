@@ -4,10 +4,13 @@ import re
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 from jacobian_robust.reporting import figures as plots
 from jacobian_robust.reporting.console import print_results
+from jacobian_robust.reporting.gallery import Tile
 from jacobian_robust.reporting.html import write_report
 from jacobian_robust.robustness.examples import Examples
 from jacobian_robust.robustness.schema import (
@@ -276,3 +279,88 @@ def test_every_panel_of_a_training_says_what_it_measures(twin, penalised):
     rows = [{"epoch": 1, **{f"{stage}_{name}": 0.5 for stage in ("train", "validation") for name in names}}]
     figure = plots.training_curves(rows, twin=rows if twin else None, penalised=penalised, validation_name="test")
     assert all(axes.get_xlabel() and axes.get_ylabel() and axes.lines for axes in figure.axes)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["linear_margin_noise", "vanilla"], ["linear margin + noise", "undefended"]),
+        (["note_vanilla_seed1", "note_vanilla_seed2"], ["undefended, seed 1", "undefended, seed 2"]),
+        (["sweep/frobenius", "my_net"], ["sweep + Frobenius penalty", "my_net"]),
+        (["note_vanilla", "vanilla"], ["note_vanilla", "vanilla"]),  # they would be called the same
+        (["eta.max=0.1", "<b>vanilla</b>"], ["eta.max=0.1", "<b>vanilla</b>"]),
+    ],
+)
+def test_runs_are_called_by_words_where_these_tell_them_apart(names, said):
+    assert plots.in_words(names) == said
+
+
+def test_the_names_of_points_cover_neither_each_other_nor_a_point():
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    points = [(x / 10, 0.5 + 0.01 * (x % 3), f"a long name {x}", plots.PALETTE[0]) for x in range(2, 8)]
+    axes.plot(*zip(*(point[:2] for point in points), strict=True), "o")
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    plots.name_points(figure, axes, points)
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert len(boxes) == len(points)
+    places = axes.transData.transform([point[:2] for point in points])
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        assert not any(box.contains(x, y) for x, y in places)
+
+
+def test_two_lines_are_named_beside_them(results):
+    figure = plots.accuracy_curves(results.models, norm="linf", split="test")
+    (axes,) = figure.axes
+    assert axes.get_legend() is None
+    assert {text.get_text(): text.get_color() for text in axes.texts} == {
+        line.get_label(): line.get_color() for line in axes.lines
+    }
+
+
+def test_a_picture_for_a_document_is_small_and_not_blank(tmp_path, results):
+    figure = plots.accuracy_curves(results.models, norm="linf", split="test")
+    plots.write_picture(figure, tmp_path / "curve")
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.mode == "P"
+        assert len(picture.convert("RGB").getcolors(10**6)) > 20
+    assert "<svg" in (tmp_path / "curve.svg").read_text()
+
+
+def test_changes_stand_beside_a_scale_of_their_colours():
+    image, one = torch.zeros(1, 1, 4, 4), torch.ones(1)
+    broken = Examples(image, image + 0.25, torch.tensor([1]), torch.tensor([2]), one, one)
+    sheet = written(plots.adversarial_examples({0.3: broken}, norm="linf", title="a"))
+    assert "+0.25" in sheet
+    assert "-0.25" in sheet
+
+
+def tile(label, outcome, number):
+    return Tile("<i>net</i>", label, outcome, ["AAAA", "BBBB"], ["1: 90%", "<b>: 80%"], number)
+
+
+def test_the_gallery_is_searched_by_class_and_outcome_and_escapes_names(results, tmp_path):
+    tiles = [tile("<script>", "robust in ℓ∞", 3), tile("cat", "robust in ℓ∞", 4), tile("cat", "broken", 5)]
+    write_report(tmp_path / "report.html", results, [], {}, {}, tiles=tiles)
+    text = (tmp_path / "report.html").read_text()
+    assert "<script" not in text
+    assert "<b>: 80%" not in text
+    assert "<i>net" not in text
+    assert 'data-label="1" data-outcome="1"' in text
+    for rule in ('.by-label option[value="1"]:checked', '.by-outcome option[value="1"]:checked'):
+        assert rule in text
+    assert '<option value="1">cat</option>' in text
+    assert "by-model" not in text.split("<body>")[1], "there is one"
+
+
+def test_a_report_begins_with_a_sentence_a_table_and_the_certified_curve(certified, tmp_path):
+    figures = plots.save(plots.comparison(certified, []), tmp_path)
+    write_report(tmp_path / "report.html", certified, [], figures, {})
+    text = (tmp_path / "report.html").read_text()
+    head = text.split("<h2>")[0]
+    assert "Under every attack within ℓ∞ ε = 0.1, a/seed0 is right on 80.0% of 100 validation images" in head
+    assert "75.0% are certified" in head
+    assert head.count("<table>") == head.count("<figure") == 1
+    assert 'id="certified_linf"' in head
+    assert text.count('id="certified_linf"') == 1

@@ -28,6 +28,7 @@ __all__ = [
     "geodesics",
     "great_circle",
     "information_ball",
+    "orientation",
     "pullback_metric",
     "semi_axes",
     "sphere_jacobian",
@@ -135,6 +136,11 @@ def _orientation(
     return torch.linalg.det(frame)
 
 
+def orientation(logits: Logits, points: Float[Tensor, "batch n"]) -> Float[Tensor, "batch"]:
+    """Return ``det J_μ`` on the sphere's tangent plane over ``‖J_μ‖₂^n``: its sign changes where ``μ`` folds over."""
+    return _orientation(sphere_jacobian(logits, points), sphere_point(logits, points))
+
+
 def great_circle(
     start: Float[Tensor, "classes"], velocity: Float[Tensor, "classes"], length: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch classes"]:
@@ -205,8 +211,7 @@ class _Flow:
     def margins(self, y: np.ndarray) -> np.ndarray:
         """Return how far each ray is from each kind of end; it is there at 0."""
         x, _, t = self.parts(y)
-        orientation = _orientation(sphere_jacobian(self.logits, x), sphere_point(self.logits, x))
-        regular = orientation * math.copysign(1, self.orientation)
+        regular = orientation(self.logits, x) * math.copysign(1, self.orientation)
         edges = torch.minimum(x.amin(1) - self.low, self.high - x.amax(1))
         result: np.ndarray = torch.stack([self.radius - t, edges, regular], dim=1).numpy()
         return result

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from jacobian_robust.reporting import figures as plots
+from jacobian_robust.reporting.gallery import tiles_of
 from jacobian_robust.reporting.html import Section, write_report
 from jacobian_robust.robustness.results import Details, write_tables
 from jacobian_robust.robustness.schema import Group, Results
@@ -54,7 +55,7 @@ def write_evaluation(
     points = points_of(details)
     saved = plots.save(figures_of(results, alike, details, points) | dict(figures or {}), directory)
     rows = write_tables(results, details, directory)
-    write_report(directory / "report.html", results, alike, saved, config, section)
+    write_report(directory / "report.html", results, alike, saved, config, section, tiles=tiles_of(details))
     return Written(rows, points, saved)
 
 

@@ -16,6 +16,8 @@ from jacobian_robust.provenance import run_url
 from jacobian_robust.reporting import figures as plots
 from jacobian_robust.reporting.certificates import certified_table
 from jacobian_robust.reporting.figures import NORMS, SYMBOLS, unmet_note
+from jacobian_robust.reporting.gallery import Tile
+from jacobian_robust.reporting.summary import summarised
 from jacobian_robust.robustness.schema import Group, Results
 
 __all__ = ["Section", "Sheet", "write_report"]
@@ -35,8 +37,8 @@ CAPTIONS = {
     "A needle is a predicted angle, a dotted one the true angle; pixels of a mask are blue where they are right, "
     "orange where another class is predicted, grey where they are taken for background.",
     "examples": "Images broken within the budget, first those that no smaller one broke: clean, attacked and the "
-    "difference (scaled), with the predicted class and its probability. PGD ends at the first iterate that breaks an "
-    "image, so that low probabilities are usual.",
+    "difference, with the predicted class and its probability. They are a random sample that takes the classes in "
+    "turn. PGD ends at the first iterate that breaks an image, so that low probabilities are usual.",
 }
 
 
@@ -80,6 +82,7 @@ def write_report(
     config: Mapping[str, Any],
     section: Section | None = None,
     sheets: Sequence[Sheet] = (),
+    tiles: Sequence[Tile] = (),
 ) -> None:
     """Write the report of an evaluation.
 
@@ -91,6 +94,7 @@ def write_report(
         config: what was asked for, as plain containers.
         section: of the diagnostics, if any were measured.
         sheets: of earlier evaluations, shown after the figures.
+        tiles: of the gallery.
     """
     captions = CAPTIONS | dict(section.captions if section else {})
     text = (
@@ -98,8 +102,12 @@ def write_report(
         .get_template("report.html")
         .render(
             results=results,
+            summary=summarised(results),
+            tiles=tiles,
+            choices={of: list(dict.fromkeys(getattr(t, of) for t in tiles)) for of in ("model", "label", "outcome")},
             groups=alike,
             section=section.html if section else "",
+            section_kinds=tuple(section.captions) if section else (),
             figures=[_shown(name, file, captions) for name, file in figures.items()],
             sheets=[_sheet(sheet) for sheet in sheets],
             examples_caption=CAPTIONS["examples"],
@@ -136,8 +144,8 @@ def _embedded(png: bytes) -> str:
 
 
 def _shown(name: str, file: Path, captions: Mapping[str, str]) -> dict[str, str]:
-    caption = next(text for kind, text in captions.items() if name.startswith(kind))
-    return {"name": name, "caption": caption, "data": _embedded(file.read_bytes())}
+    kind, caption = next((kind, text) for kind, text in captions.items() if name.startswith(kind))
+    return {"name": name, "kind": kind, "caption": caption, "data": _embedded(file.read_bytes())}
 
 
 def _sheet(sheet: Sheet) -> dict[str, str | None]:

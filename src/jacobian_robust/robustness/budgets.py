@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -25,6 +25,7 @@ __all__ = [
     "is_allowed",
     "judged",
     "predictions",
+    "sample_order",
     "sweep",
 ]
 
@@ -98,6 +99,8 @@ class Sweep:
         budgets: the counts at each budget, in ascending order.
         robust: for each budget, which images are classified correctly, clean and under attack.
         examples: for each budget, some images that it took that budget to break.
+        robust_examples: some images that no budget broke.
+        wrong_examples: some images that are misclassified without an attack.
     """
 
     norm: Norm
@@ -108,6 +111,8 @@ class Sweep:
     budgets: list[BudgetResult] = field(default_factory=list)
     robust: list[Bool[Tensor, "images"]] = field(default_factory=list)
     examples: list[Examples] = field(default_factory=list)
+    robust_examples: Examples | None = None
+    wrong_examples: Examples | None = None
 
     @property
     def clean_accuracy(self) -> float:
@@ -286,7 +291,7 @@ def sweep(
     *,
     seed: int = 0,
     independent: bool = False,
-    examples: int = 8,
+    examples: int = 10,
     surrogates: Mapping[str, Sequence[nn.Module]] | None = None,
     progress: Callable[[str, float, int, int, int], None] = _silent,
     journal: Journal | None = None,
@@ -307,7 +312,8 @@ def sweep(
         seed: seed of the attacks.
         independent: attack all correct images anew at each budget, as if it were the only one: the protocol of the
             note's Table 1.
-        examples: how many broken images to keep for each budget, first of those that it takes that budget to break.
+        examples: how many broken images to keep for each budget, first of those that it takes that budget to break: a
+            random sample, given by the seed, with all classes in turn.
         surrogates: by the name of an attack, the models that it follows instead of the attacked one.
         progress: called before the first batch and after each with the attack's name, the budget, the number of images
             that it attacked so far and at most (its starts times the robust ones), and how many are still robust.
@@ -331,7 +337,7 @@ def sweep(
     state = _State(correct.clone(), images.new_full((len(images),), torch.inf))
     if journal and (saved := journal.load()):
         state = _State.restored(saved, images.device)
-    stages = _stages(attacks)
+    stages, order = _stages(attacks), sample_order(true_class, seed)
     for number in range(state.stage, len(stages)):
         eps, attack = stages[number]
         if state.after is None:
@@ -348,15 +354,37 @@ def sweep(
             after=state.after,
             attackers=attackers,
         ):
-            state.take(batch, images, norm, eps, examples)
+            state.take(batch, images, norm, eps, order, examples)
             progress(attack.name, eps, state.met, of, int(state.standing.sum()))
             if journal:
                 journal.save(state.saved)
         state.end(attack.name, eps, last=number + 1 == len(stages) or stages[number + 1][0] != eps)
         if journal:
             journal.save(state.saved)
-    gathered = functools.partial(_gather, model, images, labels, predicted, attacks[0].family)
-    return _result(images, norm, predicted, correct, state, independent, examples, gathered)
+    gathered = functools.partial(_gather, model, images, labels, predicted, true_class, attacks[0].family)
+    result = _result(images, norm, predicted, correct, state, independent, examples, gathered)
+    if not examples:
+        return result
+    robust = torch.stack(result.robust).all(0) if result.robust else correct
+    in_turn = order.argsort().tolist()
+    kept, wrong = ([(i, images[i]) for i in in_turn if which[i]][:examples] for which in (robust, ~correct))
+    return replace(result, robust_examples=gathered(kept), wrong_examples=gathered(wrong))
+
+
+def sample_order(labels: Int[Tensor, "images"], seed: int) -> Int[Tensor, "images"]:
+    """Return the place of each image in a random order that takes the classes in turn.
+
+    Args:
+        labels: the classes.
+        seed: of the order; torch's global random stream is left as it was.
+    """
+    labels = labels.cpu()
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    place = torch.empty_like(shuffled)
+    for turn, label in enumerate(labels.unique()):
+        of_class = shuffled[labels[shuffled] == label]
+        place[of_class] = torch.arange(len(of_class)) * len(labels) + turn
+    return place.argsort().argsort()
 
 
 def _stages(attacks: Sequence[Attack]) -> list[tuple[float, Attack]]:
@@ -448,8 +476,10 @@ class _State:
             self.attacks, self.broken = [], []
         self.stood, self.met, self.discarded = int(self.standing.sum()), 0, 0
 
-    def take(self, batch: Attacked, images: Tensor, norm: Norm, eps: float, examples: int) -> None:
-        """Count a batch."""
+    def take(
+        self, batch: Attacked, images: Tensor, norm: Norm, eps: float, order: Int[Tensor, "images"], examples: int
+    ) -> None:
+        """Count a batch, and keep the broken images that are first in an order."""
         self.met += len(batch.indices)
         self.discarded += int((~batch.allowed).sum())
         fallen = batch.indices[batch.fallen]
@@ -457,8 +487,10 @@ class _State:
             torch.inf if norm == "gaussian" else eps
         )
         self.smallest[fallen] = torch.minimum(self.smallest[fallen], lengths)
-        for i in batch.fallen.nonzero().squeeze(-1)[: examples - len(self.broken)].tolist():
-            self.broken.append((int(batch.indices[i]), batch.adversarial[i].cpu()))
+        first = order[fallen.cpu()].argsort()[:examples]
+        made = batch.adversarial[batch.fallen][first.to(fallen.device)].cpu()
+        self.broken += list(zip(fallen.cpu()[first].tolist(), made, strict=True))
+        self.broken = sorted(self.broken, key=lambda kept: int(order[kept[0]]))[:examples]
         self.after = batch.position
 
     def end(self, attack: str, eps: float, *, last: bool) -> None:
@@ -475,9 +507,10 @@ def _gather(
     images: Float[Tensor, "images *shape"],
     labels: Shaped[Tensor, "images *_"],
     predicted: Int[Tensor, "images"],
+    true_class: Int[Tensor, "images"],
     family: Family,
     broken: list[_Broken],
 ) -> Examples:
     index = torch.tensor([image for image, _ in broken], dtype=torch.long, device=images.device)
     adversarial = torch.stack([made.to(images.device) for _, made in broken]) if broken else images[index]
-    return gather(model, images, labels, predicted, family, index, adversarial)
+    return gather(model, images, labels, predicted, family, index, adversarial, true_class)

@@ -1,6 +1,6 @@
 """Attacked images with what is predicted of them, for pictures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -13,17 +13,19 @@ __all__ = ["Examples", "gather"]
 
 @dataclass(frozen=True)
 class Examples:
-    """Images that an attack broke.
+    """Images that an attack broke; or did not, and is ``adversarial`` then the clean ones.
 
     Attributes:
         clean: the images.
         adversarial: what broke them.
-        clean_class: the classes predicted for the one, all correct.
+        clean_class: the classes predicted for the one.
         adversarial_class: and for the other.
         clean_confidence: the probability of the one's predicted class.
         adversarial_confidence: and of the other's.
         predicted: of another task than classification, whose classes are 0, right, and 1, wrong: the targets, and what
             is predicted for the clean images and for the others.
+        true_class: the true classes, where they are known.
+        index: the numbers of the images, where the classes are known.
     """
 
     clean: Float[Tensor, "examples *shape"]
@@ -33,6 +35,8 @@ class Examples:
     clean_confidence: Float[Tensor, "examples"]
     adversarial_confidence: Float[Tensor, "examples"]
     predicted: tuple[Tensor, Tensor, Tensor] | None = None
+    true_class: Int[Tensor, "examples"] | None = None
+    index: Int[Tensor, "examples"] | None = None
 
 
 def gather(
@@ -43,12 +47,14 @@ def gather(
     family: Family,
     index: Int[Tensor, "examples"],
     adversarial: Float[Tensor, "examples *shape"],
+    true_class: Int[Tensor, "images"] | None = None,
 ) -> Examples:
     """Return attacked images with what is predicted of them, and of the images ``index`` that they come from."""
     clean = images[index]
     if isinstance(family, Categorical):
         (before, _), (after, adversarial_class) = (_most_likely(model, x) for x in (clean, adversarial))
-        return Examples(clean, adversarial, predicted[index], adversarial_class, before, after)
+        found = Examples(clean, adversarial, predicted[index], adversarial_class, before, after)
+        return found if true_class is None else replace(found, true_class=true_class[index], index=index)
     unknown = torch.full(index.shape, torch.nan, device=images.device)
     said: tuple[Tensor, Tensor, Tensor] | None = None
     if len(index):

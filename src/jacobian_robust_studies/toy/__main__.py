@@ -1,20 +1,17 @@
 """The command: ``python -m jacobian_robust_studies.toy RUN --out DIRECTORY``."""
 
 import argparse
-import io
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from jacobian_robust.errors import UserError, ends_in_one_line
 from jacobian_robust.files import write_atomically
 from jacobian_robust.provenance import git_state, versions
+from jacobian_robust.reporting.figures import write_picture
 from jacobian_robust_studies.toy import __doc__ as description
-from jacobian_robust_studies.toy import plane, simplex
+from jacobian_robust_studies.toy import animation, balls, plane, simplex
 from jacobian_robust_studies.toy.measure import classifiers, scenes
 from jacobian_robust_studies.toy.schema import Toy
 
@@ -22,7 +19,7 @@ __all__ = ["main", "toy"]
 
 
 def toy(place: Path, directory: Path, *, rays: int = 56) -> Toy:
-    """Write the figures, as PNG and SVG, and ``toy.json`` into a new directory; return what the latter holds.
+    """Write the figures (PNG, SVG), an animation and ``toy.json`` into a new directory; return what the latter holds.
 
     Args:
         place: directory of a run with ``twin=true``, or with two exports.
@@ -44,26 +41,17 @@ def toy(place: Path, directory: Path, *, rays: int = 56) -> Toy:
         "decision_regions": plane.decision_regions(drawn, points, labels, eps),
         "information_balls": plane.information_balls(drawn, eps),
         "heights": plane.heights(drawn),
-        "geodesic_balls": plane.geodesic_balls(drawn, eps),
+        "geodesic_balls": balls.geodesic_balls(drawn, eps),
         "circles": simplex.circles(drawn, eps),
         "attacks": simplex.attacks(drawn, eps),
     }
     for name, figure in figures.items():
-        figure.savefig(directory / f"{name}.png", dpi=120, pil_kwargs={"optimize": True})
-        _save_svg(figure, directory / f"{name}.svg")
+        write_picture(figure, directory / name)
+    animation.write_attack(drawn, eps, directory / "attack.gif")
     with write_atomically(directory / "toy.json") as file:  # last: it says that the rest is whole
         file.write(results.model_dump_json(indent=2))
-    Console().print(f"results: {directory}/toy.json, *.png, *.svg", soft_wrap=True)
+    Console().print(f"results: {directory}/toy.json, *.png, *.svg, attack.gif", soft_wrap=True)
     return results
-
-
-def _save_svg(figure: Figure, path: Path) -> None:
-    """Write a figure with coordinates to a hundredth of a point, at half the size; of equal figures equal files."""
-    text = io.StringIO()
-    with rc_context({"svg.hashsalt": path.stem}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    lean = re.sub(r' d="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text.getvalue())
-    path.write_text(lean, encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +26,7 @@ from jacobian_robust.geometry.pullback import (
 )
 from jacobian_robust.robustness.budgets import sweep
 from jacobian_robust.robustness.prediction import radii
+from jacobian_robust_studies.toy.closed import closed_areas, largest
 from jacobian_robust_studies.toy.schema import (
     LEVELS,
     Attack,
@@ -43,8 +45,11 @@ __all__ = ["Classifier", "classifiers", "scenes"]
 WINDOW = (-0.5, 1.5)
 """Coordinates between which geodesics are followed: the data's square and half its side around it."""
 
-SIDE, FIELD, CIRCLES = 301, 10, 4
+SIDE, FIELD, CIRCLES = 301, 10, 3
 """Points along a side of the fine grid and of the coarse one; circles of each class."""
+
+CLOSED_SIDE = 201
+"""Points along a side of the grid on which it is seen which geodesic balls are balls."""
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
 """The budgets of the attacks, as shares of ε."""
@@ -120,18 +125,30 @@ def scenes(
     found = []
     for model, near in zip(models, nearest, strict=True):
         balls = [_ball(model, points[i], int(labels[i]), rays) for i in shown]
+        areas = closed_areas(model.logits, _grid(CLOSED_SIDE), points) * (near > 0)
+        closed = [_ball(model, points[i], int(labels[i]), rays, share) for i, share in largest(areas, labels)]
         attacks = [_attack(model, points[i], int(labels[i]), eps) for i in attacked]
         around = [int(i) for label in range(3) for i in (labels == label).nonzero()[:CIRCLES]]
         field = _grid(FIELD, 0.5 / FIELD, 1 - 0.5 / FIELD)
+        numbers = _numbers(model, points, labels, near, eps, attacks)
+        numbers |= {
+            "balls": [ball.numbers for ball in balls],
+            # A ball inside one that is a ball is one, too, be it too small for the grid.
+            "closed_points": (areas.flip(0).cummax(0).values.flip(0) > 0).sum(1).tolist(),
+            "closed": [ball.numbers for ball in closed],
+        }
         scene = Scene(
-            title=model.name if not model.checkpoint.config.get("regularizer") else f"regularised ({model.name})",
-            numbers=_numbers(model, points, labels, near, eps, balls, attacks),
+            title="with the penalty" if model.checkpoint.config.get("regularizer") else "undefended",
+            numbers=ClassifierNumbers.model_validate(numbers),
             theta=model.probabilities(_grid(SIDE)),
             field=field,
             field_theta=model.probabilities(field),
             field_metric=pullback_metric(model.logits, field),
             balls=balls,
-            circles=[(int(labels[i]), model.probabilities(points[i] + eps * _directions(120))) for i in around],
+            closed=closed,
+            circles=[
+                (int(labels[i]), points[i], model.probabilities(points[i] + eps * _directions(120))) for i in around
+            ],
             attacks=attacks,
         )
         found.append(scene)
@@ -188,9 +205,9 @@ def _attacked(nearest: Sequence[Float[Tensor, "points"]], labels: Int[Tensor, "p
     return [int(index[0]) for index in found if len(index)]
 
 
-def _ball(model: Classifier, point: Float[Tensor, "2"], label: int, rays: int) -> Ball:
-    """Return the geodesic ball of radius ``d_B`` around a point, by so many rays."""
-    radius = float(distance_to_boundary(model.probabilities(point[None]))[0])
+def _ball(model: Classifier, point: Float[Tensor, "2"], label: int, rays: int, share: float = 1.0) -> Ball:
+    """Return the geodesic ball of a share of the radius ``d_B`` around a point, by so many rays."""
+    radius = share * float(distance_to_boundary(model.probabilities(point[None]))[0])
     metric = pullback_metric(model.logits, point[None])[0]
     # Half of them evenly spread in the metric, half in the plane: of a long and thin ball either set misses a part.
     lengths, axes = semi_axes(metric, metric.new_tensor(1.0))
@@ -205,9 +222,10 @@ def _ball(model: Classifier, point: Float[Tensor, "2"], label: int, rays: int) -
     numbers = BallNumbers(
         point=point.tolist(),
         label=label,
+        share=share,
         radius=radius,
         rays=rays,
-        partway=[int((followed.radius > share * radius).sum()) for share in LEVELS],
+        partway=[int((followed.radius > level * radius).sum()) for level in LEVELS],
         reached=int(whole.sum()),
         left=followed.why.count("window") + followed.why.count("length"),
         folded=followed.why.count("fold"),
@@ -262,9 +280,9 @@ def _numbers(
     labels: Int[Tensor, "points"],
     nearest: Float[Tensor, "points"],
     eps: float,
-    balls: Sequence[Ball],
     attacks: Sequence[Attack],
-) -> ClassifierNumbers:
+) -> dict[str, Any]:
+    """Return the numbers of a classifier but those of its geodesic balls."""
     images, correct = points.view(-1, 1, 1, 2), nearest > 0
     budgets = tuple(round(share * eps, 12) for share in SHARES)
     pgd = PGD(name="pgd", norm="l2", eps=budgets, steps=40, step_size=eps / 10, batch_size=len(points))
@@ -275,21 +293,20 @@ def _numbers(
         satisfied: Bool[Tensor, points] = (found.spectral * eps <= distance) & correct
         return Condition(satisfied=int(satisfied.sum()), broken=int((satisfied & (nearest <= eps)).sum()))
 
-    return ClassifierNumbers(
-        name=model.name,
-        sha256=str(model.checkpoint.sha256),
-        seed=int(model.checkpoint.config["seed"]),
-        epochs=model.checkpoint.epochs,
-        test_points=len(points),
-        clean_accuracy=float(correct.double().mean()),
-        budgets=[
+    return {
+        "name": model.name,
+        "sha256": str(model.checkpoint.sha256),
+        "seed": int(model.checkpoint.config["seed"]),
+        "epochs": model.checkpoint.epochs,
+        "test_points": len(points),
+        "clean_accuracy": float(correct.double().mean()),
+        "budgets": [
             Budget(eps=b.eps, pgd=b.robust_accuracy, search=float((nearest > b.eps).double().mean()))
             for b in swept.budgets
         ],
-        jacobian_mean=float(found.spectral.mean()),
-        jacobian_max=float(torch.linalg.eigvalsh(pullback_metric(model.logits, _grid(101))).max().sqrt()),
-        center=condition(found.center),
-        boundary=condition(found.boundary),
-        balls=[ball.numbers for ball in balls],
-        attacks=[attack.numbers for attack in attacks],
-    )
+        "jacobian_mean": float(found.spectral.mean()),
+        "jacobian_max": float(torch.linalg.eigvalsh(pullback_metric(model.logits, _grid(101))).max().sqrt()),
+        "center": condition(found.center),
+        "boundary": condition(found.boundary),
+        "attacks": [attack.numbers for attack in attacks],
+    }

@@ -6,7 +6,7 @@ images inside the SVG files small.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,29 +18,19 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Patch
-from matplotlib.ticker import MultipleLocator
 from torch import Tensor
 
 from jacobian_robust.geometry import distance_to_boundary, distance_to_center
 from jacobian_robust.geometry.pullback import semi_axes
 from jacobian_robust.reporting.figures import PALETTE
-from jacobian_robust_studies.toy.schema import LEVELS, Ball, Scene, samples
+from jacobian_robust_studies.toy.schema import Scene
 
-__all__ = ["decision_regions", "geodesic_balls", "heights", "information_balls"]
+__all__ = ["decision_regions", "heights", "information_balls"]
 
 MARKERS = "os^"
 INK = "#222222"
-OUTSIDE = "#e4e4e4"
 SHADES = 24
 """Steps of a shade."""
-SHRUNK = 0.3
-"""Scale of the ellipses of the field, which keeps them apart."""
-BORDERS: tuple[tuple[float, str, Literal[":", "-.", "-"]], ...] = (
-    (LEVELS[0], "a quarter of", ":"),
-    (LEVELS[1], "half of", "-."),
-    (1.0, "all of", "-"),
-)
-"""Shares of a geodesic ball's radius, their names, and the line styles of these balls' borders."""
 
 
 def regions(axes: Axes, scene: Scene, *, strength: float = 0.75) -> None:
@@ -70,9 +60,9 @@ def _square(axes: Axes) -> None:
     axes.set(xlabel="$x_1$", ylabel="$x_2$")
 
 
-def panels(rows: int, scenes: Sequence[Scene], *, height: float = 4.6) -> tuple[Figure, np.ndarray]:
+def panels(rows: int, scenes: Sequence[Scene], *, height: float = 4.2) -> tuple[Figure, np.ndarray]:
     """Return a figure with rows of panels, a column for each classifier."""
-    figure = Figure(figsize=(4.9 * len(scenes) + 0.6, height * rows + 1.0), layout="constrained")
+    figure = Figure(figsize=(4.5 * len(scenes) + 0.6, height * rows + 1.0), layout="constrained")
     axes = figure.subplots(rows, len(scenes), squeeze=False)
     for column, scene in zip(axes[0], scenes, strict=True):
         column.set_title(scene.title, fontsize=15)
@@ -124,27 +114,31 @@ def _ellipses(axes: Axes, centres: Tensor, lengths: Tensor, angles: Tensor, **st
 
 
 def information_balls(scenes: Sequence[Scene], eps: float) -> Figure:
-    """Return the field of the balls of both radii, shrunk; semi-axes longer than a cell's are cut."""
+    """Return the field of the balls of both radii, their semi-axes on a scale that has room for all.
+
+    A semi-axis ``a`` is drawn as ``a/(a + ε)`` of half a cell: ε is a quarter of a cell, an infinite one fills it.
+    """
     figure, grid = panels(2, scenes)
     for row, (name, distance) in enumerate((("δ", distance_to_center), ("$d_B$", distance_to_boundary))):
         for axes, scene in zip(grid[row], scenes, strict=True):
             regions(axes, scene, strength=0.28)
             cell = 1 / math.isqrt(len(scene.field))
             lengths, directions = semi_axes(scene.field_metric, distance(scene.field_theta))
-            drawn = (SHRUNK * lengths).clamp_max(0.46 * cell)
+            drawn = 0.49 * cell * lengths / (lengths + eps)
             angles = torch.atan2(directions[:, 1, 0], directions[:, 0, 0]).rad2deg()
-            _ellipses(axes, scene.field, torch.full_like(drawn, SHRUNK * eps), angles, facecolor="#bbbbbb", zorder=2)
+            _ellipses(axes, scene.field, torch.full_like(drawn, 0.245 * cell), angles, facecolor="#bbbbbb", zorder=2)
             holds = lengths[:, 0] >= eps
             for which, colour, width in ((holds, PALETTE[0], 1.4), (~holds, PALETTE[1], 2.0)):
                 style = {"edgecolor": colour, "facecolor": "none", "linewidth": width, "zorder": 3}
                 _ellipses(axes, scene.field[which], drawn[which], angles[which], **style)
         grid[row][0].set_ylabel(f"radius {name}\n$x_2$", fontsize=14)
     entries: list[Line2D | Patch] = [
-        Patch(color="#bbbbbb", label=f"Euclidean ball, ε = {eps:g} (all at {SHRUNK:g} of their size)"),
-        key("information ball (cut to its cell), contains it", PALETTE[0]),
-        key("does not contain it", PALETTE[1], linewidth=2),
+        Patch(color="#bbbbbb", label=f"Euclidean ball, ε = {eps:g}"),
+        key("information ball that contains it", PALETTE[0]),
+        key("one that does not", PALETTE[1], linewidth=2),
+        key("(semi-axis a drawn as a/(a + ε) of half a cell)", linestyle=""),
     ]
-    legend(figure, entries, 3)
+    legend(figure, entries, 4)
     return figure
 
 
@@ -168,61 +162,3 @@ def heights(scenes: Sequence[Scene]) -> Figure:
         bar.set_label(f"{name}\n(lines: every 0.25)", fontsize=13)
     legend(figure, [key("decision boundary", PALETTE[1])], 1)
     return figure
-
-
-def _border(ball: Ball, share: float) -> np.ndarray:
-    """Return where each ray has a ``share`` of the ball's radius; nan for a ray that ends before."""
-    border, length = np.full(ball.rays.ends.shape, np.nan), share * ball.numbers.radius
-    for ray, why in enumerate(ball.rays.why):
-        places, lengths = (found.numpy() for found in samples(ball.rays, ray))
-        if share == 1 and why == "radius":
-            border[ray] = places[-1]
-        elif length < lengths[-1]:
-            border[ray] = [np.interp(length, lengths, column) for column in places.T]
-    return border
-
-
-def geodesic_balls(scenes: Sequence[Scene], eps: float) -> Figure:
-    """Return the geodesic balls around a point of each class, a row for each classifier."""
-    number = max(len(scene.balls) for scene in scenes)
-    figure = Figure(figsize=(4.3 * number + 0.6, 4.3 * len(scenes) + 0.9), layout="constrained")
-    grid = figure.subplots(len(scenes), number, squeeze=False)
-    for scene, line in zip(scenes, grid, strict=True):
-        for axes, ball in zip(line, scene.balls, strict=True):
-            regions(axes, scene, strength=0.28)
-            _geodesic_ball(axes, ball, eps)
-        line[0].set_ylabel(f"{scene.title}\n$x_2$", fontsize=15)
-    for axes in grid[-1]:
-        axes.set_xlabel("$x_1$")
-    entries: list[Line2D | Patch] = [
-        *(key(f"geodesic ball, {of} $d_B$", PALETTE[0], linestyle=line, linewidth=2.4) for _, of, line in BORDERS),
-        key("geodesics", PALETTE[0], linewidth=0.6),
-        key("flat approximation of the whole ball", PALETTE[1], linestyle="--", linewidth=2),
-        key(f"Euclidean ball, ε = {eps:g}", linestyle=":", linewidth=1.6),
-        key("fold", PALETTE[3], marker="x", linestyle=""),
-        Patch(facecolor=OUTSIDE, label="outside the unit square"),
-        *(key(f"centre, class {k}", marker=marker, linestyle="") for k, marker in enumerate(MARKERS)),
-    ]
-    legend(figure, entries, 3)
-    return figure
-
-
-def _geodesic_ball(axes: Axes, ball: Ball, eps: float) -> None:
-    """Draw a ball's geodesics, its borders, its flat approximation and the Euclidean ball."""
-    (x, y), label, reach = ball.numbers.point, ball.numbers.label, 2.2 * eps
-    for path, end in zip(ball.rays.positions, ball.rays.ends, strict=True):
-        curve = torch.cat([path[path.isfinite().all(1)], end[None]])
-        seen = (curve - curve.new_tensor([x, y])).abs().amax(1) < 1.1 * reach
-        axes.plot(*torch.where(seen[:, None], curve, torch.nan).T, color=PALETTE[0], linewidth=0.6, alpha=0.7)
-    for share, _, stroke in BORDERS:
-        border = _border(ball, share)
-        axes.plot(*np.concatenate([border, border[:1]]).T, stroke, color=PALETTE[0], linewidth=2.4)
-    folds = ball.rays.ends.numpy()[np.array(ball.rays.why) == "fold"]
-    axes.plot(*folds.T, "x", color=PALETTE[3], markersize=6, markeredgewidth=1.6)
-    axes.plot(*torch.cat([ball.flat, ball.flat[:1]]).T, "--", color=PALETTE[1], linewidth=2)
-    axes.add_patch(Circle((x, y), eps, facecolor="none", edgecolor=INK, linewidth=1.6, linestyle=":"))
-    axes.plot(x, y, MARKERS[label], color=INK, markersize=6)
-    axes.set_title(f"class {label}, $d_B$ = {ball.numbers.radius:.2f}", fontsize=12)
-    axes.set(xlabel="", ylabel="", facecolor=OUTSIDE, xlim=(x - reach, x + reach), ylim=(y - reach, y + reach))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MultipleLocator(0.1))

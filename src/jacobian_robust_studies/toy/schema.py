@@ -11,11 +11,14 @@ from torch import Tensor
 from jacobian_robust.geometry.pullback import Geodesics
 from jacobian_robust.robustness.schema import Strict
 
-__all__ = ["LEVELS", "Attack", "AttackNumbers", "Ball", "BallNumbers", "Budget", "ClassifierNumbers", "Condition"]
-__all__ += ["Scene", "Toy", "samples"]
+__all__ = ["CLOSED", "LEVELS", "Attack", "AttackNumbers", "Ball", "BallNumbers", "Budget", "ClassifierNumbers"]
+__all__ += ["Condition", "Scene", "Toy", "samples"]
 
 LEVELS = (0.25, 0.5)
 """Shares of a geodesic ball's radius at which smaller balls are drawn in it."""
+
+CLOSED = (0.25, 0.5, 0.75, 1.0)
+"""Shares of ``d_B`` for which it is counted how many geodesic balls of that radius are balls."""
 
 
 class Budget(Strict):
@@ -38,7 +41,8 @@ class BallNumbers(Strict):
 
     point: list[float]
     label: int  # of the point, and predicted there
-    radius: float  # d_B, the Fisher–Rao distance to the decision boundary
+    share: float = 1.0  # of d_B that is the radius
+    radius: float  # of the ball, a share of d_B, the Fisher–Rao distance to the decision boundary
     rays: int  # geodesics followed
     partway: list[int]  # how many have the LEVELS of the radius as their length, before or at their end
     reached: int  # how many have the whole radius as their length
@@ -76,6 +80,8 @@ class ClassifierNumbers(Strict):
     center: Condition  # with d = δ, the distance to the centre: the note's condition
     boundary: Condition  # with d = d_B, the exact distance to the decision boundary
     balls: list[BallNumbers]
+    closed_points: list[int]  # by the CLOSED shares of d_B, correct test points whose ball is one (see closed.py)
+    closed: list[BallNumbers]  # of each class, the largest of these balls
     attacks: list[AttackNumbers]
 
 
@@ -127,7 +133,8 @@ class Scene:
     field_theta: Float[Tensor, "field 3"]  # the predictions there
     field_metric: Float[Tensor, "field 2 2"]  # the pulled-back metric there
     balls: Sequence[Ball]
-    circles: Sequence[tuple[int, Float[Tensor, "circle 3"]]]  # class, and predictions at radius ε around a test point
+    closed: Sequence[Ball]
+    circles: Sequence[tuple[int, Float[Tensor, "2"], Float[Tensor, "circle 3"]]]  # class, centre, predictions around it
     attacks: Sequence[Attack]
 
     @property

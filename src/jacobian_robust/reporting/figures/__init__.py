@@ -21,12 +21,15 @@ from jacobian_robust.reporting.figures.style import (
     Points,
     Rows,
     headline,
+    in_words,
     line_style,
     name_lines,
+    name_points,
     save,
     suffix_of,
     unmet_note,
     write_note,
+    write_picture,
 )
 from jacobian_robust.reporting.figures.training import progress, training_curves
 
@@ -45,8 +48,10 @@ __all__ = [
     "comparison",
     "group_curves",
     "headline",
+    "in_words",
     "line_style",
     "name_lines",
+    "name_points",
     "noise_curves",
     "on_log_axes",
     "overview",
@@ -60,4 +65,5 @@ __all__ = [
     "unmet_note",
     "wilson",
     "write_note",
+    "write_picture",
 ]

@@ -11,6 +11,7 @@ from jacobian_robust.reporting.figures.style import (
     BUDGET_LABELS,
     NORMS,
     headline,
+    in_words,
     line_style,
     name_lines,
     shortened,
@@ -32,8 +33,9 @@ def accuracy_curves(models: Sequence[Model], *, norm: Norm, split: str, note: st
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    for i, model in enumerate(models):
-        axes.plot(*zip(*model.accuracy(norm), strict=True), **line_style(i), label=model.name)
+    names = in_words([model.name for model in models])
+    for i, (model, name) in enumerate(zip(models, names, strict=True)):
+        axes.plot(*zip(*model.accuracy(norm), strict=True), **line_style(i), label=name)
     axes.set(
         xlabel=BUDGET_LABELS[norm],
         ylabel=f"{models[0].right} on all images",
@@ -57,9 +59,10 @@ def group_curves(found: Sequence[Group], *, norm: Norm, images: str, note: str =
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    for i, group in enumerate(found):
+    names = in_words([group.name for group in found])
+    for i, (group, name) in enumerate(zip(found, names, strict=True)):
         eps, means, spreads = zip(*sorted({(0.0, *group.clean), *group.robust[norm]}), strict=True)
-        label = f"{group.name} ({len(group.seeds)} seeds)"
+        label = f"{name} ({len(group.seeds)} seeds)"
         axes.errorbar(eps, means, spreads, **line_style(i), capsize=3, label=label)
     axes.set(
         xlabel=BUDGET_LABELS[norm],
@@ -185,14 +188,15 @@ def noise_curves(models: Sequence[Model], *, split: str) -> Figure:
     """
     figure = Figure(figsize=(5.4, 4.6), layout="constrained")
     axes = figure.subplots()
-    for i, model in enumerate(models):
+    names = in_words([model.name for model in models])
+    for i, (model, name) in enumerate(zip(models, names, strict=True)):
         if not model.noise:
             continue
         axes.plot(
             [point.sigma for point in model.noise],
             [point.accuracy for point in model.noise],
             **line_style(i),
-            label=model.name,
+            label=name,
         )
     axes.set(xlabel=BUDGET_LABELS["gaussian"], ylabel="accuracy", ylim=(-0.02, 1.02))
     axes.set_title(f"Accuracy under noise, {models[0].images} {split} images")

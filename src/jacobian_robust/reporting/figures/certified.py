@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from jacobian_robust.attacks import Norm
-from jacobian_robust.reporting.figures.style import BUDGET_LABELS, line_style, write_note
+from jacobian_robust.reporting.figures.style import BUDGET_LABELS, in_words, line_style, write_note
 from jacobian_robust.robustness.schema import Model, Results
 
 __all__ = ["certified_curves"]
@@ -26,22 +26,23 @@ def certified_curves(results: Results, *, norm: Norm, note: str = "") -> Figure 
         return None
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
-    for i, model in enumerate(models):
+    names = in_words([model.name for model in models])
+    for i, (model, called) in enumerate(zip(models, names, strict=True)):
         style = line_style(i)
         attacked = model.accuracy(norm)
         certified = model.certified(norm)
         # Between 0 and the first budget a line would say what nobody computed: that the share falls evenly.
         nothing = bool(certified) and not any(share for eps, share in certified if eps)
         said = "under attack (none certified)" if nothing else "under attack"
-        axes.plot(*zip(*attacked, strict=True), **style, label=f"{model.name}: {said}")
+        axes.plot(*zip(*attacked, strict=True), **style, label=f"{called}: {said}")
         if certified and not nothing:
             style |= {"linestyle": "--", "markerfacecolor": "white"}
-            axes.plot(*zip(*certified, strict=True), **style, label=f"{model.name}: certified")
+            axes.plot(*zip(*certified, strict=True), **style, label=f"{called}: certified")
             eps, upper = zip(*attacked, strict=True)
             axes.fill_between(eps, [dict(certified)[x] for x in eps], upper, color=style["color"], alpha=0.15, lw=0)
         for name, points in _smoothed(model, norm).items():
             style |= {"linestyle": ":", "marker": "x"}
-            axes.plot(*zip(*points, strict=True), **style, label=f"{model.name}: {name}, of the smoothed classifier")
+            axes.plot(*zip(*points, strict=True), **style, label=f"{called}: {name}, of the smoothed classifier")
     axes.set(
         xlabel=BUDGET_LABELS[norm],
         ylabel=f"{results.right} on all images",

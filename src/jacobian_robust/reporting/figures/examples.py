@@ -19,6 +19,7 @@ from jacobian_robust.robustness.examples import Examples
 __all__ = ["adversarial_examples", "attack_picture"]
 
 _GREY = {"cmap": "gray", "vmin": 0, "vmax": 1}
+_CHANGE = {"cmap": "PuOr_r", "vmin": -1, "vmax": 1}
 _ANGLE = "°"
 
 RIGHT, OTHER, LOST, BACKGROUND = PALETTE[0], PALETTE[1], "#999999", "#FFFFFF"
@@ -35,6 +36,7 @@ class _Row:
         captions: above each; none leaves them out.
         colours: of images with one channel.
         angles: true and predicted ones, in degrees anticlockwise, to be drawn.
+        scale: the change in a pixel that the colours end at, for a colour scale beside the row; none without one.
     """
 
     label: str
@@ -43,6 +45,7 @@ class _Row:
     colours: Mapping[str, Any] | None = None
     colour: str = PALETTE[0]
     angles: Sequence[tuple[float, float]] = ()
+    scale: float | None = None
 
 
 def adversarial_examples(
@@ -54,7 +57,7 @@ def adversarial_examples(
     unit: str = "",
     class_names: Sequence[str] | None = None,
 ) -> Figure:
-    """Return a sheet of broken images: for each budget rows of clean images, of attacked ones and of the difference.
+    """Return a sheet of broken images: for each budget rows of clean images, of attacked ones and of the change.
 
     Args:
         examples: by budget; images ``(n, channels, height, width)`` with pixels in [0, 1].
@@ -129,11 +132,12 @@ def _masks(said: Tensor, targets: Tensor) -> Tensor:
 
 
 def _difference(e: Examples) -> _Row:
+    """Return the row of the changes; those of colours around grey."""
     change = (e.adversarial - e.clean).cpu()
-    scaled = change / max(float(change.abs().max()), 1e-9)
-    if scaled.shape[1] == 3:
-        return _Row("difference", scaled / 2 + 0.5)
-    return _Row("difference", scaled, colours={"cmap": "PuOr_r", "vmin": -1, "vmax": 1})
+    scale = max(float(change.abs().max()), 1e-9)
+    if change.shape[1] == 3:
+        return _Row("change", change / scale / 2 + 0.5, colours={"cmap": "gray"}, scale=scale)
+    return _Row("change", change / scale, colours=_CHANGE, scale=scale)
 
 
 def _sheet(blocks: Sequence[Sequence[_Row]], title: str) -> Figure:
@@ -152,9 +156,20 @@ def _sheet(blocks: Sequence[Sequence[_Row]], title: str) -> Figure:
             top += 0.17 if row.captions else 0.06
             top += _draw(axes, row, top)
         top += 0.08
-    axes.set(xlim=(0, 1.1 * columns - 0.1), ylim=(top, 0))
+    beside = 0.55 if any(row.scale for rows in blocks for row in rows) else 0.0
+    axes.set(xlim=(0, 1.1 * columns - 0.1 + beside), ylim=(top, 0), aspect="equal")
     axes.set_axis_off()
     return figure
+
+
+def _draw_scale(axes: Axes, row: _Row, left: float, top: float, height: float) -> None:
+    """Draw the colour scale of a row of changes."""
+    shades = torch.linspace(1, -1, 64)[:, None].numpy()
+    colours: dict[str, Any] = {"cmap": (row.colours or {}).get("cmap"), "vmin": -1, "vmax": 1}
+    axes.imshow(shades, extent=(left, left + 0.1, top + height, top), aspect="auto", **colours)
+    for place, change in ((0.0, row.scale), (0.5, 0.0), (1.0, -(row.scale or 0))):
+        aligned = {0.0: "top", 0.5: "center", 1.0: "bottom"}[place]
+        axes.text(left + 0.14, top + place * height, f"{change:+.2g}" if change else "0", fontsize=8, va=aligned)
 
 
 def _draw(axes: Axes, row: _Row, top: float) -> float:
@@ -162,6 +177,8 @@ def _draw(axes: Axes, row: _Row, top: float) -> float:
     *_, height_in_pixels, width_in_pixels = row.images.shape
     height = height_in_pixels / width_in_pixels
     axes.text(-0.12, top + height / 2, row.label, ha="right", va="center")
+    if row.scale is not None:
+        _draw_scale(axes, row, 1.1 * len(row.images), top, height)
     for column, image in enumerate(row.images.cpu()):
         seen = image if len(image) in (1, 3) else image.mean(0, keepdim=True)  # others have no colour
         left = 1.1 * column

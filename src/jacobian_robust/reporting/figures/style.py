@@ -1,13 +1,22 @@
 """How figures look. The colours are those of Okabe and Ito, distinct for any colour vision."""
 
+import io
+import math
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jaxtyping import Float
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox, BboxBase, ScaledTranslation
+from PIL import Image
 from torch import Tensor
 
 from jacobian_robust.attacks import Norm
@@ -22,13 +31,16 @@ __all__ = [
     "Points",
     "Rows",
     "headline",
+    "in_words",
     "line_style",
     "name_lines",
+    "name_points",
     "save",
     "shortened",
     "suffix_of",
     "unmet_note",
     "write_note",
+    "write_picture",
 ]
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -42,13 +54,30 @@ Points = Mapping[str, tuple[Float[Tensor, "n"], Float[Tensor, "n"]]]
 
 
 def save(figures: Mapping[str, Figure], directory: Path) -> dict[str, Path]:
-    """Write figures as ``NAME.png``, those for a talk as ``NAME.svg`` too, and return the PNG files by name."""
+    """Write figures as ``NAME.png``, all but sheets of images as ``NAME.svg`` too; return the PNG files by name."""
     files = {name: directory / f"{name}.png" for name in figures}
     for name, figure in figures.items():
         figure.savefig(files[name], dpi=120)
-        if name.startswith("attack"):
+        if not name.startswith("examples"):
             figure.savefig(files[name].with_suffix(".svg"))
     return files
+
+
+def write_picture(figure: Figure, path: Path, *, dpi: int = 110) -> None:
+    """Write a figure for a document, as small files: ``path`` with the endings ``.png`` and ``.svg``.
+
+    The PNG has 256 colours. The SVG has coordinates to a hundredth of a point. Equal figures give equal files.
+    """
+    pixels = io.BytesIO()
+    figure.savefig(pixels, format="png", dpi=dpi)
+    Image.open(pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        path.with_suffix(".png"), optimize=True
+    )
+    text = io.StringIO()
+    with rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    lean = re.sub(r' d="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text.getvalue())
+    path.with_suffix(".svg").write_text(lean, encoding="utf-8")
 
 
 NORMS: dict[Norm, str] = {"linf": "ℓ∞", "l2": "ℓ2", "gaussian": "Gaussian noise"}
@@ -69,6 +98,50 @@ BUDGET_LABELS: dict[Norm, str] = {
 def headline(words: str) -> str:
     """Return words that begin with a capital."""
     return words[:1].upper() + words[1:]
+
+
+WORDS = {
+    "note_vanilla": "undefended",
+    "note_regularized": "the note's penalty",
+    "note_isometry": "isometry",
+    "note_constant_eta": "the note's penalty, constant η",
+    "inner_softmax": "inner softmax",
+    "double_softmax": "two softmaxes",
+    "vanilla": "undefended",
+    "frobenius": "Frobenius penalty",
+    "spectral": "spectral penalty",
+    "linear_margin": "linear margin",
+    "certified_margin": "certified margin",
+    "input_gradient": "input gradient",
+    "fgsm": "FGSM training",
+    "pgd": "PGD training",
+    "trades": "TRADES",
+    "vat": "VAT",
+    "hoffman": "Hoffman's penalty",
+    "lagrangian": "Lagrangian",
+}
+"""What parts of a run's name mean; other parts are taken as they are."""
+
+_PARTS = re.compile("|".join([r"seed[=_-]?(?P<seed>\d+)", *map(re.escape, WORDS), r"[a-z0-9]+"]))
+
+
+def in_words(names: Sequence[str]) -> list[str]:
+    """Return what runs are called in a figure: ``linear_margin_noise`` is *linear margin + noise*.
+
+    Names that say their options (``eta.max=0.1``) or hold a capital or an unusual sign stay as they are. So do all
+    names if two would become the same.
+    """
+    said = [_in_words(name) for name in names]
+    return said if len(set(said)) == len(set(names)) else list(names)
+
+
+def _in_words(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9_/-]+", name):
+        return name
+    found = list(_PARTS.finditer(name))
+    words = [WORDS.get(part[0], part[0]) for part in found if not part["seed"]]
+    seeds = [f", seed {part['seed']}" for part in found if part["seed"]]
+    return " + ".join(dict.fromkeys(words)) + "".join(seeds) if any(part[0] in WORDS for part in found) else name
 
 
 _MARKERS = "osD^vPX"
@@ -98,13 +171,85 @@ def write_note(figure: Figure, text: str) -> None:
 
 
 def name_lines(figure: Figure, axes: Axes) -> None:
-    """Name the lines: inside the axes, or above where many names would cover them (below is a note's place)."""
+    """Name the lines: beside one or two, inside the axes, or above where many names would cover the lines.
+
+    Below is a note's place.
+    """
     handles, names = axes.get_legend_handles_labels()
-    if len(names) <= 6:
-        axes.legend()
+    if len(names) <= 2:
+        _label_lines(axes, [handle if isinstance(handle, Line2D) else handle[0] for handle in handles], names)
+    elif len(names) <= 6:
+        axes.legend(labelcolor="linecolor")
     else:
         figure.set_figheight(figure.get_figheight() + 0.2 * len(names))
         figure.legend(handles, names, loc="outside upper center", fontsize="small")
+
+
+def _label_lines(axes: Axes, lines: Sequence[Any], names: Sequence[str]) -> None:
+    """Write the name of one line or two beside it, where the two are furthest apart."""
+    xs = np.linspace(*axes.get_xlim(), 200)
+    data = [(np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)) for line in lines]
+    heights = [np.interp(xs, x, y) for x, y in data]
+    low, high = axes.get_ylim()
+    gap = np.abs(heights[0] - heights[-1]) if len(lines) == 2 else np.ones(len(xs))
+    inside = (xs > np.quantile(xs, 0.15)) & (xs < np.quantile(xs, 0.6))
+    place = int(np.where(inside, gap, -1).argmax())
+    for line, height, name in zip(lines, heights, names, strict=True):
+        upper = height[place] >= max(h[place] for h in heights)
+        room = (height[place] - low) / (high - low)
+        axes.annotate(
+            name,
+            (xs[place], height[place]),
+            xytext=(8, 6) if upper else (-8, -6),
+            textcoords="offset points",
+            ha="left" if upper or room < 0.1 else "right",
+            va="bottom" if upper or room < 0.1 else "top",
+            color=line.get_color(),
+            fontweight="bold",
+        )
+
+
+def name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write the names of points beside them, where they cover neither another point nor another name.
+
+    A name that finds no room near its point is joined to it by a line. The limits of the axes are to be set before.
+
+    Args:
+        figure: with the axes.
+        axes: with the points.
+        points: their coordinates, names and colours.
+    """
+    figure.draw_without_rendering()  # only then is the place of the axes known
+    frame, dot = axes.get_window_extent(), figure.dpi / 72
+    marks = axes.transData.transform([point[:2] for point in points])
+    taken = [Bbox.from_bounds(x - 5 * dot, y - 5 * dot, 10 * dot, 10 * dot) for x, y in marks]
+    directions = [(1, 0), (-1, 0), (0, 1), (0, -1), (0.7, 0.7), (-0.7, 0.7), (0.7, -0.7), (-0.7, -0.7)]
+    places = [(far, far * across, far * up) for far in (8, 16, 26, 38, 52, 68) for across, up in directions]
+    for x, y, name, colour in points:
+        tried: list[tuple[float, Text, Bbox, tuple[float, float]]] = []
+        for far, across, up in places:
+            shifted = axes.transData + ScaledTranslation(across / 72, up / 72, figure.dpi_scale_trans)
+            aligned: dict[str, Any] = {"ha": "left" if across > 0 else "right" if across < 0 else "center"}
+            aligned["va"] = "center" if abs(up) < far / 2 else "bottom" if up > 0 else "top"
+            text = axes.text(x, y, name, fontsize="small", color=colour, transform=shifted, **aligned)
+            box = text.get_window_extent()
+            covered = sum(_overlap(box, other) for other in taken) + box.width * box.height - _overlap(box, frame)
+            tried.append((covered + far, text, box, (across, up)))
+            if covered < 1:
+                break
+        best = min(tried, key=lambda place: place[0])
+        for place in tried:
+            if place is not best:
+                place[1].remove()
+        taken.append(best[2])
+        if math.hypot(*best[3]) > 12:
+            line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6}
+            axes.annotate("", (x, y), best[3], textcoords="offset points", arrowprops=line)
+
+
+def _overlap(one: BboxBase, other: BboxBase) -> float:
+    shared = Bbox.intersection(one, other)
+    return 0.0 if shared is None else float(shared.width * shared.height)
 
 
 def shortened(name: str) -> str:
