@@ -286,7 +286,8 @@ def test_every_panel_of_a_training_says_what_it_measures(twin, penalised):
     [
         (["linear_margin_noise", "vanilla"], ["linear margin + noise", "undefended"]),
         (["note_vanilla_seed1", "note_vanilla_seed2"], ["undefended, seed 1", "undefended, seed 2"]),
-        (["sweep/frobenius", "my_net"], ["sweep + Frobenius penalty", "my_net"]),
+        (["sweep/frobenius", "mine/my_net"], ["Frobenius penalty", "mine/my_net"]),
+        (["a/vanilla", "b/vanilla"], ["a + undefended", "b + undefended"]),
         (["note_vanilla", "vanilla"], ["note_vanilla", "vanilla"]),  # they would be called the same
         (["eta.max=0.1", "<b>vanilla</b>"], ["eta.max=0.1", "<b>vanilla</b>"]),
     ],

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox, BboxBase, ScaledTranslation
 from PIL import Image
@@ -128,11 +127,16 @@ _PARTS = re.compile("|".join([r"seed[=_-]?(?P<seed>\d+)", *map(re.escape, WORDS)
 def in_words(names: Sequence[str]) -> list[str]:
     """Return what runs are called in a figure: ``linear_margin_noise`` is *linear margin + noise*.
 
-    Names that say their options (``eta.max=0.1``) or hold a capital or an unusual sign stay as they are. So do all
-    names if two would become the same.
+    Of ``DIRECTORY/NAME`` the name alone is said, if it has words and these tell all apart. Names that say their options
+    (``eta.max=0.1``) or hold a capital or an unusual sign stay as they are. So do all names if two would become the
+    same.
     """
-    said = [_in_words(name) for name in names]
-    return said if len(set(said)) == len(set(names)) else list(names)
+    last = [name.rpartition("/")[2] for name in names]
+    short = [_in_words(name) if _in_words(name) != name else whole for name, whole in zip(last, names, strict=True)]
+    for said in (short, [_in_words(name) for name in names]):
+        if len(set(said)) == len(set(names)):
+            return said
+    return list(names)
 
 
 def _in_words(name: str) -> str:
@@ -177,7 +181,7 @@ def name_lines(figure: Figure, axes: Axes) -> None:
     """
     handles, names = axes.get_legend_handles_labels()
     if len(names) <= 2:
-        _label_lines(axes, [handle if isinstance(handle, Line2D) else handle[0] for handle in handles], names)
+        _label_lines(axes, [next(iter(handle.get_children()), handle) for handle in handles], names)
     elif len(names) <= 6:
         axes.legend(labelcolor="linecolor")
     else:
