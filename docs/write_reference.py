@@ -38,7 +38,7 @@ def page() -> str:
     """Return the page's text."""
     groups = sorted(path for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "experiment"))
     parts = [INTRODUCTION]
-    for root in ("train", "evaluate", "defences"):
+    for root in ("train", "evaluate", "frontier"):
         parts.append(f"## {root}.yaml\n\n```yaml\n{(CONF / f'{root}.yaml').read_text(encoding='utf-8').strip()}\n```\n")
     for group in (*groups, CONF / "experiment"):
         parts.append(f"## {group.name}\n")

@@ -1,1 +1,1 @@
-"""The studies: the note, the toy model, the simplifications, the comparison of defences."""
+"""The studies: the note, the toy model, the simplifications, accuracy against robustness."""

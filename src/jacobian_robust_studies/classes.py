@@ -26,11 +26,13 @@ from jacobian_robust.files import write_atomically
 from jacobian_robust.models import ConvSmall
 from jacobian_robust.penalties import Frobenius
 from jacobian_robust.provenance import git_state
-from jacobian_robust.robustness.schema import Results
+from jacobian_robust.robustness.schema import ClassAccuracy, Results
 from jacobian_robust_studies.documents import Document
 
 CLASSES = 10
 PUBLISHED = ("note_vanilla", "note_regularized")
+PENALTY_IMAGES = 1000
+"""Of so many test images the published networks' mean penalty is; what they get right is of all."""
 COMMAND = "python -m jacobian_robust_studies.classes"
 
 
@@ -127,8 +129,21 @@ def measure(model: nn.Module, case: Case, images: Tensor, labels: Tensor, *, see
     return Row(case.label, seed, [hits[c].mean().item() for c in of], [penalties[c].mean().item() for c in of])
 
 
+def published(name: str, results: Path, images: Tensor, labels: Tensor) -> Row:
+    """Return what a published network's evaluation says of each class, and its mean penalty on the first images."""
+    model = load_checkpoint(results / f"checkpoints/{name}.safetensors").model().eval()
+    row = measure(model, Case(name, "stereographic"), images[:PENALTY_IMAGES], labels[:PENALTY_IMAGES], seed=0)
+    return replace(row, recall=[found.clean_correct / found.images for found in _classes(name, results)])
+
+
+def _classes(name: str, results: Path) -> list[ClassAccuracy]:
+    return Results.model_validate_json((results / f"note/{name}.json").read_bytes()).models[0].classes
+
+
 def trained_table(rows: Sequence[Row]) -> str:
     """Return the recall of each class as Markdown, a row for each case: the mean over the seeds."""
+    if not rows:
+        return "No training of this command has ended yet.\n"
     lines = [
         "| test images right, % | seeds | " + " | ".join(map(str, range(CLASSES))) + " |",
         "| --- | --- |" + " ---: |" * CLASSES,
@@ -147,12 +162,14 @@ def published_table(rows: Sequence[Row], results: Path) -> str:
     ]
     cells: dict[str, list[tuple[str, list[str]]]] = {}
     for row in rows:
-        classes = Results.model_validate_json((results / f"note/{row.case}.json").read_bytes()).models[0].classes
+        classes = _classes(row.case, results)
         cells.setdefault("test images", [("", [str(c.images) for c in classes])])
         cells.setdefault("right clean", []).append((row.case, [str(c.clean_correct) for c in classes]))
         robust = [str(c.robust_correct["linf"][0]) for c in classes]
         cells.setdefault("right under PGD-40, ℓ∞ 0.1", []).append((row.case, robust))
-        cells.setdefault("mean penalty α", []).append((row.case, [f"{value:.1f}" for value in row.penalty]))
+        cells.setdefault(f"mean penalty α, {PENALTY_IMAGES:,} images", []).append(
+            (row.case, [f"{value:.1f}" for value in row.penalty])
+        )
     for what, of in cells.items():
         lines += [f"| {what} | {name} | {' | '.join(values)} |" for name, values in of]
     return "\n".join(lines) + "\n"
@@ -171,8 +188,9 @@ def _means(rows: Sequence[Row]) -> list[tuple[str, list[float], list[float]]]:
 
 def figure(published: Sequence[Row], trained: Sequence[Row]) -> Figure:
     """Return the errors and the mean penalty of each class, a line for each network or case."""
-    drawn = Figure(figsize=(8.4, 6.4), layout="constrained")
-    for axes, rows in zip(drawn.subplots(2, 2), (published, trained), strict=True):
+    shown = [rows for rows in (published, trained) if rows]
+    drawn = Figure(figsize=(8.4, 3.2 * len(shown)), layout="constrained")
+    for axes, rows in zip(drawn.subplots(len(shown), 2, squeeze=False), shown, strict=True):
         errors, penalties = axes
         for i, (label, recall, penalty) in enumerate(_means(rows)):
             style = {"marker": "osD^"[i], "color": ("#000000", "#d55e00", "#e69f00", "#0072b2")[i], "label": label}
@@ -243,8 +261,7 @@ def main() -> None:
     known = {(row.case, row.seed, row.epochs, row.eta) for row in record.rows()}
     for name in PUBLISHED:
         if name not in {case for case, *_ in known}:
-            model = load_checkpoint(options.out / f"checkpoints/{name}.safetensors").model()
-            record.add(measure(model.eval(), Case(name, "stereographic"), *test_set, seed=0), code)
+            record.add(published(name, options.out, *test_set), code)
     for seed in options.seeds:
         for case in CASES:
             if (case.label, seed, options.epochs, options.eta) not in known:

@@ -33,7 +33,7 @@ def test_an_unknown_command_is_refused_in_one_line(monkeypatch, line):
         ("jacobian-robust tr", "train evaluate compare study"),
         ("jacobian-robust train regularizer=fro", "regularizer=frobenius"),
         ("jacobian-robust evaluate suite=q", "suite=quick"),
-        ("jacobian-robust study to", "note toy defences classes simplifications"),
+        ("jacobian-robust study to", "note toy frontier classes simplifications"),
     ],
 )
 def test_it_completes_commands_and_options(monkeypatch, capsys, typed, offered):

@@ -108,3 +108,20 @@ def test_what_other_tasks_withstand():
                 [model["name"], clean, *metrics, *rest, f"{model['plain_step_equivalents']:.0f}", model["verdict"]]
             )
         assert rows(document, f"{file.stem}, {models[0]['images']} images") == expected
+
+
+def test_the_first_lines_of_the_note_are_of_its_files():
+    folder = DOCS / "results" / "note"
+    of = {path.stem: json.loads(path.read_text())["models"][0] for path in folder.glob("note_*.json")}
+    seeds = [[of[name + seed] for seed in suffixes] for name, suffixes in SEEDS]
+    clean, pgd, _, nines, others = (row[1:] for row in rows(DOCS / "results" / "note.md", "test images right"))
+    for i, models in enumerate(seeds):
+        robust = [100 * model["threats"][0]["budgets"][0]["robust_accuracy"] for model in models]
+        right = [found["clean_correct"] for found in models[0]["classes"]]
+        assert clean[i] == f"{fmean(model['clean_accuracy'] for model in models):.1%}"
+        assert pgd[i] == f"{fmean(robust):.1f} ± {stdev(robust):.1f}%"
+        assert [nines[i].strip("*"), others[i]] == [str(right[9]), f"{sum(right[:9]):,}"]
+
+
+SEEDS = (("note_vanilla", ("", "_seed1", "_seed2")), ("note_regularized", ("", "_seed1")))
+"""The networks of the note's first lines, the published ones first."""

@@ -12,7 +12,7 @@ import jacobian_robust
 __all__ = ["main"]
 
 _PROGRAMS = ("train", "evaluate")
-_STUDIES = ("note", "toy", "defences", "classes", "simplifications")
+_STUDIES = ("note", "toy", "frontier", "classes", "simplifications")
 _COMMANDS = (*_PROGRAMS, "compare", "study")
 
 _HELP = """\
@@ -24,7 +24,7 @@ commands
   compare          one report of several evaluations
   study note       reproduce the note
   study toy        draw the toy model
-  study defences   compare defences
+  study frontier   compare defences: accuracy against robustness
   study classes    count which class pays for the note's penalty
   study simplifications   measure the note's simplifications on a checkpoint; an evaluate with diagnostics
 

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from jacobian_robust.attacks import Norm
-from jacobian_robust.reporting.figures.style import NORMS, PALETTE, SYMBOLS, headline, write_note
+from jacobian_robust.reporting.figures.style import NORMS, PALETTE, SYMBOLS, headline, in_words, write_note
 from jacobian_robust.robustness.schema import Model, Results
 
 __all__ = ["overview", "wilson"]
@@ -36,7 +36,7 @@ def overview(results: Results, *, norm: Norm, note: str = "") -> Figure:
     panels = figure.subplots(1, len(budgets) + 1, sharey=True, squeeze=False)[0]
     _bars(panels[0], models, [model.clean_accuracy for model in models], [None] * len(models))
     panels[0].set_title("clean")
-    panels[0].set_yticks(range(len(models)), [model.name for model in models])
+    panels[0].set_yticks(range(len(models)), in_words([model.name for model in models]))
     panels[0].invert_yaxis()
     for axes, budget in zip(panels[1:], budgets, strict=True):
         at = [
