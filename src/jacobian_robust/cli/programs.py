@@ -127,8 +127,8 @@ def _readable(arguments: list[str]) -> list[str]:
             sweep = parser.parse_override(option).is_sweep_override()
             return quoted if sweep and Path(value).exists() else option
         except HydraException as error:
-            if not value or not re.fullmatch(r"\+{0,2}[\w.@/:]+", name):
-                return option  # Hydra says what is wrong
+            if not value or not re.fullmatch(r"\+{0,2}[\w.@/:]+", name) or re.match(r"\w+\(", value):
+                return option  # a sweep's function, as range(; Hydra says what is wrong
             if value[0] in "[{(\"'":
                 why = str(error).splitlines()[0]
                 _fail(UserError(f"{name}={value} cannot be read ({why}); quote each name in it, as \"{name}=['a=b']\""))
