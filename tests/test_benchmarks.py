@@ -105,3 +105,20 @@ def test_the_defence_cost_benchmark_runs():
     measured = benchmark["measure"](benchmark["DEFENCES"], seconds=0.0)
     assert measured["regularizer=none"]["ratio"] == 1
     assert measured["regularizer=none adversary=pgd"]["ratio"] > 2  # nine, on an idle machine
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_certified_pairs_are_broken_beyond_the_distance_and_not_before(norm):
+    torch.manual_seed(0)
+    benchmark = runpy.run_path(str(BENCHMARKS / "certified_pairs.py"))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
+    images = 0.5 + 0.02 * torch.rand(30, 1, 4, 4)
+    with torch.no_grad():
+        model[1].bias.copy_(-model[1].weight.sum(-1) / 2)  # the boundary is at the grey image
+    logits = model(images)
+    weight = model[1].weight.diff(dim=0)
+    distance = logits.diff(dim=-1).abs()[:, 0].detach() / weight.norm(p=1 if norm == "linf" else 2).detach()
+    assert distance.max() < 0.4, "else the range of the pixels is in the way"
+    attack = lambda scale: benchmark["broken"](model, images, logits.argmax(-1), scale * distance, norm, 4)  # noqa: E731
+    assert not attack(0.999).any()
+    assert attack(1.05).all()
