@@ -44,7 +44,7 @@ def write_attack(scenes: Sequence[Scene], eps: float, path: Path) -> None:
         frames.append(_rendered(figure))
         for line in drawn:
             line.remove()
-    palette = frames[-1].quantize(64, dither=Image.Dither.NONE)
+    palette = frames[-1].quantize(128, dither=Image.Dither.NONE)
     first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [MILLISECONDS] * len(others) + [LAST]
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0, optimize=True)

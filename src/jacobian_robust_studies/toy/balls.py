@@ -31,7 +31,7 @@ def geodesic_balls(scenes: Sequence[Scene], eps: float) -> Figure:
     """Return the largest geodesic balls that are balls, of the classifier with most of them, and a panel with folds."""
     best = max(scenes, key=lambda scene: len(scene.closed))
     folded = [(scene, ball) for scene in scenes for ball in scene.balls if _folds_seen(ball, eps)]
-    shown = [(best, ball, _reach(ball)) for ball in best.closed]
+    shown = [(best, ball, max(_reach(ball), 1.1 * eps)) for ball in best.closed]
     shown += [(*max(folded, key=lambda pair: _folds_seen(pair[1], eps)), 1.6 * eps)] if folded else []
     shown = shown or [(best, best.balls[0], 1.6 * eps)]
     columns = min(len(shown), 2)

@@ -138,7 +138,7 @@ def information_balls(scenes: Sequence[Scene], eps: float) -> Figure:
         key("one that does not", PALETTE[1], linewidth=2),
         key("(semi-axis a drawn as a/(a + ε) of half a cell)", linestyle=""),
     ]
-    legend(figure, entries, 4)
+    legend(figure, entries, 2)
     return figure
 
 

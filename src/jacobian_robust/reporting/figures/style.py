@@ -62,16 +62,15 @@ def save(figures: Mapping[str, Figure], directory: Path) -> dict[str, Path]:
     return files
 
 
-def write_picture(figure: Figure, path: Path, *, dpi: int = 110) -> None:
+def write_picture(figure: Figure, path: Path, *, dpi: int = 90) -> None:
     """Write a figure for a document, as small files: ``path`` with the endings ``.png`` and ``.svg``.
 
-    The PNG has 256 colours. The SVG has coordinates to a hundredth of a point. Equal figures give equal files.
+    The PNG has 128 colours. The SVG has coordinates to a hundredth of a point. Equal figures give equal files.
     """
     pixels = io.BytesIO()
     figure.savefig(pixels, format="png", dpi=dpi)
-    Image.open(pixels).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
-        path.with_suffix(".png"), optimize=True
-    )
+    small = Image.open(pixels).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    small.save(path.with_suffix(".png"), optimize=True)
     text = io.StringIO()
     with rc_context({"svg.hashsalt": path.stem}):
         figure.savefig(text, format="svg", metadata={"Date": None})
