@@ -23,8 +23,8 @@ from jacobian_robust.robustness.schema import Group, Results
 __all__ = ["Section", "Sheet", "write_report"]
 
 CAPTIONS = {
-    "overview": "Each model on clean images and, within each budget, under attack; certified is dark and in brackets. Lines "
-    "are Wilson's 95% intervals.",
+    "overview": "Each model on clean images and, within each budget, under attack; certified is dark and in brackets. "
+    "Lines are Wilson's 95% intervals.",
     "accuracy": "Share of all images that are robust under the attacks of each budget.",
     "certified": "Accuracy under attack (solid) and certified accuracy (dashed): the network's robust accuracy is "
     "in the shaded area.",
