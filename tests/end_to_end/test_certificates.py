@@ -54,7 +54,9 @@ def test_every_output_has_the_certificates(trained, tmp_path, capsys):
     assert smoothing.samples == 12 * 160
     status = {check.name: check.status for check in model.checks}
     assert (status["certificate interval"], status["certificate smoothing"]) == ("pass", "skip")
-    assert "ℓ∞, certified beside robust under attack" in printed.out
+    linf_table = printed.out[printed.out.index("ℓ∞, worst case") : printed.out.index("ℓ2, worst case")]
+    assert linf_table.count("certified ┃") == len(linf.budgets)
+    assert "ℓ2, certified beside robust under attack" in printed.out
     assert "smoothing certifies the smoothed classifier" in " ".join(printed.out.split())
     assert "interval certificate of vanilla: 100%" in printed.err
     rows = list(csv.DictReader((tmp_path / "r/robustness.csv").open()))
@@ -104,7 +106,9 @@ def test_a_comparison_shows_certificates_where_there_are_any(trained, tmp_path, 
     capsys.readouterr()
     together = compare([tmp_path / "vanilla", tmp_path / "frobenius"], tmp_path / "both")
     assert list(together.certificates) == ["interval"]
-    assert "certified beside robust under attack" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "certified ┃" in printed
+    assert "– │" in printed, "of the one without a certificate"
     rows = list(csv.DictReader((tmp_path / "both/runs.csv").open()))
     assert [row["certified_accuracy_linf_0.01"] == "" for row in rows] == [True, False]
 

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from jacobian_robust.checkpoints import load_checkpoint
 from jacobian_robust.models import LeNet
 from jacobian_robust.reporting.figures import PALETTE
+from jacobian_robust.robustness.metrics import TASK_METRICS
 from jacobian_robust.robustness.schema import Results
 from jacobian_robust.training.callbacks import JacobianMonitor
 from jacobian_robust.training.options import METRICS
@@ -46,7 +47,8 @@ def test_a_run_directory_holds_what_it_should(trained, name):
 def test_metrics_have_a_row_an_epoch_with_every_measurement(trained):
     table = rows(trained.directory / "frobenius")
     assert [row["epoch"] for row in table] == ["1", "2"]
-    measured = [f"{stage}_{m}" for stage in ("train", "validation") for m in METRICS if m != "certified_accuracy"]
+    others = ("certified_accuracy", *TASK_METRICS)
+    measured = [f"{stage}_{m}" for stage in ("train", "validation") for m in METRICS if m not in others]
     columns = ["epoch", "eta", "lr", *measured, "skipped_steps", "seconds"]
     assert list(table[0]) == columns
     assert all(math.isfinite(float(value)) for row in table for value in row.values())
