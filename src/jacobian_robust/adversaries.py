@@ -147,7 +147,6 @@ class Steepest(Adversary):
         probes: vector–Jacobian products for the norm; ``None`` is exact.
     """
 
-    fit_at: Place = "clean"
     penalty_at: Place = "adversary"
     steps: Size = 1
     samples: Count = 1
