@@ -1,7 +1,12 @@
 """Models and data of one's own, from the training to the report."""
 
+import json
+import re
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from jacobian_robust.checkpoints import Checkpoint, load_checkpoint
@@ -38,6 +43,22 @@ def test_what_the_command_built_is_trusted_by_its_evaluation(own):
     assert {f"robust_accuracy_linf_{eps:g}" for eps in (0.1, 0.2)} < metrics.keys()
     assert (directory / "evaluation" / "report.html").is_file()
     assert (directory / "model.safetensors").is_file()
+
+
+def test_a_folder_of_pictures_goes_from_the_training_to_the_report(tmp_path):
+    for place, each in (("train", range(12)), ("test", range(12, 16))):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            (tmp_path / "mine" / place / name).mkdir(parents=True)
+            for number in each:
+                pixels = np.random.default_rng(number).integers(0, 80, (8, 6)) + 80 * label
+                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"mine/{place}/{name}/{number}.png")
+    options = ("data=image_folder", f"data.root={tmp_path}/mine", f"data.cache={tmp_path}/cache", "data.batch_size=6")
+    network = ("model=mlp", "model.inputs=48", "model.classes=3", "evaluate=true", "regularizer.probes=1")
+    train(composed("train", *options, *network, *QUICK, f"output_dir={tmp_path}/run"))
+    (model,) = json.loads((tmp_path / "run/evaluation/robustness.json").read_text())["models"]
+    assert [of["name"] for of in model["classes"]] == ["ant", "bee", "cat"]
+    assert re.fullmatch(r"mine \([0-9a-f]{8}\) test", model["data"])
+    assert "pass" in {check["status"] for check in model["checks"] if check["name"] == "unseen images"}
 
 
 def test_an_attack_that_takes_no_such_images_is_refused_before_the_training(tmp_path):

@@ -173,9 +173,10 @@ class ImageDataModule(abc.ABC):
             self._splits["test"] = self._checked(train=False)
 
     def _checked(self, *, train: bool) -> ImageDataset:
+        read = self._read(train=train)  # first: of a folder or a file it says what the classes are
         what = f"data: {self.data_name}, {'training' if train else 'test'} images"
         classes = self.classes if isinstance(self.family, Categorical) else None
-        return self._read(train=train).checked(classes, self.image_shape, what)
+        return read.checked(classes, self.image_shape, what)
 
     def prepare_data(self) -> None:  # noqa: B027 (data that are drawn need no files)
         """Make sure that the files are there."""
