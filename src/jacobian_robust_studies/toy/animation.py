@@ -12,6 +12,7 @@ from matplotlib.patches import Circle
 from PIL import Image
 
 from jacobian_robust.reporting.figures import PALETTE
+from jacobian_robust.reporting.figures.style import few_colours
 from jacobian_robust_studies.toy.plane import INK, MARKERS, regions
 from jacobian_robust_studies.toy.schema import Scene
 from jacobian_robust_studies.toy.simplex import edges, in_triangle
@@ -44,7 +45,7 @@ def write_attack(scenes: Sequence[Scene], eps: float, path: Path) -> None:
         frames.append(_rendered(figure))
         for line in drawn:
             line.remove()
-    palette = frames[-1].quantize(128, dither=Image.Dither.NONE)
+    palette = few_colours(frames[-1])
     first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [MILLISECONDS] * len(others) + [LAST]
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0, optimize=True)

@@ -29,6 +29,7 @@ __all__ = [
     "SYMBOLS",
     "Points",
     "Rows",
+    "few_colours",
     "headline",
     "in_words",
     "line_style",
@@ -62,6 +63,15 @@ def save(figures: Mapping[str, Figure], directory: Path) -> dict[str, Path]:
     return files
 
 
+def few_colours(picture: Image.Image) -> Image.Image:
+    """Return an image whose palette has 128 colours of a picture, those of :data:`PALETTE` among them."""
+    kept = 128 - len(PALETTE)
+    colours = (picture.quantize(kept, dither=Image.Dither.NONE).getpalette() or [])[: 3 * kept]
+    result = Image.new("P", (1, 1))
+    result.putpalette(colours + [int(colour[i : i + 2], 16) for colour in PALETTE for i in (1, 3, 5)])
+    return result
+
+
 def write_picture(figure: Figure, path: Path, *, dpi: int = 90) -> None:
     """Write a figure for a document, as small files: ``path`` with the endings ``.png`` and ``.svg``.
 
@@ -69,8 +79,10 @@ def write_picture(figure: Figure, path: Path, *, dpi: int = 90) -> None:
     """
     pixels = io.BytesIO()
     figure.savefig(pixels, format="png", dpi=dpi)
-    small = Image.open(pixels).convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    small.save(path.with_suffix(".png"), optimize=True)
+    picture = Image.open(pixels).convert("RGB")
+    picture.quantize(palette=few_colours(picture), dither=Image.Dither.NONE).save(
+        path.with_suffix(".png"), optimize=True
+    )
     text = io.StringIO()
     with rc_context({"svg.hashsalt": path.stem}):
         figure.savefig(text, format="svg", metadata={"Date": None})
