@@ -64,11 +64,12 @@ def save(figures: Mapping[str, Figure], directory: Path) -> dict[str, Path]:
 
 
 def few_colours(picture: Image.Image) -> Image.Image:
-    """Return an image whose palette has 128 colours of a picture, those of :data:`PALETTE` among them."""
-    kept = 128 - len(PALETTE)
+    """Return an image whose palette has 128 colours of a picture, those of :data:`PALETTE` and white among them."""
+    sure = (*PALETTE, "#FFFFFF")
+    kept = 128 - len(sure)
     colours = (picture.quantize(kept, dither=Image.Dither.NONE).getpalette() or [])[: 3 * kept]
     result = Image.new("P", (1, 1))
-    result.putpalette(colours + [int(colour[i : i + 2], 16) for colour in PALETTE for i in (1, 3, 5)])
+    result.putpalette(colours + [int(colour[i : i + 2], 16) for colour in sure for i in (1, 3, 5)])
     return result
 
 
