@@ -168,7 +168,7 @@ def published_table(rows: Sequence[Row], results: Path) -> str:
         robust = [str(c.robust_correct["linf"][0]) for c in classes]
         cells.setdefault("right under PGD-40, ℓ∞ 0.1", []).append((row.case, robust))
         cells.setdefault(f"mean penalty α, {PENALTY_IMAGES:,} images", []).append(
-            (row.case, [f"{value:.1f}" for value in row.penalty])
+            (row.case, [f"{value:.3g}" for value in row.penalty])
         )
     for what, of in cells.items():
         lines += [f"| {what} | {name} | {' | '.join(values)} |" for name, values in of]
