@@ -57,13 +57,18 @@ def frontier(panels: Mapping[str, Mapping[str, Sequence[Point]]], published: Seq
         every = [(point.clean, point.robust) for points in of.values() for point in points]
         axes.step(*zip(*pareto(every), strict=True), where="pre", color="0.3", linestyle="--", zorder=1, label="front")
         shown = [point for point in published if title.endswith(f" {point.eps:g}")]
+        cleans = [clean for clean, _ in every] + [point.clean for point in shown]
+        limits = max(min(cleans) - 0.01, LEAST_ACCURACY), 1.0
         for point in shown:
             axes.plot(point.clean, point.robust, linestyle="", marker="*", color="0.2", markersize=10)
-            axes.annotate(point.label, (point.clean, point.robust), fontsize="x-small")
+            right = point.clean > sum(limits) / 2  # the label stays inside
+            place: dict[str, Any] = {"ha": "right" if right else "left", "xytext": (-7 if right else 7, -3)}
+            axes.annotate(
+                point.label, (point.clean, point.robust), textcoords="offset points", fontsize="x-small", **place
+            )
         axes.set(title=title, xlabel="clean accuracy", ylabel="accuracy under attack", ylim=(-0.03, 1.03))
-        cleans = [clean for clean, _ in every] + [point.clean for point in shown]
         if max(cleans) >= LEAST_ACCURACY:
-            axes.set_xlim(left=max(min(cleans) - 0.01, LEAST_ACCURACY))
+            axes.set_xlim(limits)
         axes.grid(alpha=0.3)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
