@@ -125,3 +125,18 @@ def test_the_first_lines_of_the_note_are_of_its_files():
 
 SEEDS = (("note_vanilla", ("", "_seed1", "_seed2")), ("note_regularized", ("", "_seed1")))
 """The networks of the note's first lines, the published ones first."""
+
+
+def test_the_table_of_readme_is_what_the_quickstart_gave():
+    models = json.loads((DOCS / "quickstart" / "robustness.json").read_text())["models"]
+    expected = []
+    for model in models:
+        budget = model["threats"][0]["budgets"][1]
+        shares = (model["clean_accuracy"], budget["robust_accuracy"], budget["certified_accuracy"])
+        cost = model["plain_step_equivalents"] / models[0]["plain_step_equivalents"]
+        expected.append([*(f"{share:.1%}" if share else "0%" for share in shares), f"{cost:.1f}"])
+    expected[0][-1] = "1"
+    written = [
+        [cell.strip("*") for cell in row[1:]] for row in rows(DOCS.parent / "README.md", "MNIST, 1,000 test images")
+    ]
+    assert written == expected
