@@ -352,13 +352,14 @@ def test_the_gallery_is_searched_by_class_and_outcome_and_escapes_names(results,
     assert "by-model" not in text.split("<body>")[1], "there is one"
 
 
-def test_a_report_begins_with_a_sentence_a_table_and_the_certified_curve(certified, tmp_path):
+def test_a_report_begins_with_a_sentence_a_table_and_the_overview(certified, tmp_path):
     figures = plots.save(plots.comparison(certified, []), tmp_path)
     write_report(tmp_path / "report.html", certified, [], figures, {})
     text = (tmp_path / "report.html").read_text()
     head = text.split("<h2>")[0]
-    assert "Under every attack within ℓ∞ ε = 0.1, a/seed0 is right on 80.0% of 100 validation images" in head
-    assert "75.0% are certified" in head
+    # The largest budget at which one is right on half of the images: 80, 70 and 30% are.
+    assert "Under every attack within ℓ∞ ε = 0.2, a/seed0 is right on 70.0% of 100 validation images" in head
+    assert "a/seed0 is certified there on 50.0%" in head
     assert head.count("<table>") == head.count("<figure") == 1
-    assert 'id="certified_linf"' in head
+    assert 'id="overview_linf"' in head
     assert text.count('id="certified_linf"') == 1

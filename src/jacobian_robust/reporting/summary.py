@@ -27,9 +27,14 @@ class Summary:
 
 
 def summarised(results: Results) -> Summary:
-    """Return the head of a report: all models at the smallest budget of the first norm."""
+    """Return the head of a report: all models at one budget of the first norm.
+
+    It is the largest at which some model is right on half of the images, or the smallest if there is none.
+    """
     norm = results.norms[0]
-    found = [(model, next(t for t in model.threats if t.norm == norm).budgets[0]) for model in results.models]
+    budgets = [next(t for t in model.threats if t.norm == norm).budgets for model in results.models]
+    at = max((i for met in budgets for i, budget in enumerate(met) if budget.robust_accuracy >= 0.5), default=0)
+    found = [(model, met[at]) for model, met in zip(results.models, budgets, strict=True)]
     eps = f"{NORMS[norm]} {SYMBOLS[norm]} = {results.budget(norm, found[0][1].eps)}"
     certified = any(budget.certified_accuracy is not None for _, budget in found)
     costs = [model.plain_step_equivalents for model in results.models]
@@ -60,8 +65,10 @@ def _sentence(results: Results, found: list[tuple[Model, Budget]], eps: str) -> 
         )
         if first is not best:
             said += f"; {first.name} is on {_percent(of_first.robust_accuracy)}"
-    if budget.certified_accuracy is not None:
-        said += f"; {_percent(budget.certified_accuracy)} are certified"
+    covered = [(b.certified_accuracy, model.name) for model, b in found if b.certified_accuracy is not None]
+    if covered:
+        share, name = max(covered, key=lambda pair: pair[0])
+        said += f"; {name} is certified there on {_percent(share)}"
     return f"{said}."
 
 
