@@ -1,5 +1,6 @@
 """Write docs/reference/configuration.md from conf/: ``python docs/write_reference.py``."""
 
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -24,8 +25,13 @@ def header_and_fields(path: Path) -> tuple[str, str]:
     lines = path.read_text(encoding="utf-8").splitlines()
     head = [line for line in lines if not line.startswith("# @package")]
     end = next((i for i, line in enumerate(head) if not line.startswith("#")), len(head))
-    comment = " ".join(line.lstrip("# ").strip() for line in head[:end])
-    return comment, "\n".join(head[end:]).strip()
+    said = [line.lstrip("# ").strip() for line in head[:end]]
+    labelled = [re.match(r"([A-Z]\w+): +(.*)", line) for line in said]
+    first = next((i for i, found in enumerate(labelled) if found), len(said))
+    comment = " ".join(said[:first])
+    for line, found in zip(said[first:], labelled[first:], strict=True):
+        comment += f"\n- **{found[1]}**: {found[2]}" if found else f" {line}"
+    return comment.replace("\n- ", "\n\n- ", 1), "\n".join(head[end:]).strip()
 
 
 def section(path: Path, name: str) -> str:
