@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from jacobian_robust.jacobian import spectral_norm as spectral_norm
     from jacobian_robust.jacobian import worst_direction as worst_direction
     from jacobian_robust.penalties import VAT as VAT
+    from jacobian_robust.penalties import CertifiedMargin as CertifiedMargin
     from jacobian_robust.penalties import Curvature as Curvature
     from jacobian_robust.penalties import Frobenius as Frobenius
+    from jacobian_robust.penalties import GloRo as GloRo
     from jacobian_robust.penalties import InputGradient as InputGradient
     from jacobian_robust.penalties import Isometry as Isometry
     from jacobian_robust.penalties import Lagrangian as Lagrangian
@@ -64,7 +66,7 @@ _PUBLIC = {
     # penalties
     "penalties": (
         *("Penalty", "Frobenius", "Spectral", "Isometry", "Margin", "LinearMargin", "Lagrangian"),
-        *("Curvature", "InputGradient", "LogitJacobian", "VAT"),
+        *("Curvature", "InputGradient", "LogitJacobian", "VAT", "CertifiedMargin", "GloRo"),
     ),
     # what holds over a whole ball
     "bounds": ("interval_bounds", "certified_margin", "lipschitz_constant", "lipschitz_margin", "smoothed_radius"),
