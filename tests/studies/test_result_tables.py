@@ -140,3 +140,21 @@ def test_the_table_of_readme_is_what_the_quickstart_gave():
         [cell.strip("*") for cell in row[1:]] for row in rows(DOCS.parent / "README.md", "MNIST, 1,000 test images")
     ]
     assert written == expected
+
+
+def test_what_is_certified_at_a_large_radius_is_what_its_file_says():
+    (model,) = json.loads((DOCS / "results" / "certified" / "linf_03.json").read_text())["models"]
+    expected = [
+        [
+            f"ℓ∞ {b['eps']:g}",
+            *(f"{x:.1%}" for x in (model["clean_accuracy"], b["robust_accuracy"], b["certified_accuracy"])),
+        ]
+        for b in model["threats"][0]["budgets"]
+    ]
+    table = rows(DOCS / "results" / "certified.md", "preset")
+    written = [
+        [cell.strip("*") for cell in row[1:5]]
+        for row in table
+        if row[0] == "`certified_linf_03`" and row[1].startswith("ℓ∞")
+    ]
+    assert written == expected
