@@ -201,7 +201,10 @@ def test_only_a_training_that_diverged_is_a_failure_of_the_method(record, tmp_pa
 
 def test_what_is_known_is_not_made_again(record, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "run_entry_point", lambda *_, **__: pytest.fail("nothing is missing"))
-    run.study(record, ["undefended", "fgsm"], [3], runs=tmp_path, jobs=1, test=False)
+    before = record.rows()
+    run.study(record, ["undefended", "fgsm"], [3], runs=tmp_path / "runs", jobs=1, test=False)
+    assert record.rows() == before
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

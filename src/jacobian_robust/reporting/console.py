@@ -8,8 +8,9 @@ from rich.text import Text
 
 from jacobian_robust.attacks import Norm
 from jacobian_robust.reporting.certificates import CertifiedTable, certified_table
-from jacobian_robust.reporting.figures import NORMS, SYMBOLS, unmet_note, wilson
+from jacobian_robust.reporting.figures import NORMS, SYMBOLS, percent, unmet_note
 from jacobian_robust.robustness.schema import Budget, Group, Results, Threat
+from jacobian_robust.robustness.statistics import wilson_interval
 
 __all__ = ["print_results"]
 
@@ -62,10 +63,6 @@ def _verdicts(results: Results) -> list[Text]:
     return lines
 
 
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
-
-
 def _certified(certified: CertifiedTable, norm: Norm) -> Table:
     table = Table(
         title=f"{NORMS[norm]}, certified beside robust under attack: share of all images",
@@ -77,7 +74,7 @@ def _certified(certified: CertifiedTable, norm: Norm) -> Table:
     for name in (SYMBOLS[norm], *certified.columns):
         table.add_column(name, justify="right")
     for name, eps, shares in certified.rows:
-        table.add_row(name, f"{eps:g}", *map(_percent, shares))
+        table.add_row(name, f"{eps:g}", *map(percent, shares))
     return table
 
 
@@ -115,8 +112,8 @@ def _table(results: Results, norm: Norm, certified: CertifiedTable | None) -> Ta
 
 
 def _cells(budget: Budget, independent: bool, covered: bool) -> list[str]:
-    of_correct = f" ({_percent(budget.share_of_attacked)})" if independent else ""
-    return [f"{budget.robust_accuracy:.1%}{of_correct}", *([_percent(budget.certified_accuracy)] if covered else [])]
+    of_correct = f" ({percent(budget.share_of_attacked)})" if independent else ""
+    return [f"{budget.robust_accuracy:.1%}{of_correct}", *([percent(budget.certified_accuracy)] if covered else [])]
 
 
 def _notes(results: Results, norm: Norm, threats: Sequence[Threat], certified: CertifiedTable | None) -> list[str]:
@@ -129,6 +126,6 @@ def _notes(results: Results, norm: Norm, threats: Sequence[Threat], certified: C
         notes.append(certified.notes[0])
     shares = [b.robust_accuracy for threat in threats for b in threat.budgets]
     images = results.models[0].images
-    ends = [wilson(share, images) for share in (*shares, *(model.clean_accuracy for model in results.models))]
+    ends = [wilson_interval(share, images) for share in (*shares, *(model.clean_accuracy for model in results.models))]
     widest = max(high - low for low, high in ends) / 2
     return [*notes, f"{images} images tell a share of all images to ± {100 * widest:.1f} points at most (95%)."]

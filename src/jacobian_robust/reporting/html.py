@@ -135,7 +135,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["run_url"] = lambda identity: run_url(identity or "")
-    environment.filters["percent"] = lambda share: "–" if share is None else f"{100 * share:.1f}%"
+    environment.filters["percent"] = plots.percent
     environment.filters["significant"] = lambda value: "–" if value is None else f"{value:.3g}"
     environment.filters["decimals"] = lambda value, of: "–" if value is None else f"{value:.{of}f}"
     return environment

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from jacobian_robust.attacks import Norm
-from jacobian_robust.reporting.figures import NORMS, SYMBOLS, in_words
+from jacobian_robust.reporting.figures import NORMS, SYMBOLS, in_words, percent
 from jacobian_robust.robustness.schema import Budget, Model, Results
 
 __all__ = ["Summary", "summarised"]
@@ -42,8 +42,8 @@ def summarised(results: Results) -> Summary:
     columns += ["training cost"] if any(costs) else []
     rows: list[tuple[str, str, str | None, list[str]]] = []
     for (model, budget), called in zip(found, in_words([model.name for model in results.models]), strict=True):
-        cells = [_percent(model.clean_accuracy), _percent(budget.robust_accuracy)]
-        cells += [_percent(budget.certified_accuracy)] if certified else []
+        cells = [percent(model.clean_accuracy), percent(budget.robust_accuracy)]
+        cells += [percent(budget.certified_accuracy)] if certified else []
         cells += [_cost(model, results.models[0])] if any(costs) else []
         rows.append((model.name, called, model.verdict, cells))
     return Summary(_sentence(results, found, eps), norm, columns, rows)
@@ -54,26 +54,22 @@ def _sentence(results: Results, found: list[tuple[Model, Budget]], eps: str) -> 
     of = f"{best.images:,} {results.split} images"
     if len(found) == 1:
         said = (
-            f"{best.name} is right on {_percent(best.clean_accuracy)} of {of}, and under every attack within {eps} on "
-            f"{_percent(budget.robust_accuracy)}"
+            f"{best.name} is right on {percent(best.clean_accuracy)} of {of}, and under every attack within {eps} on "
+            f"{percent(budget.robust_accuracy)}"
         )
     else:
         first, of_first = found[0]
         said = (
-            f"Under every attack within {eps}, {best.name} is right on {_percent(budget.robust_accuracy)} of {of}, "
+            f"Under every attack within {eps}, {best.name} is right on {percent(budget.robust_accuracy)} of {of}, "
             f"the most of {len(found)} models"
         )
         if first is not best:
-            said += f"; {first.name} is on {_percent(of_first.robust_accuracy)}"
+            said += f"; {first.name} is on {percent(of_first.robust_accuracy)}"
     covered = [(b.certified_accuracy, model.name) for model, b in found if b.certified_accuracy is not None]
     if covered:
         share, name = max(covered, key=lambda pair: pair[0])
-        said += f"; {name} is certified there on {_percent(share)}"
+        said += f"; {name} is certified there on {percent(share)}"
     return f"{said}."
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{share:.1%}"
 
 
 def _cost(model: Model, first: Model) -> str:

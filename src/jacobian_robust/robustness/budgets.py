@@ -363,12 +363,7 @@ def sweep(
             journal.save(state.saved)
     gathered = functools.partial(_gather, model, images, labels, predicted, true_class, attacks[0].family)
     result = _result(images, norm, predicted, correct, state, independent, examples, gathered)
-    if not examples:
-        return result
-    robust = torch.stack(result.robust).all(0) if result.robust else correct
-    in_turn = order.argsort().tolist()
-    kept, wrong = ([(i, images[i]) for i in in_turn if which[i]][:examples] for which in (robust, ~correct))
-    return replace(result, robust_examples=gathered(kept), wrong_examples=gathered(wrong))
+    return _with_survivors(result, images, correct, order, examples, gathered) if examples else result
 
 
 def sample_order(labels: Int[Tensor, "images"], seed: int) -> Int[Tensor, "images"]:
@@ -416,6 +411,21 @@ def _result(
         kept = broken + ([] if independent else kept)[: examples - len(broken)]
         result.examples.append(gathered(kept))
     return result
+
+
+def _with_survivors(
+    result: Sweep,
+    images: Float[Tensor, "images *shape"],
+    correct: Bool[Tensor, "images"],
+    order: Int[Tensor, "images"],
+    examples: int,
+    gathered: Callable[[list["_Broken"]], Examples],
+) -> Sweep:
+    """Return a sweep with some of the images that nothing broke, and of those that were wrong before."""
+    robust = torch.stack(result.robust).all(0) if result.robust else correct
+    in_turn = order.argsort().tolist()
+    kept, wrong = ([(i, images[i]) for i in in_turn if which[i]][:examples] for which in (robust, ~correct))
+    return replace(result, robust_examples=gathered(kept), wrong_examples=gathered(wrong))
 
 
 _Broken = tuple[int, Tensor]

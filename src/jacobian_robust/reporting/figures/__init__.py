@@ -12,7 +12,7 @@ from jacobian_robust.reporting.figures.certified import certified_curves
 from jacobian_robust.reporting.figures.comparison import comparison
 from jacobian_robust.reporting.figures.examples import adversarial_examples, attack_picture
 from jacobian_robust.reporting.figures.geometry import on_log_axes, predicted_against_found
-from jacobian_robust.reporting.figures.overview import overview, wilson
+from jacobian_robust.reporting.figures.overview import overview
 from jacobian_robust.reporting.figures.style import (
     BUDGET_LABELS,
     NORMS,
@@ -25,6 +25,7 @@ from jacobian_robust.reporting.figures.style import (
     line_style,
     name_lines,
     name_points,
+    percent,
     save,
     suffix_of,
     unmet_note,
@@ -55,6 +56,7 @@ __all__ = [
     "noise_curves",
     "on_log_axes",
     "overview",
+    "percent",
     "predicted_against_found",
     "progress",
     "reliability_diagram",
@@ -63,7 +65,6 @@ __all__ = [
     "trade_off",
     "training_curves",
     "unmet_note",
-    "wilson",
     "write_note",
     "write_picture",
 ]

@@ -3,21 +3,15 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 
 from jacobian_robust.attacks import Norm
 from jacobian_robust.reporting.figures.style import NORMS, PALETTE, SYMBOLS, headline, in_words, write_note
 from jacobian_robust.robustness.schema import Model, Results
+from jacobian_robust.robustness.statistics import wilson_interval
 
-__all__ = ["overview", "wilson"]
+__all__ = ["overview"]
 
 _ATTACKED, _CERTIFIED, _PANELS = PALETTE[5], PALETTE[0], 4
-
-
-def wilson(share: float, images: int) -> tuple[float, float]:
-    """Return the ends of Wilson's 95% interval of a share of images."""
-    interval = binomtest(round(share * images), images).proportion_ci(0.95, "wilson")
-    return float(interval.low), float(interval.high)
 
 
 def overview(results: Results, *, norm: Norm, note: str = "") -> Figure:
@@ -53,7 +47,7 @@ def overview(results: Results, *, norm: Norm, note: str = "") -> Figure:
 
 def _bars(axes: Axes, models: list[Model], shares: list[float], certified: list[float | None]) -> None:
     places = np.arange(len(models))
-    ends = [wilson(share, model.images) for share, model in zip(shares, models, strict=True)]
+    ends = [wilson_interval(share, model.images) for share, model in zip(shares, models, strict=True)]
     errors = [[max(s - low, 0) for s, (low, _) in zip(shares, ends, strict=True)]]
     errors.append([max(high - s, 0) for s, (_, high) in zip(shares, ends, strict=True)])
     axes.barh(places, shares, xerr=errors, height=0.7, color=_ATTACKED, error_kw={"lw": 0.8, "capsize": 2})

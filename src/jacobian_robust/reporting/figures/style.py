@@ -35,6 +35,7 @@ __all__ = [
     "line_style",
     "name_lines",
     "name_points",
+    "percent",
     "save",
     "shortened",
     "suffix_of",
@@ -104,6 +105,11 @@ BUDGET_LABELS: dict[Norm, str] = {
     "l2": f"budget {SYMBOLS['l2']} (ℓ2, pixels in [0, 1])",
     "gaussian": f"standard deviation {SYMBOLS['gaussian']} (pixels in [0, 1])",
 }
+
+
+def percent(share: float | None) -> str:
+    """Return a share in percent, with one digit after the point; a dash for none."""
+    return "–" if share is None else f"{share:.1%}"
 
 
 def headline(words: str) -> str:
