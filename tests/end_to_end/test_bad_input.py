@@ -4,6 +4,7 @@ import gzip
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -318,3 +319,12 @@ def test_an_interrupted_run_keeps_its_last_checkpoint_and_says_how_to_go_on(tmp_
     assert "Traceback" not in printed
     assert torch.load(checkpoint, weights_only=True)["jacobian_robust"]
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_two_kinds_of_budgets_for_one_attack_are_refused(door):
+    budgets = ["attack=pgd_l2", "attack.pgd_l2.eps=[0.5]", "attack.pgd_l2.eps_linf=[0.1]"]
+    place = f"checkpoint={GOOD}"
+    refused = door("evaluate", place, *budgets, "hydra.run.dir=never")
+    assert refused.status == 1
+    assert refused.stderr == "error: attack.pgd_l2.eps_linf takes the place of attack.pgd_l2.eps: give one of them\n"
+    assert not Path("never").exists()

@@ -169,7 +169,7 @@ def read_evaluation(cfg: DictConfig) -> Evaluation:
     certificates = tuple(build_each(cfg, "certificate", Certificate)) if cfg.get("certificate") else ()
     evaluation = Evaluation(attacks, certificates, diagnostics=diagnostics, **dict(read_options(_Options, cfg)))
     unattacked(certificates, evaluation.norms)
-    _say_what_a_suite_keeps()
+    _look_at_what_is_given()
     for place in evaluation.sanity_sources:
         if not in_project(place).exists():
             raise UserError(f"sanity_source={place}: no such file or directory; null for none")
@@ -179,13 +179,16 @@ def read_evaluation(cfg: DictConfig) -> Evaluation:
     return evaluation
 
 
-def _say_what_a_suite_keeps() -> None:
-    """Say in one line that attacks or certificates on the command line take the place of a suite's, and nothing else.
+def _look_at_what_is_given() -> None:
+    """Refuse two kinds of budgets for one attack; say which of a suite's attacks or certificates others replace.
 
     Those options of the suite that are of another attack have been refused.
     """
     given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     chosen = {name: value for name, _, value in (option.partition("=") for option in given)}
+    for name in chosen:
+        if name.endswith(".eps_linf") and (other := name.removesuffix("_linf")) in chosen:
+            raise UserError(f"{name} takes the place of {other}: give one of them")
     replaced = [f"{name}={chosen[name]}" for name in ("attack", "certificate") if name in chosen]
     if replaced and (suite := chosen.get("suite")) not in (None, "null"):
         both = " and ".join(replaced)
