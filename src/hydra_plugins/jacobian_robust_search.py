@@ -75,9 +75,7 @@ class OptunaSearch(Sweeper):
             raise UserError(
                 f"{from_here(storage)} is there already: resume=true goes on with it; or choose another hydra.sweep.dir"
             )
-        claim = directory / "search.lock"
-        claim.touch()
-        with locked(claim):
+        with locked(directory / "search.lock"):
             self._search(space, fixed, directory, storage)
 
     def _space(self, arguments: list[str]) -> tuple[dict[str, "BaseDistribution"], list[str]]:

@@ -1,7 +1,6 @@
 """Writing results so that an interruption leaves the old file or the new one, never half of one."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -11,6 +10,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from jacobian_robust.errors import UserError
@@ -104,25 +104,28 @@ def claimed(directory: Path, config: dict[str, Any], *, resume: bool = False) ->
                 f"{directory} already holds a result ({', '.join(held) or 'config.yaml'}), which is left as it is: "
                 "choose another hydra.run.dir"
             )
-    with locked(file):
+    with locked(directory / ".lock"):
         yield
 
 
 @contextlib.contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """Keep other processes out of the directory of a file, which is there, while the block runs.
+    """Keep other processes out of the directory of a lock file, which holds nothing, while the block runs.
 
     Raises:
         UserError: if another process is in it.
     """
-    with file.open("rb") as lock:  # let go by the system when the process ends, however it ends
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{file.parent} is in use by another process: let it end, or end it") from error
-        except OSError:  # a file system without locks
-            pass
+    lock = FileLock(file)  # let go by the system when the process ends, however it ends
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"{file.parent} is in use by another process: let it end, or end it") from error
+    except (OSError, NotImplementedError):  # a file system without locks
+        pass
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def file_name(text: str) -> str:
