@@ -39,7 +39,7 @@ def test_each_run_differs_in_what_is_said_of_it_and_all_are_attacked(tmp_path):
 
 
 def test_a_run_beside_is_the_run_that_it_would_be_alone(tmp_path):
-    alone = ("twin=false", "evaluate=false", "regularizer=linear_margin", "eta=constant", "eta.value=0.25")
+    alone = ("twin=false", "~beside", "evaluate=false", "regularizer=linear_margin", "eta=constant", "eta.value=0.25")
     train(composed("train", *SHORT, *OTHERS, "evaluate=false", f"output_dir={tmp_path / 'several'}"))
     # The toy's own options are of the penalty it chooses; another is composed without them.
     toy = [option for option in SHORT if option != "experiment=toy"]

@@ -322,9 +322,10 @@ def test_a_model_named_by_the_user_takes_the_weights(trained, tmp_path):
 def test_checkpoints_are_found_in_files_runs_and_trees(trained):
     vanilla, frobenius = (trained.directory / name / "checkpoints" / "last.ckpt" for name in ("vanilla", "frobenius"))
     assert find_checkpoints([vanilla]) == find_checkpoints([vanilla.parents[1]]) == [vanilla]
-    assert find_checkpoints([trained.directory]) == [frobenius, vanilla]
+    assert find_checkpoints([trained.directory]) == [vanilla, frobenius], "the undefended first"
     assert len(find_checkpoints([vanilla, vanilla.parent / ".." / "checkpoints" / "last.ckpt"])) == 1
     assert find_checkpoints([vanilla, trained.directory]) == [vanilla, frobenius]
+    assert find_checkpoints([frobenius, vanilla]) == [frobenius, vanilla], "as they are named"
 
 
 @pytest.mark.drawn

@@ -283,6 +283,7 @@ def test_every_panel_of_a_training_says_what_it_measures(twin, penalised):
     ("names", "said"),
     [
         (["linear_margin_noise", "vanilla"], ["linear margin + noise", "undefended"]),
+        (["linear_margin+noise", "fgsm"], ["linear margin + noise", "FGSM training"]),
         (["note_vanilla_seed1", "note_vanilla_seed2"], ["undefended, seed 1", "undefended, seed 2"]),
         (["sweep/frobenius", "mine/my_net"], ["Frobenius penalty", "mine/my_net"]),
         (["a/vanilla", "b/vanilla"], ["a + undefended", "b + undefended"]),

@@ -1,9 +1,10 @@
 """The options of a training, and which of them shape what."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, ValidationError
 
 from jacobian_robust.config import plain
 from jacobian_robust.errors import UserError, describe
@@ -130,7 +131,7 @@ class Options(BaseModel):
 
     seed: Seed
     twin: Flag
-    beside: dict[Name, dict[str, Any]]
+    beside: Annotated[dict[Name, dict[str, Any]], BeforeValidator(lambda runs: runs or {})]  # null, as by ~beside: none
     evaluate: Flag
     ckpt_path: NonEmpty | None
     resume: Flag
@@ -167,10 +168,11 @@ def check_objective(objective: str, options: Options, evaluation: Evaluation | N
 
 
 def label(cfg: DictConfig) -> str:
-    """Return the short name of what distinguishes a run: its penalty and its adversary, as ``margin+pgd``.
+    """Return the short name of what distinguishes a run: its penalty and its adversary, as ``linear_margin+pgd``.
 
     A run without either is ``vanilla``, the note's word.
     """
     chosen = [cfg[group] for group in ("regularizer", "adversary") if cfg[group]]
-    names = [str(group.get("_target_", "")).rpartition(".")[-1].lower() for group in chosen]
+    classes = [str(group.get("_target_", "")).rpartition(".")[-1] for group in chosen]
+    names = [re.sub(r"(?<=[a-z])(?=[A-Z][a-z]{2})", "_", name).lower() for name in classes]  # GloRo is one word
     return "+".join(names) or "vanilla"

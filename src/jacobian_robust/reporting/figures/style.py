@@ -158,7 +158,7 @@ def in_words(names: Sequence[str]) -> list[str]:
 
 
 def _in_words(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9_/-]+", name):
+    if not re.fullmatch(r"[a-z0-9_/+-]+", name):
         return name
     found = list(_PARTS.finditer(name))
     words = [WORDS.get(part[0], part[0]) for part in found if not part["seed"]]
