@@ -7,16 +7,20 @@ import re
 import subprocess
 from pathlib import Path
 
+from jacobian_robust import __version__
+
 __all__ = ["git_state", "run_url", "versions"]
 
-_PACKAGES = ("jacobian-robust", "torch", "torchvision", "pytorch-lightning", "torchattacks", "pyautoattack")
+_PACKAGES = ("torch", "torchvision", "pytorch-lightning", "torchattacks", "pyautoattack")
 
 _version = functools.cache(importlib.metadata.version)  # it reads a file
 
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a figure depends on."""
-    return {"python": platform.python_version()} | {package: _version(package) for package in _PACKAGES}
+    # Not by the installation's metadata, which is of the day a clone was installed.
+    own = {"python": platform.python_version(), "jacobian-robust": __version__}
+    return own | {package: _version(package) for package in _PACKAGES}
 
 
 def git_state() -> dict[str, str | bool | None]:
