@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from statistics import fmean, stdev
 
+import pytest
+
 DOCS = Path(__file__).parents[2] / "docs"
 SIMPLIFICATIONS = DOCS / "results" / "simplifications"
 
@@ -158,3 +160,22 @@ def test_what_is_certified_at_a_large_radius_is_what_its_file_says():
         if row[0] == "`certified_linf_03`" and row[1].startswith("ℓ∞")
     ]
     assert written == expected
+
+
+@pytest.mark.parametrize(
+    ("document", "file", "head", "with_cost"),
+    [
+        ("fashion_mnist", "pgd", "Fashion-MNIST, 1,000 test images", True),
+        ("fashion_mnist", "autoattack", "Fashion-MNIST, first 250 test images", False),
+    ],
+)
+def test_what_the_networks_of_other_data_withstand(document, file, head, with_cost):
+    models = json.loads((DOCS / "results" / document / f"{file}.json").read_text())["models"]
+    expected = {}
+    for model in models:
+        (threat,) = model["threats"]
+        shares = [x for b in threat["budgets"] for x in (b["robust_accuracy"], b["certified_accuracy"])]
+        cost = [f"{model['plain_step_equivalents']:,.0f}"] if with_cost else []
+        expected[model["name"]] = [f"{x:.1%}" for x in (model["clean_accuracy"], *shares)] + [*cost, model["verdict"]]
+    written = rows(DOCS / "results" / f"{document}.md", head)
+    assert {name: cells for name, *cells in written} == expected
