@@ -11,7 +11,7 @@ LABELS = torch.arange(12) % 3
 
 
 def look(images=IMAGES, labels=LABELS, shape=(2, 4, 6)):
-    return checked(images, labels, classes=3, shape=shape, what="data: Mine")
+    return checked(images, labels, outputs=(3,), shape=shape, what="data: Mine")
 
 
 @pytest.mark.parametrize(

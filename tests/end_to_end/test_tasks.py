@@ -4,6 +4,7 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 from torch import nn
@@ -69,6 +70,40 @@ def test_a_model_from_elsewhere_is_attacked_on_a_task(door):
     (budget,) = result["threats"][0]["budgets"]
     assert 0 < budget["certified"] == budget["correct"] == result["clean_correct"] < 50
     assert result["task"]["right"] == "share within 20"
+
+
+def own(task):
+    """Return the arrays of a file with targets of one's own, and a model for them."""
+    pixels = np.random.default_rng(0).random((60, 1, 8, 8)).astype(np.float32)
+    means = pixels.mean((1, 2, 3))
+    by_task = {
+        "regression": (pixels.reshape(60, -1), np.stack([means, -means], 1), ["model=mlp", "model.inputs=64"]),
+        "multilabel": (pixels, pixels[:, 0, 0, :3] > 0.5, ["model=conv_small", "model.image_size=8", "model.hidden=8"]),
+        "counts": (pixels, (10 * means).round().astype(int), ["model=lenet", "model.image_size=8"]),
+        "segmentation": (pixels, (pixels[:, 0] > 0.5).astype(np.uint8), ["model=conv_pixels", "model.width=4"]),
+    }
+    images, targets, model = by_task[task]
+    outputs = {"regression": 2, "multilabel": 3, "counts": 1, "segmentation": 2}[task]
+    return {"images": images, "targets": targets}, [*model, f"model.classes={outputs}"]
+
+
+@pytest.mark.parametrize(
+    "task", ["regression", *(pytest.param(t, marks=pytest.mark.slow) for t in ("multilabel", "counts", "segmentation"))]
+)
+def test_ones_own_targets_are_trained_on_attacked_and_attacked_again(door, task):
+    arrays, model = own(task)
+    np.savez("mine.npz", **arrays)
+    asked = [f"task={task}", "data=tensors", "data.file=mine.npz", *model, "regularizer=margin", "eta=constant"]
+    tiny = ["trainer.max_epochs=1", "evaluate=true", "logger=csv", "sanity_images=5", "certificate=interval"]
+    attack = ["attack=pgd_linf", "attack.pgd_linf.steps=2", "attack.pgd_linf.eps=0.01"]
+    trained = door("train", *asked, *SHORT, *tiny, *attack, "data.validation_size=8", "hydra.run.dir=run")
+    assert trained.status == 0, trained.stderr
+    again = door("evaluate", "checkpoint=run", *attack, "sanity_images=0", "logger=csv", "hydra.run.dir=again")
+    assert again.status == 0, again.stderr
+    first, second = (json.loads(Path(d, "robustness.json").read_text()) for d in ("run/evaluation", "again"))
+    assert first["models"][0]["clean_correct"] == second["models"][0]["clean_correct"]
+    assert first["models"][0]["images"] == 12
+    assert first["models"][0]["data"].startswith("mine (")
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,13 @@ def test_a_linear_regression_is_robust_up_to_its_exact_radius(tmp_path):
 @pytest.mark.parametrize(
     ("outputs", "targets", "family", "options", "message"),
     [
-        (2, (4, 3), Gaussian(tolerance=1.0), {}, "labels: are no targets of such outputs: expected targets"),
+        (
+            2,
+            (4, 3),
+            Gaussian(tolerance=1.0),
+            {},
+            r"labels: the targets must be finite numbers, of shape \(4, 2\), not torch.float32",
+        ),
         (2, (3, 2), Gaussian(tolerance=1.0), {}, "labels: give the targets of 4 images"),
         (2, (4, 2), PixelCategorical(), {}, "model: must return logits .batch, classes ≥ 2, height, width."),
         (

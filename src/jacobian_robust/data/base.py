@@ -51,13 +51,13 @@ class ImageDataset(Dataset[Batch]):
         """Return some of the images, in this order."""
         return ImageDataset(self.images[index], self.labels[index])
 
-    def checked(self, classes: int | None, shape: tuple[int, int, int], what: str) -> "ImageDataset":
-        """Return the same with the types that training needs; with ``classes=None`` the labels are a task's targets.
+    def checked(self, **expected: Any) -> "ImageDataset":
+        """Return the same with the types that training needs; see :func:`jacobian_robust.data.checks.checked`.
 
         Raises:
             UserError: if the images or labels are not what a datamodule promises.
         """
-        return ImageDataset(*checked(self.images, self.labels, classes=classes, shape=shape, what=what))
+        return ImageDataset(*checked(self.images, self.labels, **expected))
 
     def to(self, device: torch.device) -> "ImageDataset":
         """Return the same images in a device's memory."""
@@ -140,8 +140,8 @@ class ImageDataModule(abc.ABC):
         """
         if not isinstance(family, Categorical):
             raise UserError(
-                f"task: {self.data_name} has a class for each image; give task=classification, or data=mnist_angle or "
-                "data=mnist_pairs"
+                f"task: {self.data_name} has a class for each image; give task=classification, or data=mnist_angle, "
+                "data=mnist_pairs or data=tensors"
             )
 
     @abc.abstractmethod
@@ -175,8 +175,7 @@ class ImageDataModule(abc.ABC):
     def _checked(self, *, train: bool) -> ImageDataset:
         read = self._read(train=train)  # first: of a folder or a file it says what the classes are
         what = f"data: {self.data_name}, {'training' if train else 'test'} images"
-        classes = self.classes if isinstance(self.family, Categorical) else None
-        return read.checked(classes, self.image_shape, what)
+        return read.checked(outputs=self.output_shape, shape=self.image_shape, what=what, family=self.family)
 
     def prepare_data(self) -> None:  # noqa: B027 (data that are drawn need no files)
         """Make sure that the files are there."""

@@ -7,21 +7,32 @@ import torch
 from torch import Tensor
 
 from jacobian_robust.errors import UserError
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family, as_targets
 
 __all__ = ["checked"]
 
 
-def checked(images: Any, labels: Any, *, classes: int | None, shape: Sequence[int], what: str) -> tuple[Tensor, Tensor]:
+def checked(
+    images: Any,
+    labels: Any,
+    *,
+    outputs: Sequence[int],
+    shape: Sequence[int],
+    what: str,
+    family: Family = CATEGORICAL,
+) -> tuple[Tensor, Tensor]:
     """Return images ``(n, channels, height, width)`` in uint8 or float32 in [0, 1], and labels ``(n,)`` in int64.
 
-    NumPy arrays, other integer types, float64 pixels and labels in a column are converted.
+    NumPy arrays, other integer types, float64 pixels and labels in a column are converted. Of another task the labels
+    are its targets, see :func:`jacobian_robust.geometry.families.as_targets`.
 
     Args:
         images: as a data set returned them.
         labels: as a data set returned them.
-        classes: the number of classes; ``None`` where the labels are the targets of another task.
+        outputs: the shape of a model's outputs for one image: the number of classes, or what another task asks for.
         shape: channels, height and width of an image.
         what: how the data are called in the message.
+        family: of the distribution that the outputs describe.
 
     Raises:
         UserError: if they are anything else; the message says what, and the remedy.
@@ -31,14 +42,20 @@ def checked(images: Any, labels: Any, *, classes: int | None, shape: Sequence[in
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{what}: images and labels must be tensors or NumPy arrays ({error})") from error
     fault = _fault_of_images(images, tuple(shape))
-    if fault is None and classes is not None:
-        fault = _fault_of_labels(labels, classes)
+    of_classes = isinstance(family, Categorical)
+    if fault is None and of_classes:
+        fault = _fault_of_labels(labels, outputs[0])
     if fault is None and len(images) != len(labels):
         fault = f"there are {len(images)} images and {len(labels)} labels"
     if fault is not None:
         raise UserError(f"{what}: {fault}")
     images = images if images.dtype == torch.uint8 else images.float()
-    return images, labels if classes is None else labels.reshape(-1).long()
+    if of_classes:
+        return images, labels.reshape(-1).long()
+    try:
+        return images, as_targets(labels, family, outputs)
+    except ValueError as error:
+        raise UserError(f"{what}: {error}") from error
 
 
 def _fault_of_images(images: Tensor, shape: tuple[int, ...]) -> str | None:

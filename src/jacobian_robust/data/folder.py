@@ -97,9 +97,9 @@ class _LazyImages(ImageDataset):
     def subset(self, index: Int[Tensor, "kept"]) -> "_LazyImages":
         return _LazyImages(self.paths[index.numpy()].tolist(), self.labels[index], self.form, self.workers)
 
-    def checked(self, classes: int | None, shape: tuple[int, int, int], what: str) -> "_LazyImages":
+    def checked(self, **expected: Any) -> "_LazyImages":
         first = self._decoded(self.paths[:2].tolist())
-        checked(first, self.labels[: len(first)], classes=classes, shape=shape, what=what)
+        checked(first, self.labels[: len(first)], **expected)
         return self
 
     def to(self, device: torch.device) -> "_LazyImages":

@@ -1,4 +1,4 @@
-"""Images and labels in one file of arrays."""
+"""Images, or rows of numbers, and labels or the targets of a task in one file of arrays."""
 
 import hashlib
 from pathlib import Path
@@ -12,6 +12,7 @@ from pydantic import Field, validate_call
 
 from jacobian_robust.data.base import ImageDataModule, ImageDataset
 from jacobian_robust.errors import UserError
+from jacobian_robust.geometry.families import Categorical, Family, GaussianMeanScale, PixelCategorical
 from jacobian_robust.options import STRICT, Count, NonEmpty, Seed, Size
 
 __all__ = ["TensorsDataModule"]
@@ -24,7 +25,11 @@ class TensorsDataModule(ImageDataModule):
 
     The file holds ``train_images``, ``train_labels``, ``test_images`` and ``test_labels``; or ``images`` and
     ``labels``, of which a part is kept for the test. Images are ``(n, channels, height, width)``, or ``(n, height,
-    width)`` for one channel: uint8, or floats in ``[low, high]``. Labels are integers from 0.
+    width)`` for one channel, or rows of a table, ``(n, columns)``: uint8, or floats in ``[low, high]``.
+
+    Labels, or ``targets`` in place of ``labels``, are integers from 0 for ``task=classification``; of
+    ``regression``, ``regression_scale`` and ``counts`` numbers ``(n,)`` or ``(n, k)``, of ``multilabel`` 0 or 1 ``(n,
+    labels)``, of ``segmentation`` integers from 0 ``(n, height, width)``.
 
     Args:
         file: the file.
@@ -69,12 +74,22 @@ class TensorsDataModule(ImageDataModule):
         self.low, self.high = low, high
         self.test_share = test_share
         self._arrays: dict[str, Any] = {}
+        self._outputs: tuple[int, ...] = ()
         self._digest = ""
 
     @property
     def data_name(self) -> str:
         """The file's name with the first digits of its hash."""
         return f"{self.file.stem} ({self._digest[:8]})" if self._digest else self.file.stem
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """A logit for each class, or what the targets of the task ask for."""
+        return (self.classes,) if isinstance(self.family, Categorical) else self._outputs
+
+    def for_task(self, family: Family) -> None:
+        """Take what the file holds for targets of the task; what does not fit is said when it is read."""
+        self.family = family
 
     def prepare_data(self) -> None:
         """Read the file, and learn the classes and the images' shape from it.
@@ -97,23 +112,40 @@ class TensorsDataModule(ImageDataModule):
             raise UserError(f"data.file={self.file} does not exist") from error
         except Exception as error:  # a damaged file can fail in any way
             raise UserError(f"data.file={self.file} cannot be read: {error}") from error
+        arrays = {name.replace("targets", "labels"): array for name, array in arrays.items()}
         split = set(_NAMES[True] + _NAMES[False]) <= arrays.keys()
         if not split and not {"images", "labels"} <= arrays.keys():
             raise UserError(
                 f"data.file={self.file} holds {', '.join(sorted(arrays)) or 'nothing'}; give images and labels, or "
                 "train_images, train_labels, test_images and test_labels"
             )
-        images, labels = (arrays[name] for name in (_NAMES[True] if split else ("images", "labels")))
-        if images.ndim not in (3, 4) or not len(labels) or not np.issubdtype(labels.dtype, np.integer):
-            raise UserError(
-                f"data.file={self.file}: images must be (n, channels, height, width) and labels integers, not "
-                f"{images.shape} {images.dtype} and {labels.shape} {labels.dtype}"
-            )
-        self.image_shape = (1, *images.shape[1:]) if images.ndim == 3 else images.shape[1:]
-        self.classes = int(labels.max()) + 1
-        if self.classes < 2:
-            raise UserError(f"data.file={self.file}: there is one class alone; give labels of at least two, from 0")
+        self._learn(*(arrays[name] for name in (_NAMES[True] if split else ("images", "labels"))))
         self._arrays, self._digest = arrays, hashlib.sha256(content).hexdigest()
+
+    def _learn(self, images: Any, labels: Any) -> None:
+        """Learn from the training images how large they are, and from the labels how many numbers a model has to give.
+
+        Raises:
+            UserError: if they cannot be images and labels.
+        """
+        whole, of_classes = np.issubdtype(labels.dtype, np.integer), isinstance(self.family, Categorical)
+        paired = labels.size and labels.shape[:1] == images.shape[:1]
+        if images.ndim not in (2, 3, 4) or not paired or (of_classes and not whole):
+            raise UserError(
+                f"data.file={self.file}: give images (n, channels, height, width), or (n, columns), and n "
+                f"{'integer labels' if of_classes else 'targets'}, not {images.shape} {images.dtype} and "
+                f"{labels.shape} {labels.dtype}"
+            )
+        self.pictures = images.ndim > 2
+        self.image_shape = (1,) * (4 - images.ndim) + images.shape[1:]
+        self.classes = int(labels.max()) + 1 if whole else 1
+        if of_classes and self.classes < 2:
+            raise UserError(f"data.file={self.file}: there is one class alone; give labels of at least two, from 0")
+        numbers = labels.shape[1] if labels.ndim > 1 else 1
+        if isinstance(self.family, PixelCategorical):
+            self._outputs = (max(self.classes, 2), *self.image_shape[1:])
+        else:
+            self._outputs = (2 * numbers if isinstance(self.family, GaussianMeanScale) else numbers,)
 
     def _read(self, *, train: bool) -> ImageDataset:
         self.prepare_data()
@@ -125,7 +157,7 @@ class TensorsDataModule(ImageDataModule):
             images, labels = images[kept], labels[kept]
         else:
             images, labels = (self._arrays[name] for name in _NAMES[train])
-        if images.ndim == 3:
+        while images.ndim < 4:  # without a channel, or rows of a table
             images = images[:, None]
         if np.issubdtype(images.dtype, np.floating) and (self.low, self.high) != (0.0, 1.0):
             images = (images - self.low) / (self.high - self.low)
