@@ -78,7 +78,7 @@ def own(task):
     means = pixels.mean((1, 2, 3))
     by_task = {
         "regression": (pixels.reshape(60, -1), np.stack([means, -means], 1), ["model=mlp", "model.inputs=64"]),
-        "multilabel": (pixels, pixels[:, 0, 0, :3] > 0.5, ["model=conv_small", "model.image_size=8", "model.hidden=8"]),
+        "multilabel": (pixels, pixels[:, 0, 0, :3] > 0.5, ["model=lenet", "model.image_size=8"]),
         "counts": (pixels, (10 * means).round().astype(int), ["model=lenet", "model.image_size=8"]),
         "segmentation": (pixels, (pixels[:, 0] > 0.5).astype(np.uint8), ["model=conv_pixels", "model.width=4"]),
     }

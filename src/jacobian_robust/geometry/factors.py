@@ -28,25 +28,28 @@ class FisherFactor:
 
     Args:
         logits: ``(batch, classes)``; half precision is computed in float32.
+        dim: the axis of the classes. Of pixels they come first: with the last one the softmax would take 20 times as
+            long, since PyTorch goes through its short rows one by one.
     """
 
-    def __init__(self, logits: Float[Tensor, "batch classes"]) -> None:
+    def __init__(self, logits: Float[Tensor, "batch *shape"], dim: int = -1) -> None:
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        self.root = (logits.log_softmax(-1, dtype=dtype) / 2).exp()
+        self.dim = dim
+        self.root = (logits.log_softmax(dim, dtype=dtype) / 2).exp()
         """``√θ``, differentiable with respect to the logits."""
 
-    def __matmul__(self, w: Float[Tensor, "*size batch classes"]) -> Float[Tensor, "*size batch classes"]:
+    def __matmul__(self, w: Float[Tensor, "*size"]) -> Float[Tensor, "*size"]:
         """Return ``L w``, one vector a sample: what to multiply the logits' Jacobian with from the left."""
-        return self.root * (w - self.root * (self.root * w).sum(-1, keepdim=True))
+        return self.root * (w - self.root * (self.root * w).sum(self.dim, keepdim=True))
 
-    def transposed(self, v: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+    def transposed(self, v: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
         """Return ``Lᵀ v``, one vector a sample."""
-        return self.root * (v - (self.root.square() * v).sum(-1, keepdim=True))
+        return self.root * (v - (self.root.square() * v).sum(self.dim, keepdim=True))
 
 
 def tangent_directions(
-    logits: Float[Tensor, "batch classes"], size: int, signs: Float[Tensor, "batch classes"] | None = None
-) -> list[Float[Tensor, "batch classes"]]:
+    logits: Float[Tensor, "batch *shape"], size: int, signs: Float[Tensor, "batch *shape"] | None = None, dim: int = -1
+) -> list[Float[Tensor, "batch *shape"]]:
     """Return orthonormal tangent directions at ``√θ`` of the likeliest classes, and a random one of the rest.
 
     They are constants, and the derivative of ``Σ_w ‖(L w)ᵀ J_s‖²`` is right all the same: for a basis of the tangent
@@ -60,26 +63,27 @@ def tangent_directions(
             tangent directions that are left. It has the mean square of that projection: the estimate is unbiased. With
             ``size=0`` that is everything but for the first direction, which gets a sign of its own: variance is
             smallest there.
+        dim: the axis of the classes; the logits are ``(batch, classes)`` with the last one.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    log_p = logits.detach().log_softmax(-1, dtype=dtype)
+    log_p = logits.detach().log_softmax(dim, dtype=dtype)
     directions: list[Tensor] = []
     first = 1 if size == 0 and signs is not None else 0
     for _ in range(size + first):
-        top, likeliest = log_p.max(-1, keepdim=True)
-        rest = log_p.scatter(-1, likeliest, -torch.inf)
-        log_q = rest.logsumexp(-1, keepdim=True)
+        top, likeliest = log_p.max(dim, keepdim=True)
+        rest = log_p.scatter(dim, likeliest, -torch.inf)
+        log_q = rest.logsumexp(dim, keepdim=True)
         # A rest without probability has no distribution: its classes are left out.
         log_p = (rest - log_q).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
         direction = -((top + log_p) / 2).exp()
-        directions.append(direction.scatter(-1, likeliest, (log_q / 2).exp()))
+        directions.append(direction.scatter(dim, likeliest, (log_q / 2).exp()))
     if signs is None:
         return directions
     root = (log_p / 2).exp()
     signs = signs.to(dtype)
-    left = (signs * root.sign()) - root * (root * signs).sum(-1, keepdim=True)
+    left = (signs * root.sign()) - root * (root * signs).sum(dim, keepdim=True)
     if first:
-        left = left + directions.pop() * signs.gather(-1, likeliest)
+        left = left + directions.pop() * signs.gather(dim, likeliest)
     return [*directions, left]
 
 

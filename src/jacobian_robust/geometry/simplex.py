@@ -125,14 +125,14 @@ def distance_to_boundary(p: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*
 
 
 def signed_distance_to_boundary(
-    p: Float[Tensor, "batch classes"], labels: Int[Tensor, "batch"]
-) -> Float[Tensor, "batch"]:
+    p: Float[Tensor, "*batch classes"], labels: Int[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
     """Return ``d_y``, the Fisher–Rao distance to the true class's boundary, in ``[-π/2, π/2]``; negative outside it.
 
     ``d_y = 2 arcsin((√p_y - max_{j≠y} √p_j) / √2)``: :func:`distance_to_boundary` where the prediction is right; where
     it is wrong, minus the distance to the great sphere on which the true class and the likeliest tie.
     """
     root = _interior(p).sqrt()
-    own = root.gather(-1, labels[:, None]).squeeze(-1)
-    other = root.scatter(-1, labels[:, None], 0.0).amax(-1)
+    own = root.gather(-1, labels[..., None]).squeeze(-1)
+    other = root.scatter(-1, labels[..., None], 0.0).amax(-1)
     return 2 * torch.asin((own - other) / math.sqrt(2))
