@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -26,6 +27,7 @@ from jacobian_robust.files import write_atomically
 from jacobian_robust.models import ConvSmall
 from jacobian_robust.penalties import Frobenius
 from jacobian_robust.provenance import git_state
+from jacobian_robust.reporting.figures import PALETTE, in_words, write_picture
 from jacobian_robust.robustness.schema import ClassAccuracy, Results
 from jacobian_robust_studies.documents import Document
 
@@ -187,18 +189,26 @@ def _means(rows: Sequence[Row]) -> list[tuple[str, list[float], list[float]]]:
 
 
 def figure(published: Sequence[Row], trained: Sequence[Row]) -> Figure:
-    """Return the errors and the mean penalty of each class, a line for each network or case."""
+    """Return the errors and the mean penalty of each class, a line for each network or case.
+
+    Bars are the standard deviation over the seeds, where there are several.
+    """
     shown = [rows for rows in (published, trained) if rows]
-    drawn = Figure(figsize=(8.4, 3.2 * len(shown)), layout="constrained")
+    drawn = Figure(figsize=(9, 4 * len(shown)), layout="constrained")
     for axes, rows in zip(drawn.subplots(len(shown), 2, squeeze=False), shown, strict=True):
         errors, penalties = axes
-        for i, (label, recall, penalty) in enumerate(_means(rows)):
-            style = {"marker": "osD^"[i], "color": ("#000000", "#d55e00", "#e69f00", "#0072b2")[i], "label": label}
-            errors.plot(range(CLASSES), [100 * (1 - share) for share in recall], **style)
+        means = _means(rows)
+        for i, (label, recall, penalty) in enumerate(means):
+            style = {"marker": "osD^"[i], "color": PALETTE[(6, 1, 4, 0)[i]], "label": in_words([label])[0]}
+            seeds = torch.tensor([row.recall for row in rows if row.case == label])
+            spread = 100 * seeds.std(0) if len(seeds) > 1 else torch.zeros(CLASSES)
+            errors.errorbar(range(CLASSES), [100 * (1 - share) for share in recall], spread, capsize=3, **style)
             penalties.plot(range(CLASSES), penalty, **style)
         errors.set(xlabel="class", ylabel="test images wrong, %", xticks=range(CLASSES), ylim=(0, None))
         penalties.set(xlabel="class", ylabel="mean penalty α (eq. 15)", xticks=range(CLASSES), yscale="log")
-        errors.legend(fontsize=7)
+        penalties.yaxis.set_minor_locator(NullLocator())
+        errors.set_title("\n")  # room for the legend, which is wider than a panel
+        errors.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2, frameon=False).set_in_layout(False)
         errors.grid(alpha=0.3)
         penalties.grid(alpha=0.3)
     return drawn
@@ -238,7 +248,7 @@ class Record:
         trained = [row for row in self.rows() if row.case not in PUBLISHED]
         tables = f"{published_table(published, self.results)}\n{trained_table(trained)}"
         self.document.write(f"{tables}\n![Errors and penalty by class](note/classes.png)\n")
-        figure(published, trained).savefig(self.path.with_suffix(".png"), dpi=140)
+        write_picture(figure(published, trained), self.path)
 
 
 @ends_in_one_line()

@@ -95,7 +95,13 @@ class SimplificationsDiagnostics(Diagnostics):
     def figures(self, measured: Sequence[Study], results: Results) -> Mapping[str, Figure]:
         """Return a figure for each classifier."""
         return {
-            f"simplifications{suffix_of(one.result.name, len(measured))}": six_simplifications(one, split=results.split)
+            f"simplifications{suffix_of(one.result.name, len(measured))}": six_simplifications(
+                one.result,
+                {place: sample.radii for place, (sample, _) in one.samples.items()},
+                split=results.split,
+                # Samples of height 1, as the toy model's, are no pictures.
+                things="points" if one.samples["evaluated"][0].images.shape[-2] == 1 else "images",
+            )
             for one in measured
         }
 

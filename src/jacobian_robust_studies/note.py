@@ -252,7 +252,8 @@ def _figures(outcomes: Sequence[Outcome], directory: Path) -> str:
             shown += f"\n![{what}](note/{name}.png)\n"
     labels = {outcome.network.experiment: outcome.network.label for outcome in reversed(outcomes)}
     figures["progress"] = plots.progress({labels[name]: found for name, found in rows.items()})
-    plots.save(figures, directory)
+    for name, figure in figures.items():
+        plots.write_picture(figure, directory / name)
     return shown + "\n![Cross-entropy and error of all networks over the epochs, first seed](note/progress.png)\n"
 
 

@@ -111,8 +111,9 @@ def test_the_composed_config_is_shown(door, tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def readme_completion():
-    (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if "-sc install=bash" in line]
+def documented_completion():
+    page = (ROOT / "docs/howto/train.md").read_text()
+    (line,) = [line for line in page.splitlines() if "train.py -sc install=bash" in line]
     return line.split("`")[1]
 
 
@@ -130,9 +131,9 @@ def readme_completion():
 )
 @pytest.mark.slow
 def test_bash_completes_options(typed, offered):
-    """With the function that the README has a shell take in, called as bash calls it for the tabulator key."""
+    """With the function that the documents have a shell take in, called as bash calls it for the tabulator key."""
     line = f"python {typed}"
-    script = f'{readme_completion()}\n"$(complete -p python | sed "s/.*-F \\([^ ]*\\) .*/\\1/")"\n'
+    script = f'{documented_completion()}\n"$(complete -p python | sed "s/.*-F \\([^ ]*\\) .*/\\1/")"\n'
     script += 'printf "%s\\n" "${COMPREPLY[@]}"'
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     asked = {"COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_CWORD": str(len(line.split()) - 1)}

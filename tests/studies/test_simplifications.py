@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from jacobian_robust.robustness.prediction import Nearest, Radii, Sample, radii
+from jacobian_robust_studies.simplifications import __main__ as redraw
 from jacobian_robust_studies.simplifications.measure import (
     PASSES,
     Displacements,
@@ -198,3 +199,18 @@ def test_the_committed_schema_is_the_codes_and_explains_every_field():
     for name, part in (schema["$defs"] | {"Simplifications": schema}).items():
         for field, described in part["properties"].items():
             assert described.get("description"), f"{name}.{field}"
+
+
+def test_the_committed_figures_can_be_drawn_from_the_files_beside_them(monkeypatch):
+    """Each image's radii are read again: the ratios have the quantiles that were measured."""
+    drawn = {}
+    monkeypatch.setattr(
+        redraw, "six_simplifications", lambda model, radii, **_: drawn.update({model.name: (model, radii)})
+    )
+    monkeypatch.setattr(redraw, "write_picture", lambda figure, path, **_: None)
+    redraw.draw(SCHEMA.parent / "results" / "simplifications" / "toy", "points")
+    assert list(drawn) == ["vanilla", "frobenius"]
+    for model, of in drawn.values():
+        assert [len(found.center) for found in of.values()] == [model.images, model.training_images]
+        ratio = of["evaluated"].center / of["evaluated"].boundary
+        assert distribution(ratio).median == pytest.approx(model.center_over_boundary.median, rel=1e-4)

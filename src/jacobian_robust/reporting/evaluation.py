@@ -71,17 +71,18 @@ def figures_of(
     figures = plots.comparison(results, alike)
     if points:
         figures["first_order"] = plots.predicted_against_found(points)
-    for model, detail in zip(results.models, details, strict=True):
+    names = plots.in_words([model.name for model in results.models])
+    for model, name, detail in zip(results.models, names, details, strict=True):
         suffix = plots.suffix_of(model.name, len(details))
         for swept in detail.sweeps if detail.pictures else ():
             examples = {b.eps: e for b, e in zip(swept.budgets, swept.examples, strict=True)}
-            title = f"{model.name}: images broken in {plots.NORMS[swept.norm]}"
+            title = f"{name}: images broken in {plots.NORMS[swept.norm]}"
             of: dict[str, Any] = {"norm": swept.norm, "title": title, "family": detail.family, "unit": detail.unit}
             figures[f"examples_{swept.norm}{suffix}"] = plots.adversarial_examples(
                 examples, **of, class_names=detail.class_names
             )
             if swept.norm in detail.pictured:
-                of["title"] = f"{model.name} under attack, {plots.NORMS[swept.norm]}"
+                of["title"] = f"{name} under attack, {plots.NORMS[swept.norm]}"
                 picture = plots.attack_picture(*detail.pictured[swept.norm], **of)
                 figures[f"attack_{swept.norm}{suffix}"] = picture
     return figures

@@ -15,6 +15,7 @@ from jacobian_robust.reporting.figures.style import (
     line_style,
     name_lines,
     shortened,
+    wilson_bars,
     write_note,
 )
 from jacobian_robust.robustness.schema import Group, Model, Results
@@ -23,7 +24,7 @@ __all__ = ["accuracy_curves", "class_accuracy", "group_curves", "noise_curves", 
 
 
 def accuracy_curves(models: Sequence[Model], *, norm: Norm, split: str, note: str = "") -> Figure:
-    """Return accuracy against budget, one line a model.
+    """Return accuracy against budget, one line a model, with Wilson's 95% intervals.
 
     Args:
         models: the models of an evaluation.
@@ -35,12 +36,15 @@ def accuracy_curves(models: Sequence[Model], *, norm: Norm, split: str, note: st
     axes = figure.subplots()
     names = in_words([model.name for model in models])
     for i, (model, name) in enumerate(zip(models, names, strict=True)):
-        axes.plot(*zip(*model.accuracy(norm), strict=True), **line_style(i), label=name)
+        eps, shares = zip(*model.accuracy(norm), strict=True)
+        axes.plot(eps, shares, **line_style(i), label=name)
+        bars = wilson_bars(shares, [model.images] * len(shares))
+        axes.errorbar(eps, shares, bars, fmt="none", ecolor=line_style(i)["color"])
     axes.set(
         xlabel=BUDGET_LABELS[norm],
         ylabel=f"{models[0].right} on all images",
         ylim=(-0.02, 1.02),
-        title=f"{headline(models[0].right)} under attack, {models[0].images} {split} images",
+        title=f"{headline(models[0].right)} under attack, {models[0].images:,} {split} images",
     )
     write_note(figure, note)
     axes.grid(alpha=0.3)
@@ -91,7 +95,7 @@ def trade_off(results: Results, options: Sequence[Mapping[str, Any]], over: str)
         name = " ".join(f"{key}={value}" for key, value in row.items() if key not in (over, "seed"))
         lines.setdefault(name, {}).setdefault(row[over], []).append(model)
     figure = Figure(figsize=(12, 4.8), layout="constrained")
-    figure.suptitle(f"{headline(results.right)} under attack, {results.models[0].images} {results.split} images")
+    figure.suptitle(f"{headline(results.right)} under attack, {results.models[0].images:,} {results.split} images")
     accuracy, against = figure.subplots(1, 2)
     for i, (name, by_value) in enumerate(lines.items()):
         values = sorted(by_value)
@@ -139,7 +143,7 @@ def class_accuracy(model: Model) -> Figure:
             )
     axes.set_xticks(range(len(columns)), [name for name, _ in columns], fontsize=8)
     axes.set_yticks(range(len(shares)), [f"{shortened(c.called)}  ({c.images})" for c in model.classes], fontsize=8)
-    axes.set(title=f"{model.name}: accuracy by class, %", ylabel="class (images)")
+    axes.set(title=f"{in_words([model.name])[0]}: accuracy by class, %", ylabel="class (images)")
     return figure
 
 
@@ -153,7 +157,8 @@ def reliability_diagram(models: Sequence[Model], *, split: str) -> Figure:
     figure = Figure(figsize=(5.4, 4.8 + 0.2 * len(models)), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
-    for i, model in enumerate(models):
+    names = in_words([model.name for model in models])
+    for i, (model, name) in enumerate(zip(models, names, strict=True)):
         if model.calibration is not None and model.calibration.bins:
             confidence, accuracy, images = zip(*model.calibration.bins, strict=True)
             style = line_style(i)
@@ -167,12 +172,12 @@ def reliability_diagram(models: Sequence[Model], *, split: str) -> Figure:
                 s=sizes,
                 color=style["color"],
                 marker=style["marker"],
-                label=f"{model.name}: ECE {'–' if ece is None else f'{ece:.3f}'}",
+                label=f"{name}: ECE {'–' if ece is None else f'{ece:.3f}'}",
             )
     axes.set(
         xlabel="mean confidence of the bin",
         ylabel="accuracy",
-        title=f"Calibration, {models[0].images} clean {split} images\n(larger marks: more images)",
+        title=f"Calibration, {models[0].images:,} clean {split} images\n(larger marks: more images)",
     )
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center")  # marks can be anywhere in the square
@@ -199,7 +204,7 @@ def noise_curves(models: Sequence[Model], *, split: str) -> Figure:
             label=name,
         )
     axes.set(xlabel=BUDGET_LABELS["gaussian"], ylabel="accuracy", ylim=(-0.02, 1.02))
-    axes.set_title(f"Accuracy under noise, {models[0].images} {split} images")
+    axes.set_title(f"Accuracy under noise, {models[0].images:,} {split} images")
     axes.grid(alpha=0.3)
     name_lines(figure, axes)
     return figure

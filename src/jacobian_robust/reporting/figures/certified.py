@@ -47,7 +47,7 @@ def certified_curves(results: Results, *, norm: Norm, note: str = "") -> Figure 
         xlabel=BUDGET_LABELS[norm],
         ylabel=f"{results.right} on all images",
         ylim=(-0.02, 1.02),
-        title=f"Certified and under attack, {models[0].images} {results.split} images",
+        title=f"Certified and under attack, {models[0].images:,} {results.split} images",
     )
     write_note(figure, note)
     axes.grid(alpha=0.3)

@@ -34,7 +34,7 @@ def comparison(results: Results, alike: Sequence[Group]) -> dict[str, Figure]:
         if (certified := certified_curves(results, norm=norm, note=note)) is not None:
             figures[f"certified_{norm}"] = certified
         if alike:
-            images = f"{results.models[0].images} {results.split} images"
+            images = f"{results.models[0].images:,} {results.split} images"
             figures[f"seeds_{norm}"] = group_curves(alike, norm=norm, images=images, note=note)
     if any(model.calibration for model in results.models):
         figures["calibration"] = reliability_diagram(results.models, split=results.split)

@@ -5,7 +5,7 @@ from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from jacobian_robust.reporting.figures.style import PALETTE, Points
+from jacobian_robust.reporting.figures.style import PALETTE, Points, in_words
 
 __all__ = ["on_log_axes", "predicted_against_found"]
 
@@ -18,23 +18,29 @@ def predicted_against_found(points: Points) -> Figure:
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in panels[len(points) :]:
         unused.set_axis_off()
-    for axes, (name, (predicted, found)) in zip(panels, points.items(), strict=False):
+    lengths = []
+    for axes, name, (predicted, found) in zip(panels, in_words(list(points)), points.values(), strict=False):
         known = on_log_axes(predicted, found)
         x, y = predicted[known].cpu(), found[known].cpu()
         unsafe = y < x
-        for which, colour, label in ((~unsafe, PALETTE[0], "held"), (unsafe, PALETTE[1], "broken inside it")):
-            if not which.any():
-                continue
-            axes.scatter(x[which], y[which], s=16, alpha=0.6, color=colour, linewidths=0, label=label)
+        for which, colour, marker, label in (
+            (~unsafe, PALETTE[0], "D", "not broken inside the radius"),
+            (unsafe, PALETTE[1], "o", "broken inside it"),
+        ):
+            if which.any():
+                style = {"s": 18, "alpha": 0.5, "color": colour, "marker": marker, "linewidths": 0}
+                axes.scatter(x[which], y[which], label=f"{label}: {int(which.sum())}", **style)
         low, high = (float(f(torch.cat([x, y]))) if len(x) else 1.0 for f in (torch.min, torch.max))
-        axes.plot([low, high], [low, high], color="black", linewidth=0.8)
+        axes.plot([low, high], [low, high], color="black", linewidth=0.8, label="as predicted")
         axes.set(xscale="log", yscale="log", title=f"{name}, {len(x)} images")
         axes.set_xlabel("predicted radius")
         axes.set_ylabel("smallest ℓ2 perturbation found")
-        axes.grid(alpha=0.3, which="both")
-        if known.any():
-            axes.set_ylim(0.7 * float(y.min()), 1.5 * float(y.max()))
-            axes.legend()
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right")
+        lengths += y.tolist()
+    if lengths:
+        for axes in panels[: len(points)]:
+            axes.set_ylim(0.7 * min(lengths), 1.5 * max(lengths))
     figure.suptitle("Radius that the geometry predicts, against attacks")
     return figure
 

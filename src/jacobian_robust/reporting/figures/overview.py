@@ -5,9 +5,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jacobian_robust.attacks import Norm
-from jacobian_robust.reporting.figures.style import NORMS, PALETTE, SYMBOLS, headline, in_words, write_note
+from jacobian_robust.reporting.figures.style import (
+    NORMS,
+    PALETTE,
+    SYMBOLS,
+    headline,
+    in_words,
+    wilson_bars,
+    write_note,
+)
 from jacobian_robust.robustness.schema import Model, Results
-from jacobian_robust.robustness.statistics import wilson_interval
 
 __all__ = ["overview"]
 
@@ -31,7 +38,6 @@ def overview(results: Results, *, norm: Norm, note: str = "") -> Figure:
     _bars(panels[0], models, [model.clean_accuracy for model in models], [None] * len(models))
     panels[0].set_title("clean")
     panels[0].set_yticks(range(len(models)), in_words([model.name for model in models]))
-    panels[0].invert_yaxis()
     for axes, budget in zip(panels[1:], budgets, strict=True):
         at = [
             next(b for threat in model.threats if threat.norm == norm for b in threat.budgets if b.eps == budget.eps)
@@ -40,23 +46,21 @@ def overview(results: Results, *, norm: Norm, note: str = "") -> Figure:
         _bars(axes, models, [b.robust_accuracy for b in at], [b.certified_accuracy for b in at])
         axes.set_title(f"{NORMS[norm]} {SYMBOLS[norm]} = {results.budget(norm, budget.eps)}")
     certified = "; dark and in brackets: certified" if any(model.certificates for model in models) else ""
-    figure.suptitle(f"{headline(results.right)} on {models[0].images} {results.split} images{certified}")
+    figure.suptitle(f"{headline(results.right)} on {models[0].images:,} {results.split} images{certified}")
     write_note(figure, note)
     return figure
 
 
 def _bars(axes: Axes, models: list[Model], shares: list[float], certified: list[float | None]) -> None:
     places = np.arange(len(models))
-    ends = [wilson_interval(share, model.images) for share, model in zip(shares, models, strict=True)]
-    errors = [[max(s - low, 0) for s, (low, _) in zip(shares, ends, strict=True)]]
-    errors.append([max(high - s, 0) for s, (_, high) in zip(shares, ends, strict=True)])
+    errors = wilson_bars(shares, [model.images for model in models])
     axes.barh(places, shares, xerr=errors, height=0.7, color=_ATTACKED, error_kw={"lw": 0.8, "capsize": 2})
     axes.barh(places, [share or 0 for share in certified], height=0.7, color=_CERTIFIED)
-    for place, share, proven in zip(places, shares, certified, strict=True):
+    for place, share, proven, below, above in zip(places, shares, certified, *errors, strict=True):
         said = f"{share:.1%}" + (f" ({proven:.1%})" if proven else "")
         inside = share > 0.6
         axes.text(
-            share - 0.04 if inside else share + 0.06,
+            share - below - 0.02 if inside else share + above + 0.02,
             float(place),
             said,
             ha="right" if inside else "left",
@@ -64,5 +68,5 @@ def _bars(axes: Axes, models: list[Model], shares: list[float], certified: list[
             fontsize="small",
             color="white" if inside and proven else "black",
         )
-    axes.set(xlim=(0, 1.05), xticks=[0, 0.5, 1], xticklabels=["0", "50%", "100%"])
+    axes.set(xlim=(0, 1.05), ylim=(len(models) - 0.4, -0.6), xticks=[0, 0.5, 1], xticklabels=["0", "50%", "100%"])
     axes.grid(axis="x", alpha=0.3)

@@ -21,6 +21,7 @@ from torch import Tensor
 from jacobian_robust.attacks import Norm
 from jacobian_robust.files import file_name
 from jacobian_robust.robustness.schema import Results
+from jacobian_robust.robustness.statistics import wilson_interval
 
 __all__ = [
     "BUDGET_LABELS",
@@ -40,6 +41,7 @@ __all__ = [
     "shortened",
     "suffix_of",
     "unmet_note",
+    "wilson_bars",
     "write_note",
     "write_picture",
 ]
@@ -68,7 +70,10 @@ def few_colours(picture: Image.Image) -> Image.Image:
     """Return an image whose palette has 128 colours of a picture, those of :data:`PALETTE` and white among them."""
     sure = (*PALETTE, "#FFFFFF")
     kept = 128 - len(sure)
-    colours = (picture.quantize(kept, dither=Image.Dither.NONE).getpalette() or [])[: 3 * kept]
+    found = (picture.quantize(kept, dither=Image.Dither.NONE).getpalette() or [])[: 3 * kept]
+    # Pillow takes colours so near as one, and white paper would be drawn in the greyer.
+    near = [min(found[i : i + 3]) >= 246 for i in range(0, len(found), 3)]
+    colours = [255 if near[i // 3] else value for i, value in enumerate(found)]
     result = Image.new("P", (1, 1))
     result.putpalette(colours + [int(colour[i : i + 2], 16) for colour in sure for i in (1, 3, 5)])
     return result
@@ -112,6 +117,13 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{share:.1%}"
 
 
+def wilson_bars(shares: Sequence[float], images: Sequence[int]) -> list[list[float]]:
+    """Return how far Wilson's 95% intervals reach below and above shares of so many images."""
+    ends = [wilson_interval(share, of) for share, of in zip(shares, images, strict=True)]
+    below = [max(share - low, 0) for share, (low, _) in zip(shares, ends, strict=True)]
+    return [below, [max(high - share, 0) for share, (_, high) in zip(shares, ends, strict=True)]]
+
+
 def headline(words: str) -> str:
     """Return words that begin with a capital."""
     return words[:1].upper() + words[1:]
@@ -136,6 +148,11 @@ WORDS = {
     "vat": "VAT",
     "hoffman": "Hoffman's penalty",
     "lagrangian": "Lagrangian",
+    "margin": "first-order margin",
+    "curvature": "curvature penalty",
+    "parseval": "Parseval networks",
+    "free": "free adversarial training",
+    "averaged": "linear margin + noise + averaged weights",
 }
 """What parts of a run's name mean; other parts are taken as they are."""
 

@@ -30,10 +30,10 @@ def training_curves(rows: Rows, *, twin: Rows | None = None, penalised: bool, va
     figure = Figure(figsize=(10, 7), layout="constrained")
     (first, loss), (cross_entropy, penalty) = figure.subplots(2, 2)
     splits = {"train": "training", "validation": validation_name}
-    of = "" if twin is None else " of the regularised network"
+    of = "" if twin is None else ", with the penalty"
     if twin is not None:
         _curve(first, twin, "cross_entropy", splits)
-        first.set(title="(a) Cross-entropy of the vanilla network", ylabel="nats")
+        first.set(title="(a) Cross-entropy, undefended", ylabel="nats")
     else:
         _curve(first, rows, "accuracy", splits)
         first.set(title="(a) Accuracy", ylabel="share of images")
@@ -45,7 +45,7 @@ def training_curves(rows: Rows, *, twin: Rows | None = None, penalised: bool, va
     cross_entropy.set(title=f"(c) Cross-entropy{of}", ylabel="nats")
     if penalised:
         _curve(penalty, rows, "penalty", splits)
-        penalty.set(title=f"(d) Mean penalty α{of} (eq. 15)", ylabel="penalty α")
+        penalty.set(title="(d) Mean penalty α (eq. 15)", ylabel="penalty α")
         known = [row[key] for row in rows for key in ("train_penalty", "validation_penalty") if row.get(key, 0) > 0]
         if known and max(known) > 30 * min(known):
             penalty.set_yscale("log")  # one epoch far above the others would flatten them
