@@ -40,12 +40,23 @@ def pytest_collection_finish() -> None:
 @pytest.fixture
 def short_search(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have AutoAttack's random search make 100 queries of its 5,000, which would be most of a test's time."""
+    _shorten(monkeypatch, steps=100)
+
+
+@pytest.fixture
+def short_autoattack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, and have its other parts make 10 steps of their 100."""
+    _shorten(monkeypatch, steps=10)
+
+
+def _shorten(monkeypatch: pytest.MonkeyPatch, *, steps: int) -> None:
     import pyautoattack
 
     evaluation = pyautoattack.AutoAttack.run_standard_evaluation
 
     def shortened(self: pyautoattack.AutoAttack, *arguments: Any, **options: Any) -> Any:
         self.square.n_queries = 100
+        self.apgd.n_iter = self.apgd_targeted.n_iter = self.fab.n_iter = steps
         return evaluation(self, *arguments, **options)
 
     monkeypatch.setattr(pyautoattack.AutoAttack, "run_standard_evaluation", shortened)

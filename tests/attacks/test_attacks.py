@@ -581,10 +581,11 @@ def test_a_sweep_is_of_one_norm():
         sweep(Linear().eval(), images, labels, [PGD(**PGD_OPTIONS), PGD(**PGD_OPTIONS | {"norm": "l2"})])
 
 
-@pytest.mark.parametrize("queries", [100, pytest.param(5000, marks=pytest.mark.slow)])
-def test_the_standard_autoattack_is_the_references_own(queries, request):
-    if queries == 100:
-        request.getfixturevalue("short_search")
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_standard_autoattack_is_the_references_own(whole, request):
+    """Where it is shortened, it is so in the reference itself."""
+    if not whole:
+        request.getfixturevalue("short_autoattack")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     images = torch.rand(6, 1, 8, 8)
@@ -599,7 +600,7 @@ def test_the_standard_autoattack_is_the_references_own(queries, request):
     assert torch.equal(ours, theirs)
 
 
-@pytest.mark.usefixtures("short_search")
+@pytest.mark.usefixtures("short_autoattack")
 @pytest.mark.parametrize("parts", [None, ["fab-t"]], ids=["standard", "custom"])
 def test_autoattack_has_no_more_targets_than_there_are_other_classes(parts):
     torch.manual_seed(0)

@@ -89,7 +89,7 @@ def test_the_acceleration_is_that_of_the_christoffel_symbols(seed, n):
     torch.testing.assert_close((metric @ acceleration[..., None])[..., 0], -bent, rtol=1e-8, atol=1e-10)
 
 
-@settings(max_examples=2)  # each follows six rays
+@settings(max_examples=2)  # each follows four rays
 @given(seeds, st.floats(0.1, 0.8))
 def test_in_the_plane_geodesics_go_to_great_circles_and_balls_to_balls(seed, radius):
     """For n = m the map to the sphere is a local isometry (eq. 4, 5)."""
@@ -97,11 +97,11 @@ def test_in_the_plane_geodesics_go_to_great_circles_and_balls_to_balls(seed, rad
     jacobian, start = (f(model, point[None])[0] for f in (pullback.sphere_jacobian, pullback.sphere_point))
     singular = torch.linalg.svdvals(jacobian)
     assume(singular[1] > 1e-2 * singular[0])
-    directions = circle(6)
+    directions = circle(4)
     rays = pullback.geodesics(model, point, radius, directions, low=-4.0, high=4.0)
     velocities = pullback.information_ball(jacobian.T @ jacobian, 1.0, directions) @ jacobian.T
     prediction = model(point).softmax(-1)
-    for ray in range(6):
+    for ray in range(4):
         known = rays.lengths[ray].isfinite()
         assert known[0]
         x, t = torch.cat([rays.positions[ray, known], rays.ends[[ray]]]), rays.lengths[ray, known]
@@ -117,7 +117,7 @@ def test_in_the_plane_geodesics_go_to_great_circles_and_balls_to_balls(seed, rad
     assert (rays.radius[~at_the_border] < radius).all()
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(seeds, st.floats(0.05, 0.6))
 def test_with_one_input_and_two_classes_the_exponential_map_has_a_closed_form(seed, radius):
     """θ_1 = sin²(φ) with φ = φ_0 ± t/2: arc length on a circle of radius 2; the logit is log tan²(φ)."""
@@ -139,7 +139,7 @@ def test_a_geodesic_ball_up_to_the_boundary_has_one_class_and_touches_the_bounda
     model, point = linear(3), 0.2 * draw(4, 2)
     prediction = model(point).softmax(-1)
     radius = geometry.distance_to_boundary(prediction).item()
-    rays = pullback.geodesics(model, point, radius, circle(36), low=-9.0, high=9.0, samples=21)
+    rays = pullback.geodesics(model, point, radius, circle(12), low=-9.0, high=9.0, samples=21)
     top = model(rays.ends).softmax(-1).topk(2, dim=-1).values
     lead = top[:, 0] - top[:, 1]
     assert lead.min() < 1e-2  # some ray comes close to the foot
@@ -147,7 +147,7 @@ def test_a_geodesic_ball_up_to_the_boundary_has_one_class_and_touches_the_bounda
     known = rays.lengths < radius * (1 - 1e-9)
     assert (model(rays.positions[known]).argmax(-1) == prediction.argmax()).all()
     straight = rays.positions[:, 0] + pullback.information_ball(
-        pullback.pullback_metric(model, point[None])[0], radius, circle(36)
+        pullback.pullback_metric(model, point[None])[0], radius, circle(12)
     )
     assert (model(straight).argmax(-1) != prediction.argmax()).any()  # the flat ball does cross it here
 
@@ -157,7 +157,7 @@ def test_rays_end_at_the_window_and_at_a_fold_and_the_others_go_on():
         return torch.stack([x[:, 0] ** 2, x[:, 1], torch.zeros_like(x[:, 0])], dim=1)
 
     point = torch.tensor([0.6, 0.0], dtype=torch.float64)
-    rays = pullback.geodesics(folded, point, 0.4, circle(16), low=-0.8, high=0.8)
+    rays = pullback.geodesics(folded, point, 0.4, circle(6), low=-0.8, high=0.8)
     assert set(rays.why) == {"radius", "window", "fold"}
     for end, kind, radius in zip(rays.ends, rays.why, rays.radius, strict=True):
         assert (kind == "radius") == (abs(radius - 0.4) < 1e-9)

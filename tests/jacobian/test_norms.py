@@ -63,8 +63,9 @@ def test_gradients_flow_through_the_jacobian_to_the_parameters(norm, classes):
         return norm(functional_call(model, dict(zip(names, parameters, strict=True)), x), x, create_graph=True)
 
     parameters = [p.detach().clone().requires_grad_() for p in model.parameters()]
-    # All of the Jacobian in one case, which takes seconds; a random projection of it in the others.
-    assert torch.autograd.gradcheck(norm_of, parameters, fast_mode=classes != 3)
+    # All of the Jacobian in one case of each norm, which takes seconds; a random projection of it in the others.
+    whole = classes == 3 and norm in (frobenius_norm, spectral_norm)
+    assert torch.autograd.gradcheck(norm_of, parameters, fast_mode=not whole)
     gradients = torch.autograd.grad(norm_of(*parameters).sum(), parameters)
     assert all(gradient.abs().max() > 1e-6 for gradient in gradients[:1])
 
@@ -109,9 +110,8 @@ def test_probed_square_and_its_gradient_are_unbiased(probes):
     assert error < 0.05
 
 
-@pytest.mark.parametrize("draws", [6, pytest.param(40, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("probes", "most"), [(1, 0.10), (2, 0.035), (3, 0.007)])
-def test_few_probes_suffice_for_a_trained_network(probes, most, draws):
+@pytest.mark.parametrize("draws", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_few_probes_suffice_for_a_trained_network(draws):
     """The relative variance of the squared norm on the note's regularised network, over 200 test images."""
     model = load_checkpoint(ROOT / "docs" / "results" / "checkpoints" / "note_regularized.safetensors").model()
     data = MNISTDataModule(root=str(ROOT / "data"), validation_size=0)
@@ -119,9 +119,10 @@ def test_few_probes_suffice_for_a_trained_network(probes, most, draws):
     inputs = data.split("test").first(200)[0].requires_grad_()
     logits, generator = model(inputs), torch.Generator().manual_seed(0)
     exact = frobenius_norm(logits, inputs).square()
-    drawn = [frobenius_norm(logits, inputs, probes=probes, generator=generator).square() for _ in range(draws)]
-    variance = torch.stack([((draw - exact) / exact).square().mean() for draw in drawn]).mean()
-    assert most / 10 < variance < most
+    for probes, most in ((1, 0.10), (2, 0.035), (3, 0.007)):
+        drawn = [frobenius_norm(logits, inputs, probes=probes, generator=generator).square() for _ in range(draws)]
+        variance = torch.stack([((draw - exact) / exact).square().mean() for draw in drawn]).mean()
+        assert most / 10 < variance < most, probes
 
 
 @pytest.mark.parametrize("probes", [5, 6, 100])

@@ -22,7 +22,7 @@ def test_a_subspace_gives_the_spectral_norm_from_below(classes, seed, columns):
     assert (found >= below * (1 - 1e-12)).all()
 
 
-@pytest.mark.parametrize("cases", [30, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [12, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("tolerance", [0.02, 1e-4])
 def test_a_subspace_grows_to_the_tolerance(tolerance, cases):
     """A residual does not prove that a singular value is the top one: so no property, but many fixed cases."""
@@ -40,7 +40,7 @@ def test_a_subspace_grows_to_the_tolerance(tolerance, cases):
     seed=st.integers(0, 2**20),
 )
 @example(values=[3.0, 3.0, -200.0, 90.0, 88.0, -1e4], columns=1, seed=0)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_a_grown_subspace_of_a_confident_prediction_is_not_rounding_blown_up(values, columns, seed):
     """In float32, where a residual's squares underflow, or nothing is left outside the subspace but rounding."""
     generator = torch.Generator().manual_seed(seed)

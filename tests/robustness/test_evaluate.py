@@ -1,8 +1,6 @@
 """The plain function for a model, images and labels."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -86,17 +84,3 @@ def test_what_does_not_fit_is_refused_in_one_line(change, message):
         evaluate_robustness(**given)
     assert "\n" not in str(refused.value)
     assert model.training
-
-
-def test_neither_hydra_nor_lightning_nor_wandb_is_loaded():
-    program = """
-import sys, torch
-from torch import nn
-from jacobian_robust.robustness.evaluate import evaluate_robustness
-assert "torchattacks" not in sys.modules
-model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-print(evaluate_robustness(model, torch.rand(4, 1, 2, 2), torch.zeros(4, dtype=torch.long), [0.1], sanity_images=4))
-print([name for name in ("hydra", "pytorch_lightning", "wandb") if name in sys.modules])
-"""
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert ran.stdout.splitlines()[-1] == "[]"
