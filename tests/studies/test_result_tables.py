@@ -105,7 +105,7 @@ def test_what_other_tasks_withstand():
             shares = [model["clean_accuracy"], *(budget["robust_accuracy"] for budget in budgets)]
             shares += [budget["certified_accuracy"] for budget in budgets]
             clean, *rest = (f"{share:.1%}" for share in shares)
-            metrics = [f"{value:.3g}" for value in model["task"]["metrics"].values()]
+            metrics = [f"{value:.3g}" for value in (model["task"] or {"metrics": {}})["metrics"].values()]
             expected.append(
                 [model["name"], clean, *metrics, *rest, f"{model['plain_step_equivalents']:.0f}", model["verdict"]]
             )

@@ -18,8 +18,9 @@ __all__ = ["Cost", "measure_cost"]
 STEPS = 20
 """So many steps of each kind are timed."""
 
-SHARE = 0.02
-"""Of the training's time that the measurement may take, once each kind of step has been timed."""
+SHARE, SECONDS = 0.02, 0.5
+"""Of the training's time that the measurement may take, once each kind of step has been timed; and what it may always
+take: on a busy machine a few steps of a millisecond were off by a factor of ten."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def measure_cost(run: Run, seconds: float) -> Cost | None:
     device = run.trainer.strategy.root_device
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            plain, own = _times(run, device, seconds * SHARE)
+            plain, own = _times(run, device, max(SECONDS, seconds * SHARE))
     except Exception as error:  # a training is not lost for a figure
         Console().print(f"{run.name}: its cost could not be measured: {error}", soft_wrap=True)
         return None
