@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from jacobian_robust.attacks import PGD
-from jacobian_robust.robustness.budgets import sample_order, sweep
+from jacobian_robust.robustness.budgets import in_turn, sample_order, sweep
 
 
 def test_the_order_is_random_and_takes_the_classes_in_turn():
@@ -18,6 +18,18 @@ def test_the_order_is_random_and_takes_the_classes_in_turn():
     assert not torch.equal(first, sample_order(labels, seed=1).argsort()[:9])
     torch.manual_seed(1)
     assert torch.equal(sample_order(labels, seed=0), order)
+
+
+def test_of_some_images_the_classes_come_in_turn_too():
+    """Those that an attack broke are mostly of one class, which an order of all images does not know."""
+    labels = torch.tensor([0] * 50 + [1] * 50 + [2] * 50)
+    order = sample_order(labels, seed=0)
+    chosen = [*range(40), 60, 61, 149]
+    taken = [chosen[place] for place in in_turn(chosen, order=order, labels=labels)]
+    assert sorted(taken) == chosen
+    assert labels[taken][:6].tolist() == [0, 1, 2, 0, 1, 0]
+    of_class = [image for image in taken if image < 40]
+    assert of_class == sorted(of_class, key=lambda image: int(order[image]))
 
 
 class Brightness(nn.Module):
@@ -40,7 +52,8 @@ def test_broken_robust_and_misclassified_images_are_kept_with_their_classes_and_
     assert len(broken.index) == 4
     assert broken.true_class.tolist() == labels[broken.index].tolist()
     order = sample_order(labels, seed=0)
-    assert broken.index.tolist() == sorted((0, 1, 2, 3, 9), key=lambda i: int(order[i]))[:4]
+    chosen = [0, 1, 2, 3, 9]
+    assert broken.index.tolist() == [chosen[place] for place in in_turn(chosen, order=order, labels=labels)][:4]
     assert set(result.robust_examples.index.tolist()) == {4, 5, 6, 7}
     assert torch.equal(result.robust_examples.adversarial, result.robust_examples.clean)
     assert result.wrong_examples.index.tolist() == [8]

@@ -164,7 +164,8 @@ class MNISTDataModule(ImageDataModule):
             except Exception as error:  # torchvision raises what its transport raised
                 raise UserError(
                     f"{name}: files missing in {raw} and the download failed "
-                    f"({type(error).__name__}); put the four .gz files there or set data.root"
+                    f"({type(error).__name__}); put the four .gz files there or set data.root=DIRECTORY, "
+                    f"which holds {name}/raw (data/ of a clone of this project has MNIST)"
                 ) from error
         for train in (True, False):
             self._read(train=train)

@@ -1,6 +1,7 @@
 """Sweeps of attacks over budgets, with an accounting that believes only what it has checked."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -22,6 +23,7 @@ __all__ = [
     "Position",
     "Sweep",
     "attack_standing",
+    "in_turn",
     "is_allowed",
     "judged",
     "predictions",
@@ -337,7 +339,8 @@ def sweep(
     state = _State(correct.clone(), images.new_full((len(images),), torch.inf))
     if journal and (saved := journal.load()):
         state = _State.restored(saved, images.device)
-    stages, order = _stages(attacks), sample_order(true_class, seed)
+    stages = _stages(attacks)
+    first_in_turn = functools.partial(in_turn, order=sample_order(true_class, seed), labels=true_class.cpu())
     for number in range(state.stage, len(stages)):
         eps, attack = stages[number]
         if state.after is None:
@@ -354,7 +357,7 @@ def sweep(
             after=state.after,
             attackers=attackers,
         ):
-            state.take(batch, images, norm, eps, order, examples)
+            state.take(batch, images, norm, eps, first_in_turn, examples)
             progress(attack.name, eps, state.met, of, int(state.standing.sum()))
             if journal:
                 journal.save(state.saved)
@@ -363,7 +366,7 @@ def sweep(
             journal.save(state.saved)
     gathered = functools.partial(_gather, model, images, labels, predicted, true_class, attacks[0].family)
     result = _result(images, norm, predicted, correct, state, independent, examples, gathered)
-    return _with_survivors(result, images, correct, order, examples, gathered) if examples else result
+    return _with_survivors(result, images, correct, first_in_turn, examples, gathered) if examples else result
 
 
 def sample_order(labels: Int[Tensor, "images"], seed: int) -> Int[Tensor, "images"]:
@@ -380,6 +383,25 @@ def sample_order(labels: Int[Tensor, "images"], seed: int) -> Int[Tensor, "image
         of_class = shuffled[labels[shuffled] == label]
         place[of_class] = torch.arange(len(of_class)) * len(labels) + turn
     return place.argsort().argsort()
+
+
+def in_turn(chosen: Sequence[int], *, order: Int[Tensor, "images"], labels: Int[Tensor, "images"]) -> list[int]:
+    """Return the places of some images in their list so that their classes come in turn, each by an order.
+
+    Of the images that an attack broke most may be of one class: an order of all images would show it again and again.
+
+    Args:
+        chosen: the numbers of these images.
+        order: the place of each of all images in the order.
+        labels: the classes of all images.
+    """
+    seen: Counter[int] = Counter()
+    keys = []
+    for place in sorted(range(len(chosen)), key=lambda place: int(order[chosen[place]])):
+        label = int(labels[chosen[place]])
+        keys.append((seen[label], label, place))
+        seen[label] += 1
+    return [place for *_, place in sorted(keys)]
 
 
 def _stages(attacks: Sequence[Attack]) -> list[tuple[float, Attack]]:
@@ -417,15 +439,17 @@ def _with_survivors(
     result: Sweep,
     images: Float[Tensor, "images *shape"],
     correct: Bool[Tensor, "images"],
-    order: Int[Tensor, "images"],
+    first: Callable[[Sequence[int]], list[int]],
     examples: int,
     gathered: Callable[[list["_Broken"]], Examples],
 ) -> Sweep:
     """Return a sweep with some of the images that nothing broke, and of those that were wrong before."""
     robust = torch.stack(result.robust).all(0) if result.robust else correct
-    in_turn = order.argsort().tolist()
-    kept, wrong = ([(i, images[i]) for i in in_turn if which[i]][:examples] for which in (robust, ~correct))
-    return replace(result, robust_examples=gathered(kept), wrong_examples=gathered(wrong))
+    kept = []
+    for which in (robust, ~correct):
+        numbers = which.nonzero().flatten().tolist()
+        kept.append(gathered([(numbers[place], images[numbers[place]]) for place in first(numbers)[:examples]]))
+    return replace(result, robust_examples=kept[0], wrong_examples=kept[1])
 
 
 _Broken = tuple[int, Tensor]
@@ -487,9 +511,15 @@ class _State:
         self.stood, self.met, self.discarded = int(self.standing.sum()), 0, 0
 
     def take(
-        self, batch: Attacked, images: Tensor, norm: Norm, eps: float, order: Int[Tensor, "images"], examples: int
+        self,
+        batch: Attacked,
+        images: Tensor,
+        norm: Norm,
+        eps: float,
+        first: Callable[[Sequence[int]], list[int]],
+        examples: int,
     ) -> None:
-        """Count a batch, and keep the broken images that are first in an order."""
+        """Count a batch, and keep the broken images that are first."""
         self.met += len(batch.indices)
         self.discarded += int((~batch.allowed).sum())
         fallen = batch.indices[batch.fallen]
@@ -497,10 +527,13 @@ class _State:
             torch.inf if norm == "gaussian" else eps
         )
         self.smallest[fallen] = torch.minimum(self.smallest[fallen], lengths)
-        first = order[fallen.cpu()].argsort()[:examples]
-        made = batch.adversarial[batch.fallen][first.to(fallen.device)].cpu()
-        self.broken += list(zip(fallen.cpu()[first].tolist(), made, strict=True))
-        self.broken = sorted(self.broken, key=lambda kept: int(order[kept[0]]))[:examples]
+        if examples:
+            known = [*(image for image, _ in self.broken), *fallen.tolist()]
+            made = batch.adversarial[batch.fallen]
+            self.broken = [
+                self.broken[place] if place < len(self.broken) else (known[place], made[place - len(self.broken)].cpu())
+                for place in first(known)[:examples]
+            ]
         self.after = batch.position
 
     def end(self, attack: str, eps: float, *, last: bool) -> None:

@@ -9,6 +9,7 @@ from jacobian_robust.reporting import figures as plots
 from jacobian_robust.robustness.schema import Results
 from jacobian_robust_studies.documents import Document
 from jacobian_robust_studies.frontier.figures import Point, frontier, pareto
+from jacobian_robust_studies.frontier.plan import UNDEFENDED, Method
 from jacobian_robust_studies.frontier.record import Record, Row
 
 __all__ = ["missing", "rows_table", "summary_table", "write_report"]
@@ -17,10 +18,20 @@ __all__ = ["missing", "rows_table", "summary_table", "write_report"]
 def write_report(record: Record, summary: Document, appendix: Document) -> None:
     """Write the summary and the appendix into their documents, and the picture beside the record."""
     if record.rows():
-        plots.save({record.grid: frontier(_panels(record), record.plan.published)}, record.directory)
+        kinds = {name: _kind(name, method) for name, method in record.plan.methods.items()}
+        figure = frontier(_panels(record), record.plan.published, kinds)
+        plots.write_picture(figure, record.directory / record.grid)
         picture = f"\n![Accuracy against robustness, a line for each method](frontier/{record.grid}.png)\n"
         summary.write(f"{summary_table(record)}\n{_state(record)}{picture}")
     appendix.write(f"{rows_table(record)}\n{missing(record)}")
+
+
+def _kind(name: str, method: Method) -> str:
+    """Return in words what a method trains with."""
+    bounds = any("certified_margin" in option for option in method.options)
+    if method.adversarial:
+        return "interval bounds and adversarial examples" if bounds else "adversarial examples"
+    return UNDEFENDED if name == UNDEFENDED else "interval bounds" if bounds else "penalty or noise"
 
 
 def _state(record: Record) -> str:

@@ -29,6 +29,7 @@ from jacobian_robust.reporting.figures.style import (
     save,
     suffix_of,
     unmet_note,
+    wilson_bars,
     write_note,
     write_picture,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "trade_off",
     "training_curves",
     "unmet_note",
+    "wilson_bars",
     "write_note",
     "write_picture",
 ]

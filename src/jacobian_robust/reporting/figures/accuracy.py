@@ -1,6 +1,7 @@
 """Accuracy against budgets, options, noise, confidence and classes."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -143,7 +144,9 @@ def class_accuracy(model: Model) -> Figure:
             )
     axes.set_xticks(range(len(columns)), [name for name, _ in columns], fontsize=8)
     axes.set_yticks(range(len(shares)), [f"{shortened(c.called)}  ({c.images})" for c in model.classes], fontsize=8)
-    axes.set(title=f"{in_words([model.name])[0]}: accuracy by class, %", ylabel="class (images)")
+    axes.set_ylabel("class (images)")
+    name = textwrap.fill(in_words([model.name])[0], 9 * len(columns) + 12)
+    figure.suptitle(f"{name}\naccuracy by class, %", fontsize="medium")
     return figure
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox, BboxBase, ScaledTranslation
 from PIL import Image
@@ -137,12 +138,17 @@ WORDS = {
     "inner_softmax": "inner softmax",
     "double_softmax": "two softmaxes",
     "vanilla": "undefended",
+    "frobenius_sphere": "Frobenius penalty, sphere",
     "frobenius": "Frobenius penalty",
     "spectral": "spectral penalty",
     "linear_margin": "linear margin",
     "certified_margin": "certified margin",
     "input_gradient": "input gradient",
     "fgsm": "FGSM training",
+    "pgd_3": "PGD training, 3 steps",
+    "pgd_10": "PGD training, 10 steps",
+    "pgd_40": "PGD training, 40 steps",
+    "mtl_ibp": "MTL-IBP",
     "pgd": "PGD training",
     "trades": "TRADES",
     "vat": "VAT",
@@ -271,6 +277,7 @@ def name_points(figure: Figure, axes: Axes, points: Sequence[tuple[float, float,
             aligned: dict[str, Any] = {"ha": "left" if across > 0 else "right" if across < 0 else "center"}
             aligned["va"] = "center" if abs(up) < far / 2 else "bottom" if up > 0 else "top"
             text = axes.text(x, y, name, fontsize="small", color=colour, transform=shifted, **aligned)
+            text.set_path_effects([withStroke(linewidth=2, foreground="white")])  # readable across lines
             box = text.get_window_extent()
             covered = sum(_overlap(box, other) for other in taken) + box.width * box.height - _overlap(box, frame)
             tried.append((covered + far, text, box, (across, up)))
