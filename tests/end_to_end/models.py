@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from typing import Any
 
 import torch
@@ -67,6 +68,16 @@ class OfPoints(nn.Sequential):
 
     def __init__(self, inputs: int = 2, classes: int = 3, **_: int) -> None:
         super().__init__(nn.Flatten(), nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, classes))
+
+
+class Paced(OfPoints):
+    """Takes its time in a process that is told how long a batch is to last."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            time.sleep(float(os.environ.get("SECONDS_A_BATCH", "0")))
+        logits: Tensor = super().forward(images)
+        return logits
 
 
 class DivergingInOne(OfPoints):
