@@ -18,8 +18,8 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# The machine's speed is not what is tested.
-settings.register_profile("project", deadline=None)
+# The machine's speed is not what is tested. Each run draws other examples.
+settings.register_profile("project", deadline=None, max_examples=50)
 settings.load_profile("project")
 
 install_import_hook("jacobian_robust", "beartype.beartype")

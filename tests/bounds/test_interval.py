@@ -47,8 +47,8 @@ MODELS = {
     "lenet": lambda: LeNet(5, image_size=8).double(),
     "orthogonal": lambda: LeNet(5, image_size=8, orthogonal=True, pooling="average").double(),
     "mlp": lambda: MLP(5, 64, activation="softplus").double(),
-    "resnet": lambda: ResNet18(5, 1).double().eval(),
-    "resnet_batch": lambda: ResNet18(5, 1, norm="batch").double().eval(),
+    "resnet": lambda: ResNet18(5, 1, width=8).double().eval(),
+    "resnet_batch": lambda: ResNet18(5, 1, norm="batch", width=8).double().eval(),
 }
 
 

@@ -31,11 +31,24 @@ def a_case():
     return model, images, model(images).argmax(-1)
 
 
-def test_the_results_are_those_of_one_process():
+class Exact(nn.Linear):
+    """Answers only where a GPU would convolve in full float32."""
+
+    def forward(self, images):
+        if torch.backends.cudnn.allow_tf32:
+            raise RuntimeError("TF32")
+        return super().forward(images.flatten(1))
+
+
+def test_the_results_are_those_of_one_process_in_full_precision_here_and_there():
     model, images, labels = a_case()
+    exact, before_exact = Exact(64, 3), torch.backends.cudnn.allow_tf32
     alone = sweep(model, images, labels, ATTACKS, seed=3)
     before = torch.get_rng_state()
-    with several(2, [nn.Identity(), model]) as attackers:
+    with full_precision(), several(2, [nn.Identity(), model, exact]) as attackers:
+        exact_labels = exact(images).argmax(-1)
+        exactly = sweep(exact, images, exact_labels, ATTACKS[:1], attackers=attackers)
+        assert exactly.budgets == sweep(exact, images, exact_labels, ATTACKS[:1]).budgets
         together = sweep(model, images, labels, ATTACKS, seed=3, attackers=attackers)
         rescaled = Rescaled(model, 2.0)  # which they do not know
         followed = {"pgd": [rescaled]}
@@ -49,6 +62,7 @@ def test_the_results_are_those_of_one_process():
     for ours, theirs in zip(together.examples, alone.examples, strict=True):
         assert torch.equal(ours.adversarial, theirs.adversarial)
     assert torch.equal(before, torch.get_rng_state())
+    assert torch.backends.cudnn.allow_tf32 == before_exact
 
 
 @pytest.fixture
@@ -68,26 +82,6 @@ def test_a_mistake_there_is_one_here_and_a_model_that_cannot_travel_is_refused()
     closed.register_forward_hook(lambda *_: None)
     with pytest.raises(UserError, match="processes=2: the model cannot be given"), several(2, [closed]):
         pass
-
-
-class Exact(nn.Linear):
-    """Answers only where a GPU would convolve in full float32."""
-
-    def forward(self, images):
-        if torch.backends.cudnn.allow_tf32:
-            raise RuntimeError("TF32")
-        return super().forward(images.flatten(1))
-
-
-def test_a_model_is_attacked_in_full_precision_here_and_in_other_processes():
-    torch.manual_seed(0)
-    model, images, before = Exact(4, 3), torch.rand(20, 1, 2, 2), torch.backends.cudnn.allow_tf32
-    with full_precision():
-        labels = model(images).argmax(-1)
-        with several(2, [model]) as attackers:
-            together = sweep(model, images, labels, ATTACKS[:1], attackers=attackers)
-        assert together.budgets == sweep(model, images, labels, ATTACKS[:1]).budgets
-    assert torch.backends.cudnn.allow_tf32 == before
 
 
 class Fatal(nn.Linear):
