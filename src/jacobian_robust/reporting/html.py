@@ -25,7 +25,7 @@ __all__ = ["Section", "Sheet", "write_report"]
 CAPTIONS = {
     "overview": "Each model on clean images and, within each budget, under attack; certified is dark and in brackets. "
     "Lines are Wilson's 95% intervals.",
-    "accuracy": "Share of all images that are robust under the attacks of each budget.",
+    "accuracy": "Share of all images that are robust under the attacks of each budget, with Wilson's 95% intervals.",
     "certified": "Accuracy under attack (solid) and certified accuracy (dashed): the network's robust accuracy is "
     "in the shaded area.",
     "seeds": "Mean and standard deviation over training seeds.",
