@@ -9,7 +9,9 @@ import pytest
 import safetensors.torch
 from torch import nn
 
-from .conftest import SHORT
+from jacobian_robust.training.train import train
+
+from .conftest import SHORT, composed
 
 TASKS = {
     "regression": ["data=mnist_angle", "regularizer=frobenius"],
@@ -53,6 +55,17 @@ def test_a_task_is_trained_attacked_certified_and_attacked_again(door, task):
     with Path("run/metrics.csv").open() as file:
         (epoch,) = csv.DictReader(file)
     assert all(float(epoch[f"validation_{name}"]) >= 0 for name in model["task"]["metrics"])
+
+
+@pytest.mark.parametrize("task", ["multilabel", "counts"])
+def test_certified_training_of_a_task_measures_its_certificate_each_epoch(tmp_path, task):
+    options = ["data=mnist_pairs", f"data.outputs={10 if task == 'multilabel' else 1}", "model=conv_small"]
+    options += ["regularizer=certified_margin", "eta=linear", "data.training_size=96", "data.validation_size=32"]
+    sizes = ["model.first=2", "model.second=2", "model.hidden=4", "monitor_images=8", "trainer.max_epochs=1"]
+    train(composed("train", f"task={task}", *options, *sizes, "logger=csv", f"output_dir={tmp_path}"))
+    with (tmp_path / "metrics.csv").open() as file:
+        (epoch,) = csv.DictReader(file)
+    assert 0 <= float(epoch["validation_certified_accuracy"]) <= float(epoch["validation_accuracy"]) <= 1
 
 
 def test_a_model_from_elsewhere_is_attacked_on_a_task(door):

@@ -208,8 +208,10 @@ def _monitors(cfg: DictConfig, options: Options, parts: _Parts, measured_as: Dic
     eps, bound = _condition(measured, parts.datamodule)
     family = parts.datamodule.family
     monitors: list[Monitor] = [JacobianMonitor(options.monitor_images, eps=eps, bound=bound, family=family)]
-    if measured is not None:
-        monitors.append(CertificateMonitor(options.monitor_images, measured))
+    # The run's own bound; a twin without a penalty is measured with that of the run beside it.
+    bounding = _penalty(cfg if cfg.get("regularizer") else measured_as, parts.datamodule)
+    if bounding is not None:
+        monitors.append(CertificateMonitor(options.monitor_images, bounding))
     if options.monitor_attack_images:
         attack = _first_attack(cfg).with_family(family)
         monitors.append(AttackMonitor(options.monitor_attack_images, attack))
