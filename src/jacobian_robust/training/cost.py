@@ -18,9 +18,8 @@ __all__ = ["Cost", "measure_cost"]
 STEPS = 20
 """So many steps of each kind are timed."""
 
-SHARE, SECONDS = 0.02, 0.5
-"""Of the training's time that the measurement may take, in processor time, once each kind of step has been timed; and
-what it may always take: beside other work a few steps of a millisecond were off by a factor of 30."""
+SHARE = 0.02
+"""Of the training's time that the measurement may take, once each kind of step has been timed."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def measure_cost(run: Run, seconds: float) -> Cost | None:
     device = run.trainer.strategy.root_device
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            plain, own = _times(run, device, max(SECONDS, seconds * SHARE))
+            plain, own = _times(run, device, seconds * SHARE)
     except Exception as error:  # a training is not lost for a figure
         Console().print(f"{run.name}: its cost could not be measured: {error}", soft_wrap=True)
         return None
@@ -74,12 +73,12 @@ def _times(run: Run, device: torch.device, limit: float) -> tuple[float, float]:
         plain_step(step), own_step(step)
     plain: list[float] = []
     own: list[list[float]] = [[] for _ in range(every)]
-    began = time.process_time()
+    began = time.perf_counter()
     while len(plain) < STEPS or not own[-1]:
         step = len(plain)
         plain.append(plain_step(step))
         own[step % every].append(own_step(step))
-        if own[-1] and time.process_time() - began > limit:
+        if own[-1] and time.perf_counter() - began > limit:
             break
     return statistics.median(plain), statistics.fmean(map(statistics.median, own))
 
