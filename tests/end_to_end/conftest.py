@@ -27,7 +27,6 @@ from PIL import Image, ImageColor
 
 from jacobian_robust.cli.mistakes import MISTAKES, one_line
 from jacobian_robust.robustness.sanity import balls
-from jacobian_robust.robustness.sanity.balls import QUERIES
 
 ROOT = Path(__file__).parents[2]
 
@@ -234,36 +233,32 @@ def few_queries() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def all_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have that search make all its queries."""
-    monkeypatch.setattr(balls, "QUERIES", QUERIES)
-
-
 @pytest.fixture(autouse=True)
 def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[Path, Figure]:
-    """Leave pictures blank, but in tests marked ``drawn``: a third of a short training's time is drawing its curves.
+    """Leave pictures blank: a third of a short training's time is drawing its curves.
+
+    A test marked ``drawn`` has those drawn that it names by their files, or all of them.
 
     Returns:
         By its file, the figure that was to be drawn: a test looks at its axes.
     """
-    if request.node.get_closest_marker("drawn"):
-        return {}
-    return _leave_blank(monkeypatch)
+    marker = request.node.get_closest_marker("drawn")
+    return {} if marker and not marker.args else leave_blank(monkeypatch, *(marker.args if marker else ()))
 
 
-def _leave_blank(monkeypatch: pytest.MonkeyPatch, *, but: str = "") -> dict[Path, Figure]:
+def leave_blank(monkeypatch: pytest.MonkeyPatch, *but: str) -> dict[Path, Figure]:
+    """Leave pictures blank but those of some names."""
     figures: dict[Path, Figure] = {}
     draw = Figure.savefig
 
-    def leave_blank(self: Figure, file: Any, **options: Any) -> None:
+    def save(self: Figure, file: Any, **options: Any) -> None:
         if isinstance(file, Path):
             figures[file] = self
-            if file.name == but:
+            if file.name in but:
                 return draw(self, file, **options)
         return Image.new("RGB", (1, 1)).save(file, "png")
 
-    monkeypatch.setattr(Figure, "savefig", leave_blank)
+    monkeypatch.setattr(Figure, "savefig", save)
     return figures
 
 
@@ -339,5 +334,5 @@ def _train_pair(directory: Path, logger: str) -> dict[str, float]:
     )
     with pytest.MonkeyPatch.context() as patched:  # this is made before the fixtures of packages and tests
         patched.setattr(balls, "QUERIES", FEW)
-        _leave_blank(patched, but="curves.png")
+        leave_blank(patched, "curves.png")
         return train(cfg)

@@ -15,13 +15,15 @@ from jacobian_robust.models import LeNet
 from jacobian_robust.reporting.figures import PALETTE
 from jacobian_robust.robustness import sanity
 from jacobian_robust.robustness.evaluate import evaluate_robustness
+from jacobian_robust.robustness.sanity import balls
+from jacobian_robust.robustness.sanity.balls import QUERIES
 from jacobian_robust.robustness.schema import Results
 from jacobian_robust_studies.simplifications.schema import Simplifications
 
 from . import wandb_records
-from .conftest import ROOT, colours, composed, shows
+from .conftest import FEW, ROOT, colours, composed, shows
 
-QUICK = ["limit=40", "sanity_images=0", "geometry_images=0", "reliability=false"]
+QUICK = ["limit=20", "sanity_images=0", "geometry_images=0", "reliability=false"]
 PGD = ["attack.pgd_linf.steps=5", "attack.pgd_linf.step_size=0.02", "attack.pgd_linf.eps=[0,0.05,0.1]"]
 ATTACK = [*PGD, *QUICK]
 
@@ -31,22 +33,22 @@ def run(tmp_path, *overrides):
     return evaluate(composed("evaluate", *ATTACK, *logger, f"output_dir={tmp_path}/results", *overrides))
 
 
-@pytest.mark.drawn
+@pytest.mark.drawn("accuracy_linf.png", "examples_linf.png", "classes.png")
 def test_a_real_attack_is_reported_in_full(trained, tmp_path):
     report = run(
-        tmp_path, f"checkpoint={trained.directory}/vanilla", "attack.pgd_linf.restarts=2", "seed=3", "limit=80"
+        tmp_path, f"checkpoint={trained.directory}/vanilla", "attack.pgd_linf.restarts=2", "seed=3", "limit=60"
     )
     results = tmp_path / "results"
     assert Results.model_validate_json((results / "robustness.json").read_text()) == report
     (model,) = report.models
     (threat,) = model.threats
     zero, small, large = threat.budgets
-    assert model.images == 80
+    assert model.images == 60
     assert zero.correct == zero.attacked == model.clean_correct
     assert zero.correct >= small.correct >= large.correct
     assert large.correct < model.clean_correct
     assert large.share_of_attacked == large.correct / large.attacked
-    assert large.robust_accuracy == large.correct / 80
+    assert large.robust_accuracy == large.correct / 60
     assert report.attacks["pgd_linf"]["restarts"] == 2
     assert report.seed == 3
     assert model.data == "MNIST test"
@@ -59,7 +61,7 @@ def test_a_real_attack_is_reported_in_full(trained, tmp_path):
     assert {float(row["seconds_per_epoch"]) for row in table} == {model.seconds_per_epoch}
     with (results / "images.csv").open() as file:
         images = list(csv.DictReader(file))
-    assert [int(row["image"]) for row in images] == list(range(80))
+    assert [int(row["image"]) for row in images] == list(range(60))
     assert sum(row["label"] == row["predicted"] for row in images) == model.clean_correct
     for budget in model.threats[0].budgets:
         withstood = [row for row in images if row[f"robust_linf_{budget.eps:g}"] == "1"]
@@ -87,7 +89,7 @@ def test_a_new_attack_is_one_file(trained, tmp_path, door):
 
 
 def test_geometry_can_be_asked_for_at_all_images(trained, tmp_path):
-    report = run(tmp_path, f"checkpoint={trained.directory}/vanilla", "limit=6", "geometry_images=null")
+    report = run(tmp_path, f"checkpoint={trained.directory}/vanilla", "limit=3", "geometry_images=null")
     assert report.models[0].first_order.images == report.models[0].clean_correct
 
 
@@ -105,10 +107,13 @@ def test_two_processes_find_what_one_does_byte_for_byte(tmp_path):
     assert 0 < model.threats[0].budgets[-1].correct < model.clean_correct
 
 
-@pytest.mark.usefixtures("all_queries")
-def test_every_evaluation_is_checked_and_the_verdict_stands_above_the_figures(trained, tmp_path, capsys):
+@pytest.mark.parametrize("queries", [FEW, pytest.param(QUERIES, marks=pytest.mark.slow)])
+def test_every_evaluation_is_checked_and_the_verdict_stands_above_the_figures(
+    queries, trained, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(balls, "QUERIES", queries)
     places = [f"{trained.directory}/{name}" for name in ("vanilla", "frobenius")]
-    report = run(tmp_path, f"checkpoint=[{','.join(places)}]", "sanity_images=10")
+    report = run(tmp_path, f"checkpoint=[{','.join(places)}]", "sanity_images=6")
     printed = capsys.readouterr().out
     for model in report.models:
         assert [check.name for check in model.checks][:3] == ["evaluation mode", "deterministic", "logits"]
@@ -178,7 +183,7 @@ def test_wandb_run_of_an_evaluation_holds_table_curve_and_images(trained, tmp_pa
 
 
 def test_the_held_out_images_can_be_attacked_to_choose_settings_by(trained, tmp_path):
-    report = run(tmp_path, f"checkpoint={trained.directory}/vanilla", "split=validation")
+    report = run(tmp_path, f"checkpoint={trained.directory}/vanilla", "split=validation", "limit=40")
     (model,) = report.models
     assert (report.split, model.data) == ("validation", "MNIST validation (200 held out by split_seed 0)")
     checkpoint = load_checkpoint(trained.directory / "vanilla" / "checkpoints" / "last.ckpt")
@@ -229,13 +234,13 @@ def test_the_bar_of_an_attack_is_there_before_its_first_batch_is_done(trained, t
 
 def test_the_plain_function_counts_what_the_command_counts(tmp_path):
     checkpoint = ROOT / "docs" / "results" / "checkpoints" / "note_vanilla.safetensors"
-    options = ["attack.pgd_linf.eps=[0,0.05,0.1]", *QUICK, "limit=10", f"checkpoint={checkpoint}", "logger=csv"]
+    options = ["attack.pgd_linf.eps=[0,0.1]", *QUICK, "limit=10", f"checkpoint={checkpoint}", "logger=csv"]
     [command] = evaluate(composed("evaluate", *options, f"output_dir={tmp_path}/results")).models
     data = MNISTDataModule(root=str(ROOT / "data"), validation_size=0)
     data.setup("test")
     images, labels = data.split("test").first(10)
     model = load_checkpoint(checkpoint).model()
-    result = evaluate_robustness(model, images, labels, eps=[0.0, 0.05, 0.1], sanity_images=0)
+    result = evaluate_robustness(model, images, labels, eps=[0.0, 0.1], sanity_images=0)
     [plain] = result.results.models
     assert plain.threats == command.threats
     assert 0 < plain.threats[0].budgets[-1].correct < plain.clean_correct
@@ -252,8 +257,9 @@ def test_other_attacks_work_by_name(trained, tmp_path, attack):
         composed(
             "evaluate",
             f"attack={attack}",
+            f"attack.{attack}.eps=[0.3]",
             *QUICK,
-            "limit=20",
+            "limit=10",
             "logger=csv",
             f"checkpoint={trained.directory}/vanilla",
             f"output_dir={tmp_path}/r",
@@ -264,10 +270,8 @@ def test_other_attacks_work_by_name(trained, tmp_path, attack):
 
 
 def test_a_directory_of_runs_and_a_list_give_one_table(trained, tmp_path, undrawn):
-    whole = run(tmp_path / "a", f"checkpoint={trained.directory}", "logger=csv")
-    listed = run(
-        tmp_path / "b", f"checkpoint=[{trained.directory}/frobenius,{trained.directory}/vanilla]", "logger=csv"
-    )
+    whole = run(tmp_path / "a", f"checkpoint={trained.directory}")
+    listed = run(tmp_path / "b", f"checkpoint=[{trained.directory}/frobenius,{trained.directory}/vanilla]")
     assert [model.name for model in whole.models] == ["frobenius", "vanilla"]
     assert whole.models == listed.models
     for model in whole.models:
@@ -279,8 +283,8 @@ def test_a_checkpoint_is_enough_by_itself(trained, tmp_path):
     alone = tmp_path / "elsewhere" / "model.ckpt"
     alone.parent.mkdir()
     shutil.copy(trained.directory / "vanilla" / "checkpoints" / "last.ckpt", alone)
-    report = run(tmp_path, f"checkpoint={alone}", "logger=csv")
-    original = run(tmp_path / "original", f"checkpoint={trained.directory}/vanilla", "logger=csv")
+    report = run(tmp_path, f"checkpoint={alone}")
+    original = run(tmp_path / "original", f"checkpoint={trained.directory}/vanilla")
     assert report.models[0].threats == original.models[0].threats
 
 
@@ -314,8 +318,8 @@ def test_a_model_named_by_the_user_takes_the_weights(trained, tmp_path):
     stored = torch.load(trained.directory / "vanilla" / "checkpoints" / "last.ckpt", weights_only=True)
     stored["jacobian_robust"]["config"]["model"] = {"_target_": "mylab.Net"}
     torch.save(stored, tmp_path / "foreign.ckpt")
-    report = run(tmp_path, f"checkpoint={tmp_path}/foreign.ckpt", "model=lenet", "logger=csv")
-    original = run(tmp_path / "original", f"checkpoint={trained.directory}/vanilla", "logger=csv")
+    report = run(tmp_path, f"checkpoint={tmp_path}/foreign.ckpt", "model=lenet")
+    original = run(tmp_path / "original", f"checkpoint={trained.directory}/vanilla")
     assert report.models[0].threats == original.models[0].threats
 
 
@@ -328,7 +332,7 @@ def test_checkpoints_are_found_in_files_runs_and_trees(trained):
     assert find_checkpoints([frobenius, vanilla]) == [frobenius, vanilla], "as they are named"
 
 
-@pytest.mark.drawn
+@pytest.mark.drawn("simplifications.png")
 def test_the_notes_simplifications_are_measured_on_demand(trained, tmp_path, capsys):
     options = ["attack=pgd_l2", "attack.pgd_l2.steps=4", "attack.pgd_l2.eps=[0.5,3]", "limit=6", *QUICK[1:]]
     options += ["diagnostics=simplifications", "diagnostics.images=4", "logger=csv"]
@@ -362,8 +366,8 @@ def test_the_notes_simplifications_are_measured_on_demand(trained, tmp_path, cap
 def test_of_a_foreign_model_the_simplifications_are_measured_without_its_training(trained, tmp_path):
     weights = load_checkpoint(trained.directory / "vanilla" / "checkpoints" / "last.ckpt").state_dict
     torch.save(weights, tmp_path / "weights.pt")
-    options = ["diagnostics=simplifications", "diagnostics.images=4", "logger=csv", "model=lenet", "data=mnist"]
-    run(tmp_path, f"checkpoint={tmp_path}/weights.pt", "limit=4", *options)
+    options = ["diagnostics=simplifications", "diagnostics.images=2", "logger=csv", "model=lenet", "data=mnist"]
+    run(tmp_path, f"checkpoint={tmp_path}/weights.pt", "limit=2", *options)
     (model,) = Simplifications.model_validate_json((tmp_path / "results" / "simplifications.json").read_text()).models
     assert model.training_images is model.condition_eps is None
     assert model.epochs == []

@@ -26,7 +26,7 @@ from jacobian_robust.reporting.wandb import WandbOptions
 from jacobian_robust.robustness.schema import Results, groups
 
 from . import wandb_records
-from .conftest import ROOT, composed
+from .conftest import ROOT, composed, leave_blank
 from .test_evaluation import ATTACK, PGD, QUICK
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,6 +42,8 @@ def evaluate_all(trained, directory, logger):
             "evaluate",
             "attack=[fgsm,pgd_linf,transfer,pgd_l2,uniform_noise,gaussian_noise]",
             *[f"attack.{name}.steps=4" for name in ("pgd_linf", "transfer", "pgd_l2")],
+            *[f"attack.{name}.eps=[0.1,0.3]" for name in ("fgsm", "pgd_linf", "transfer", "uniform_noise")],
+            "attack.pgd_l2.eps=[0.5,1.5]",
             "limit=20",
             "sanity_images=4",
             "geometry_images=6",
@@ -59,8 +61,17 @@ def results_of(directory):
 
 @pytest.fixture(scope="module")
 def evaluated(trained, once):
-    directory, _ = once("evaluated", lambda at: evaluate_all(trained, at, "csv"))
-    return results_of(directory / "results")
+    def undrawn(at):
+        with pytest.MonkeyPatch.context() as patched:  # this is made before the fixtures of tests
+            leave_blank(patched)
+            evaluate_all(trained, at, "csv")
+
+    return results_of(once("evaluated", undrawn)[0] / "results")
+
+
+@pytest.fixture(scope="module")
+def drawn(trained, once):
+    return results_of(once("drawn", lambda at: evaluate_all(trained, at, "csv"))[0] / "results")
 
 
 def test_all_attacks_are_in_the_results(evaluated):
@@ -180,8 +191,8 @@ def test_a_budget_that_not_every_attack_met_is_told_in_wandb(tmp_path):
 @pytest.mark.drawn
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("report", ["evaluation", "comparison"])
-def test_the_report_is_drawn_by_a_browser_without_a_network(report, evaluated, tmp_path):
-    directory, _ = evaluated
+def test_the_report_is_drawn_by_a_browser_without_a_network(report, drawn, tmp_path):
+    directory, _ = drawn
     if report == "comparison":
         compare([directory], tmp_path / "compared")
         directory = tmp_path / "compared"
@@ -216,10 +227,14 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(after, trained, tmp_
             )
         )
 
-    whole = run(tmp_path / "whole")
-    monkeypatch.setattr(journal_of.FileJournal, "SECONDS", 0.0)
     met = []
     bar = journal_of.Bars.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_of.Bars, "__call__", lambda self, *arguments: met.append(arguments))
+        whole = run(tmp_path / "whole")
+    batches = len([arguments for arguments in met if arguments[2]])
+    met.clear()
+    monkeypatch.setattr(journal_of.FileJournal, "SECONDS", 0.0)
 
     def interrupted(self, *arguments):
         if arguments[2]:  # images are met
@@ -240,7 +255,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(after, trained, tmp_
     assert resumed == whole
     anew = [batch for batch in met[first:] if batch not in met[:after]]
     assert len(met) - first - len(anew) <= 1  # where it goes on is shown
-    assert len(anew) + after == len(counted(run, tmp_path / "third", monkeypatch))
+    assert len(anew) + after == batches
     written = (tmp_path / "parted" / "robustness.json").stat().st_mtime_ns
     assert run(tmp_path / "parted", "resume=true") == whole
     assert (tmp_path / "parted" / "robustness.json").stat().st_mtime_ns == written, "what is finished is left as it is"
@@ -294,14 +309,6 @@ def test_an_interrupted_evaluation_goes_on_with_its_wandb_run(trained, tmp_path,
     runs = [wandb_records.read_records(place) for place in places]
     assert [wandb_records.exit_code(records) for records in runs] == [1, 0]
     assert len({record.run.run_id for records in runs for record in records} - {""}) == 1
-
-
-def counted(run, directory, monkeypatch):
-    """The batches of an uninterrupted evaluation."""
-    met = []
-    monkeypatch.setattr(journal_of.Bars, "__call__", lambda self, *arguments: met.append(arguments))
-    run(directory)
-    return [arguments for arguments in met if arguments[2]]
 
 
 def test_progress_on_another_device_is_not_taken(trained, monkeypatch):
@@ -405,7 +412,7 @@ def test_seeds_are_put_together_with_their_spread(trained, tmp_path, capsys, und
         stored = torch.load(trained.directory / name / "checkpoints" / "last.ckpt", weights_only=True)
         stored["jacobian_robust"]["config"] |= {"seed": seed, "regularizer": None}
         torch.save(stored, tmp_path / f"vanilla_seed{seed}.ckpt")
-    options = [*ATTACK, "logger=csv", f"checkpoint={tmp_path}", f"output_dir={tmp_path}/r"]
+    options = [*ATTACK, "limit=40", "logger=csv", f"checkpoint={tmp_path}", f"output_dir={tmp_path}/r"]
     results = evaluate(composed("evaluate", *options))
     (group,) = groups(results.models)
     assert (group.name, group.seeds) == ("vanilla", [0, 1])
@@ -438,6 +445,7 @@ def test_evaluations_that_measured_less_are_compared_by_what_they_have(trained, 
 def test_fashion_mnist_is_looked_at_where_its_files_are(trained, tmp_path):
     shutil.copytree(ROOT / "data" / "MNIST", tmp_path / "data" / "MNIST")
     options = ["data=mnist", f"data.root={tmp_path}/data", "logger=csv", f"checkpoint={trained.directory}/vanilla"]
+    options.append("limit=10")
 
     def against(name):
         report = evaluate(composed("evaluate", *ATTACK, *options, "reliability=true", f"output_dir={tmp_path}/{name}"))
@@ -497,7 +505,7 @@ def test_evaluations_made_apart_are_compared_as_if_made_together(trained, tmp_pa
     (tmp_path / "fashion.json").write_text(elsewhere.model_dump_json())
     with pytest.raises(UserError, match=r"fashion is of FashionMNIST test, .*vanilla of MNIST test"):
         compare([tmp_path / "vanilla", tmp_path / "fashion.json"], tmp_path / "none")
-    run("other", trained.directory / "vanilla", "seed=1", "limit=20")
+    run("other", trained.directory / "vanilla", "seed=1", "limit=10")
     with pytest.raises(UserError, match=r"other was evaluated otherwise than .*vanilla: seed differ"):
         compare([tmp_path / "vanilla", tmp_path / "other"], tmp_path / "none")
     (tmp_path / "empty").mkdir()
@@ -510,7 +518,7 @@ def test_evaluations_made_apart_are_compared_as_if_made_together(trained, tmp_pa
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.drawn
+@pytest.mark.drawn("examples_linf.png")
 def test_a_comparison_shows_the_adversarial_examples_of_the_evaluations(trained, tmp_path):
     def shown(*places):
         out = tmp_path / f"compared{len(list(tmp_path.iterdir()))}"
@@ -549,7 +557,7 @@ def test_a_sweep_is_gathered_and_drawn_over_what_was_varied(trained, tmp_path, c
         config = OmegaConf.load(run / "config.yaml")
         config.eta.value, config.seed = value, seed
         OmegaConf.save(config, run / "config.yaml")
-        options = [f"checkpoint={run}", f"output_dir={run}/evaluation", "logger=csv"]
+        options = [f"checkpoint={run}", f"output_dir={run}/evaluation", "limit=10", "logger=csv"]
         evaluate(composed("evaluate", *ATTACK, *options))
     failed = tmp_path / "sweep" / "eta.value-0.9+seed-0"
     failed.mkdir()

@@ -16,14 +16,13 @@ from jacobian_robust.evaluation.evaluate import evaluate
 from jacobian_robust.training.train import train
 from jacobian_robust_studies.simplifications.report import summary
 from jacobian_robust_studies.simplifications.schema import Simplifications
+from jacobian_robust_studies.toy import animation as animated
 from jacobian_robust_studies.toy import measure
 from jacobian_robust_studies.toy.__main__ import main, toy
 from jacobian_robust_studies.toy.measure import classifiers
 from jacobian_robust_studies.toy.schema import Toy
 
-from .conftest import ROOT, colours, composed
-
-pytestmark = pytest.mark.drawn
+from .conftest import ROOT, colours, composed, leave_blank
 
 FIGURES = ("decision_regions", "information_balls", "heights", "geodesic_balls", "circles", "attacks")
 
@@ -38,6 +37,12 @@ def pair(once) -> Path:
 
 
 def train_the_pair(directory: Path) -> dict[str, float | int]:
+    with pytest.MonkeyPatch.context() as patched:  # this is made before the fixtures of tests
+        leave_blank(patched)
+        return train_shortly(directory)
+
+
+def train_shortly(directory: Path) -> dict[str, float | int]:
     return train(
         composed(
             "train",
@@ -89,10 +94,13 @@ def test_what_does_not_apply_to_points_is_left_out_in_words(pair, tmp_path, caps
     assert run("square_linf", "attack=square", "attack.square.queries=20", "limit=20", "sanity_images=0").models
 
 
+@pytest.mark.drawn
 def test_the_figures_and_their_numbers(pair, tmp_path, monkeypatch):
     shown = measure._shown
-    monkeypatch.setattr(measure, "SIDE", 61)  # the committed figures have a finer grid and a third ball
-    monkeypatch.setattr(measure, "_shown", lambda *arguments: shown(*arguments)[:2])
+    for side in ("SIDE", "CLOSED_SIDE"):  # the committed figures have finer grids, more balls and frames
+        monkeypatch.setattr(measure, side, 61)
+    monkeypatch.setattr(measure, "_shown", lambda *arguments: shown(*arguments)[:1])
+    monkeypatch.setattr(animated, "STEPS", (*range(12), 40))
     results = toy(pair, tmp_path / "out", rays=2)
     assert Toy.model_validate_json((tmp_path / "out" / "toy.json").read_bytes()) == results
     for name in FIGURES:
