@@ -18,8 +18,8 @@ __all__ = ["Cost", "measure_cost"]
 STEPS = 20
 """So many steps of each kind are timed."""
 
-SHARE = 0.02
-"""Of the training's time that the measurement may take, once each kind of step has been timed."""
+SHARE, SECONDS = 0.02, 0.2
+"""Of the training's time that the measurement may take, once each kind of step has been timed; and what it always may."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Cost:
     """The cost of a training, beside one by cross-entropy alone with the same batches and optimizer.
 
     Attributes:
-        plain_step_seconds: median time of a step by cross-entropy alone.
+        plain_step_seconds: median time of a step by cross-entropy alone; on a CPU of all its threads.
         step_seconds: median time of the training's own steps, averaged over a period of the amortization.
         step_ratio: the second over the first.
         plain_step_equivalents: the ratio times the number of steps.
@@ -56,7 +56,7 @@ def measure_cost(run: Run, seconds: float) -> Cost | None:
     device = run.trainer.strategy.root_device
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            plain, own = _times(run, device, seconds * SHARE)
+            plain, own = _times(run, device, max(SECONDS, seconds * SHARE))
     except Exception as error:  # a training is not lost for a figure
         Console().print(f"{run.name}: its cost could not be measured: {error}", soft_wrap=True)
         return None
@@ -115,4 +115,5 @@ def _step(run: Run, batch: Batch, device: torch.device, *, plain: bool) -> Calla
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()  # the time of other work on the machine is not the step's
