@@ -19,7 +19,7 @@ STEPS = 20
 """So many steps of each kind are timed."""
 
 SHARE, SECONDS = 0.02, 0.2
-"""Of the training's time that the measurement may take, once each kind of step has been timed; and what it always may."""
+"""The share of a training that its measurement may take once each kind of step has been timed; the least it may."""
 
 
 @dataclass(frozen=True)
