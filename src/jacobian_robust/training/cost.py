@@ -19,7 +19,7 @@ STEPS = 20
 """So many steps of each kind are timed."""
 
 SHARE, SECONDS = 0.02, 0.2
-"""The share of a training that its measurement may take once each kind of step has been timed; the least it may."""
+"""The share of a training, and the seconds at least, that its measurement may go on for once each kind was timed."""
 
 
 @dataclass(frozen=True)
