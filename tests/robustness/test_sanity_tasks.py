@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from jacobian_robust.attacks import PGD
-from jacobian_robust.geometry.families import BernoulliProduct, Gaussian, PixelCategorical
+from jacobian_robust.geometry.families import BernoulliProduct, Gaussian, PixelCategorical, Poisson
 from jacobian_robust.robustness import sanity
 from jacobian_robust.robustness.budgets import sweep
 from jacobian_robust.robustness.certificates import IntervalBounds, certify
@@ -31,25 +31,41 @@ class Number(nn.Module):
         return self.layers(images - 0.5)
 
 
-class Rounding(Number):
+class Rates(Number):
+    """The logarithm of a rate between one and three."""
+
     def forward(self, images):
-        return super().forward((images * 16).round() / 16)
+        return 0.5 + 0.1 * super().forward(images)
 
 
-class Noisy(Number):
+class Planted(nn.Module):
+    """A model with a fault."""
+
+    def __init__(self, model, fault) -> None:
+        super().__init__()
+        self.model, self.fault = model, fault
+
     def forward(self, images):
-        return super().forward(images) + torch.randn(len(images), 1)
+        return self.fault(self.model, images)
 
 
-class BatchNormalised(Number):
-    def forward(self, images):
-        return super().forward(images - images.mean(0) + 0.5)
+def rounding(model, images):
+    return model((images * 16).round() / 16)
 
 
-class Undefined(Number):
-    def forward(self, images):
-        light = images.flatten(1).mean(1, keepdim=True) > 0.5
-        return super().forward(images).masked_fill(light, torch.nan)
+def noise(model, images):
+    outputs = model(images)
+    return outputs + torch.randn_like(outputs)
+
+
+def batch_statistics(model, images):
+    return model(images - images.mean(0) + 0.5)
+
+
+def undefined(model, images):
+    light = images.flatten(1).mean(1) > 0.5
+    outputs = model(images)
+    return outputs.masked_fill(light.view(-1, *[1] * (outputs.dim() - 1)), torch.nan)
 
 
 class Memory(nn.Module):
@@ -64,21 +80,17 @@ class Memory(nn.Module):
         return self.targets[nearest] + 0 * images.flatten(1).sum(1, keepdim=True)
 
 
-class WithDropout(nn.Sequential):
-    def __init__(self) -> None:
-        super().__init__(nn.Dropout(0.1), Number())
-
-
 class Labels(nn.Module):
     """Three labels an image."""
 
     def __init__(self, turned, scale: float = 1.0) -> None:
         super().__init__()
-        self.turned = turned
-        self.weight = scale * torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+        self.turned, self.layers = turned, nn.Sequential(nn.Flatten(), nn.Linear(64, 3, bias=False))
+        with torch.no_grad():
+            self.layers[1].weight.copy_(scale * torch.randn(3, 64, generator=torch.Generator().manual_seed(0)))
 
     def forward(self, images):
-        return self.turned((images - 0.5).flatten(1) @ self.weight.mT)
+        return self.turned(self.layers(images - 0.5))
 
 
 class Pixels(nn.Module):
@@ -86,10 +98,13 @@ class Pixels(nn.Module):
 
     def __init__(self, turned, scale: float = 1.0) -> None:
         super().__init__()
-        self.turned, self.scale = turned, scale
+        self.turned, self.layer = turned, nn.Conv2d(1, 3, 1)
+        with torch.no_grad():
+            self.layer.weight.copy_(scale * torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1))
+            self.layer.bias.copy_(scale * torch.tensor([0.3, 0.0, -0.7]))
 
     def forward(self, images):
-        return self.turned(self.scale * torch.cat([0.3 - images, 0 * images, images - 0.7], dim=1))
+        return self.turned(self.layer(images))
 
 
 @pytest.fixture
@@ -114,19 +129,58 @@ def test_an_honest_regression_passes_everything(images):
     assert list(checks) == [*sanity.MODEL_CHECKS, *sanity.BALL_CHECKS]
 
 
+TASKS = {
+    "regression": (Number(), NUMBER),
+    "counts": (Rates(), Poisson(tolerance=0.5)),
+    "labels": (Labels(lambda s: s), BernoulliProduct()),
+    "pixels": (Pixels(lambda s: s), PixelCategorical()),
+}
+
+
 @pytest.mark.parametrize(
-    ("model", "caught_by"),
+    "task", ["regression", *(pytest.param(task, marks=pytest.mark.slow) for task in ("counts", "labels", "pixels"))]
+)
+@pytest.mark.parametrize(
+    ("fault", "caught_by"),
     [
-        (Rounding().eval(), {"gradients", "gradient-free"}),
-        (Noisy().eval(), {"deterministic", "budget zero"}),
-        (BatchNormalised().eval(), {"deterministic"}),
-        (Undefined().eval(), {"logits"}),
-        (WithDropout().train(), {"evaluation mode", "deterministic"}),
+        (rounding, {"gradients"}),
+        (noise, {"deterministic"}),
+        (batch_statistics, {"deterministic"}),
+        (undefined, {"logits"}),
+        (None, {"evaluation mode", "deterministic"}),
     ],
     ids=["rounding", "noise", "batch statistics", "nan", "dropout"],
 )
-def test_a_planted_fault_of_a_regression_is_caught(model, caught_by, images):
-    assert caught_by <= {name for name, check in checked(model, images).items() if check.status == "fail"}
+def test_a_planted_fault_is_caught_in_each_task(task, fault, caught_by, images, monkeypatch):
+    monkeypatch.setattr(sanity.balls, "QUERIES", 50)
+    base, family = TASKS[task]
+    targets = family.predict(base.eval()(images).detach())
+    model = nn.Sequential(nn.Dropout(0.1), base).train() if fault is None else Planted(base, fault).eval()
+    found = checked(model, images, targets, replace(ATTACK, eps=(0.02, 0.1), step_size=0.01), family)
+    assert caught_by <= {name for name, check in found.items() if check.status == "fail"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["counts", "labels", "pixels"])
+def test_training_images_and_false_certificates_are_caught_in_each_task(task, images, monkeypatch):
+    monkeypatch.setattr(sanity.balls, "QUERIES", 50)
+    model, family = TASKS[task]
+    targets = family.predict(model.eval()(images).detach())
+    eps = (0.02, 0.3)
+    honest = certify(model, images, targets, IntervalBounds(name="interval", family=family), eps)
+    assert not honest.bounded.certified[:, 1].all()
+    lie = honest._replace(bounded=honest.bounded._replace(certified=torch.ones(60, 2, dtype=torch.bool)))
+    found = checked(
+        model,
+        images,
+        targets,
+        replace(ATTACK, eps=eps, step_size=0.05),
+        family,
+        training_images=(images[:7] * 255).to(torch.uint8),
+        certified=[lie],
+    )
+    assert found["unseen images"].status == "fail"
+    assert found["certificate interval"].status == "fail"
 
 
 def test_a_regression_that_no_attack_moves_is_caught(images):
@@ -143,7 +197,10 @@ def test_training_images_early_stops_and_other_models_examples_are_caught(images
     early = replace(ATTACK, eps=(0.02,), steps=1, step_size=0.01, random_start=False)
     assert checked(Number().eval(), images, attack=early)["convergence"].status == "fail"
     other = replace(ATTACK, eps=(0.03,))
-    assert checked(Rounding().eval(), images, attack=other, others=[Number().eval()])["transfer"].status == "fail"
+    assert (
+        checked(Planted(Number(), rounding).eval(), images, attack=other, others=[Number().eval()])["transfer"].status
+        == "fail"
+    )
 
 
 def test_a_regression_on_which_larger_budgets_find_less_is_caught():
