@@ -90,9 +90,10 @@ def _logits(evaluated: Evaluated) -> Outcome:
 
 
 def _unseen(evaluated: Evaluated) -> Outcome:
+    """Compare the images with those of the training. Images of one brightness, as empty canvases, are left out."""
     if evaluated.training_images is None:
         return "skip", "the training images are not known"
-    seen = {image.tobytes() for image in evaluated.training_images.numpy(force=True)}
+    seen = {image.tobytes() for image in evaluated.training_images.numpy(force=True) if image.min() < image.max()}
     images = evaluated.all_images
     if not evaluated.training_images.is_floating_point():
         images = (images * 255).round().to(torch.uint8)
