@@ -18,7 +18,7 @@ def test_a_linear_regression_is_robust_up_to_its_exact_radius(tmp_path):
     reach = float(model[1].weight.abs().sum().detach())
     family = Gaussian(sigma=0.5, tolerance=0.4)
     eps = [0.19 / reach, 0.21 / reach, 0.31 / reach]
-    evaluation = evaluate_robustness(model, images, targets, eps, family=family)
+    evaluation = evaluate_robustness(model, images, targets, eps, task=family)
     assert evaluation.results.models[0].clean_correct == 2
     assert list(evaluation.robust_accuracy.values()) == pytest.approx([2 / 3, 1 / 3, 0])
     assert evaluation.results.attacks["pgd_linf"]["family"] == {"name": "Gaussian", "tolerance": 0.4, "sigma": 0.5}
@@ -52,4 +52,4 @@ def test_a_linear_regression_is_robust_up_to_its_exact_radius(tmp_path):
 def test_what_does_not_fit_is_said_in_one_line(outputs, targets, family, options, message):
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, outputs))
     with pytest.raises(UserError, match=message):
-        evaluate_robustness(model, torch.rand(4, 1, 4, 4), torch.zeros(targets), [0.1], family=family, **options)
+        evaluate_robustness(model, torch.rand(4, 1, 4, 4), torch.zeros(targets), [0.1], task=family, **options)

@@ -97,7 +97,7 @@ def evaluate_robustness(
     norm: str = "linf",
     attacks: Sequence[str | Attack] | None = None,
     certificates: Sequence[str | Certificate] = (),
-    family: Family = CATEGORICAL,
+    task: Family = CATEGORICAL,
     seed: int = 0,
     sanity_images: int = 100,
     batch_size: int | None = None,
@@ -118,8 +118,9 @@ def evaluate_robustness(
             only), ``square`` and ``autoattack``; by default the note's PGD: 40 steps of 0.01 in ℓ∞, of 0.1 in ℓ2.
         certificates: :class:`Certificate` objects or the names ``interval`` and ``crown`` (ℓ∞), ``lipschitz`` and
             ``smoothing`` (ℓ2); each says at which of the budgets an image is certified, and every attack tries it.
-        family: of the distribution that the model's outputs describe; "correct" is what it calls right. Of another than
-            the categorical one there are no AutoAttack and no certificates but ``interval``.
+        task: the family of distributions that the model's outputs describe, as the configurations ``task=`` make it;
+            "correct" is what it calls right. Of another than classification there are no AutoAttack and no certificates
+            but ``interval``.
         seed: of the attacks.
         sanity_images: how many images the sanity checks attack anew; 0 for no checks but that of the certificates.
         batch_size: images attacked at once; ``None`` for what suits the device.
@@ -128,30 +129,30 @@ def evaluate_robustness(
     Raises:
         UserError: if an argument is at fault; one line says which.
     """
-    chosen = [attack.with_family(family) for attack in _attacks(attacks, norm, eps, batch_size)]
-    certifying = [certificate.with_family(family) for certificate in _certificates(certificates)]
+    chosen = [attack.with_family(task) for attack in _attacks(attacks, norm, eps, batch_size)]
+    certifying = [certificate.with_family(task) for certificate in _certificates(certificates)]
     unattacked(certifying, [attack.norm for attack in chosen])
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        images, labels = _inputs(model, images, labels, device, family)
+        images, labels = _inputs(model, images, labels, device, task)
         require_certifiable(certifying, model, images[:1])
         with full_precision(), several(processes, [model]) as attackers:
             swept = sweep(model, images, labels, chosen, seed=seed, attackers=attackers)
             certified = [certify(model, images, labels, asked, eps, seed=seed) for asked in certifying]
             checks = _checks(model, images, labels, chosen, swept, certified, sanity_images, seed, attackers)
-        task, said = task_of(family, model, images, labels)
-        classes, confidence = _confidence(model, images, task)
-        shown = pictured(model, images, labels, chosen, [swept], seed) if task is not None else {}
+        judged, said = task_of(task, model, images, labels)
+        classes, confidence = _confidence(model, images, judged)
+        shown = pictured(model, images, labels, chosen, [swept], seed) if judged is not None else {}
     finally:
         for module, mode in modes.items():
             module.training = mode
     name = type(model).__name__
-    if task is not None:
+    if judged is not None:
         labels = torch.zeros_like(swept.predicted)
-    result = model_results(name, labels, [swept], checks, certified, classes=classes, data="given images", task=task)
-    of_task: dict[str, Any] = {"family": family, "said": said, "pictured": shown}
+    result = model_results(name, labels, [swept], checks, certified, classes=classes, data="given images", task=judged)
+    of_task: dict[str, Any] = {"family": task, "said": said, "pictured": shown}
     details = Details(name, labels, confidence, [swept], certified, pictures=images.ndim == 4, **of_task)
     return RobustnessEvaluation(results_of([result], chosen, certifying, seed=seed, device=device.type), details)
 
