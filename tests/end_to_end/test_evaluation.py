@@ -271,8 +271,8 @@ def test_other_attacks_work_by_name(trained, tmp_path, attack):
 
 def test_a_directory_of_runs_and_a_list_give_one_table(trained, tmp_path, undrawn):
     whole = run(tmp_path / "a", f"checkpoint={trained.directory}")
-    listed = run(tmp_path / "b", f"checkpoint=[{trained.directory}/frobenius,{trained.directory}/vanilla]")
-    assert [model.name for model in whole.models] == ["frobenius", "vanilla"]
+    listed = run(tmp_path / "b", f"checkpoint=[{trained.directory}/vanilla,{trained.directory}/frobenius]")
+    assert [model.name for model in whole.models] == ["vanilla", "frobenius"]
     assert whole.models == listed.models
     for model in whole.models:
         drawn = undrawn[tmp_path / "a" / "results" / f"examples_linf_{model.name}.png"]

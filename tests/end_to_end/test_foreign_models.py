@@ -70,8 +70,9 @@ def test_every_kind_of_file_is_evaluated_as_the_checkpoint_is(kind, options, cla
     assert model.name == "theirs"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*")
-@pytest.mark.parametrize("kind", ["TorchScript", pytest.param("torch.export", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["TorchScript", "torch.export"])
 def test_the_geometry_and_the_rest_are_measured_through_a_program(kind, classifier, trained, tmp_path):
     path = make(kind, classifier, tmp_path / "theirs.pt2")
     rest = ["geometry_images=4", "reliability=true", "sanity_images=3", "limit=10"]

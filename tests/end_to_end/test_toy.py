@@ -94,6 +94,7 @@ def test_what_does_not_apply_to_points_is_left_out_in_words(pair, tmp_path, caps
     assert run("square_linf", "attack=square", "attack.square.queries=20", "limit=20", "sanity_images=0").models
 
 
+@pytest.mark.slow
 @pytest.mark.drawn
 def test_the_figures_and_their_numbers(pair, tmp_path, monkeypatch):
     shown = measure._shown
