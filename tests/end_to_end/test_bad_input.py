@@ -170,11 +170,11 @@ WHERE = [
 @pytest.mark.parametrize("overrides", WHERE, ids=" ".join)
 def test_wrong_training_options_end_the_program_in_one_line(door, tmp_path, overrides):
     ((name, remedy),) = [known[1:] for known in TRAIN if known[0] == overrides]
-    result = door("train", *overrides, "hydra.run.dir=run")
+    result = door("train", *overrides, "hydra.run.dir=runs/mine")
     assert result.status == 1
     assert name in result.error
     assert remedy in result.error
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(

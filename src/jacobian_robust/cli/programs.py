@@ -82,10 +82,12 @@ def run(task: str, cfg: DictConfig) -> float | None:
     try:
         getattr(importlib.import_module(module), function)(cfg)
     except MISTAKES as error:
-        # Hydra made it before anything was checked. What holds something stays.
-        if (place := Path(HydraConfig.get().runtime.output_dir)) != Path.cwd():
-            with contextlib.suppress(OSError):
-                place.rmdir()
+        # Hydra made it, and runs/, before anything was checked. What holds something stays.
+        place, here = Path(HydraConfig.get().runtime.output_dir), Path.cwd()
+        with contextlib.suppress(OSError):
+            for made in (place, *(parent for parent in place.parents if parent.is_relative_to(here))):
+                if made != here:
+                    made.rmdir()
         _fail(error)
     return None
 
