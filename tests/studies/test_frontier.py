@@ -303,3 +303,40 @@ def test_a_row_is_read_as_it_was_written(record):
     row = record.rows()[Cell("fgsm", "0.2", 3, 0)]
     assert (row.clean, row.robust_at(0.1), row.certified_at(0.1), row.plain_steps) == (0.97, 0.9, None, 450.0)
     assert asdict(row)["sha256"] == "of 0.2"
+
+
+def test_the_bullets_say_what_the_rows_say():
+    """The sentences above the table, from the committed trainings of six plain epochs and of two."""
+    text = " ".join((ROOT / "docs" / "results" / "frontier.md").read_text().split())
+    record = Record(PLAN, "quick", ROOT / "docs" / "results" / "frontier")
+    known = record.rows()
+    chosen = {
+        (method, length): known[record.chosen(method, length)[0]]
+        for method in PLAN.grids["quick"].methods
+        for length in (2, 6)
+        if record.chosen(method, length)
+    }
+    long = {method: row for (method, length), row in chosen.items() if length == 6}
+    defended = [row.clean for method, row in long.items() if method != "undefended"]
+    undefended = f"{100 * long['undefended'].clean:.1f}%"
+    clean = f"{100 * min(defended):.1f} to {100 * max(defended):.1f}% accurate, the undefended network {undefended}"
+    assert clean in text
+    gained = {m: 100 * (row.robust_at(0.1) - chosen[m, 2].robust_at(0.1)) for m, row in long.items()}
+    penalties = [gained[method] for method in ("linear_margin_noise", "frobenius_sphere", "input_gradient")]
+    assert f"the penalties gain {min(penalties):.0f} to {max(penalties):.0f} points at ℓ∞ 0.1" in text
+    assert f"certified network gains {gained['certified_margin']:.0f}" in text
+    assert f"undefended one loses {-gained['undefended']:.0f}" in text
+    certified = long["certified_margin"]
+    proven = (
+        f"{100 * certified.robust_at(0.1):.1f}% under attack at ℓ∞ 0.1 and {100 * certified.certified_at(0.1):.1f}%"
+    )
+    assert f"{proven} proven" in text
+    assert f"linear margin with noise ({100 * long['linear_margin_noise'].robust_at(0.1):.1f}%)" in text
+    of_penalties = [
+        row for cell, row in known.items() if cell.length == 6 and not PLAN.methods[cell.method].adversarial
+    ]
+    of_penalties = [row for row in of_penalties if row.method not in ("undefended", "certified_margin")]
+    best = max(row.robust_at(0.2) for row in of_penalties)
+    led = [row.robust_at(0.2) for m, row in long.items() if m in ("fgsm", "pgd_3", "trades")]
+    said = f"{100 * min(led):.0f} to {100 * max(led):.0f}% at ℓ∞ 0.2, where the best penalty has {100 * best:.0f}%"
+    assert said in text
