@@ -94,22 +94,25 @@ def test_what_the_penalty_buys_on_the_toy_model():
     assert [row[1:] for row in written] == expected
 
 
-def test_what_other_tasks_withstand():
-    document, files = DOCS / "results" / "tasks.md", sorted((DOCS / "results" / "tasks").glob("*.json"))
-    assert files
-    for file in files:
-        models = json.loads(file.read_text())["models"]
-        expected = []
-        for model in models:
-            budgets = model["threats"][0]["budgets"]
-            shares = [model["clean_accuracy"], *(budget["robust_accuracy"] for budget in budgets)]
-            shares += [budget["certified_accuracy"] for budget in budgets]
-            clean, *rest = (f"{share:.1%}" for share in shares)
-            metrics = [f"{value:.3g}" for value in (model["task"] or {"metrics": {}})["metrics"].values()]
-            cost = model["plain_step_equivalents"]
-            steps = "–" if cost is None else f"{cost:.0f}"
-            expected.append([model["name"], clean, *metrics, *rest, steps, model["verdict"]])
-        assert rows(document, f"{file.stem}, {models[0]['images']} images") == expected
+@pytest.mark.parametrize(("task", "number"), [("regression", 3), ("counts", 3), ("tabular", 3)])
+def test_what_other_tasks_withstand(task, number):
+    files = sorted((DOCS / "results" / "tasks").glob(f"{task}_seed*.json"))
+    seeds = [json.loads(file.read_text())["models"] for file in files]
+    assert len(seeds) == number
+    expected = []
+    for models in zip(*seeds, strict=True):  # one network from each seed
+        budgets = [model["threats"][0]["budgets"] for model in models]
+        shares = [[model["clean_accuracy"] for model in models]]
+        for kind in ("robust_accuracy", "certified_accuracy"):
+            shares += [[budget[kind] for budget in of_seeds] for of_seeds in zip(*budgets, strict=True)]
+        clean, *rest = (f"{100 * fmean(share):.1f} ± {100 * stdev(share):.1f}" for share in shares)
+        measured = [model["task"]["metrics"] if model["task"] else {} for model in models]
+        metrics = [f"{fmean(of_seed[name] for of_seed in measured):.3g}" for name in measured[0]]
+        steps = f"{fmean(model['plain_step_equivalents'] for model in models):,.0f}"
+        verdicts = ", ".join(dict.fromkeys(model["verdict"] for model in models))
+        expected.append([models[0]["name"], clean, *metrics, *rest, steps, verdicts])
+    table = rows(DOCS / "results" / "tasks.md", f"{task}, {seeds[0][0]['images']} ")
+    assert [[cell.strip("*") for cell in row] for row in table] == expected
 
 
 def test_the_first_lines_of_the_note_are_of_its_files():
@@ -142,6 +145,23 @@ def test_the_table_of_readme_is_what_the_quickstart_gave():
         [cell.strip("*") for cell in row[1:]] for row in rows(DOCS.parent / "README.md", "MNIST, 1,000 test images")
     ]
     assert written == expected
+
+
+def test_five_seeds_of_the_quickstart():
+    files = sorted((DOCS / "quickstart").glob("robustness*.json"))
+    seeds = [json.loads(file.read_text())["models"] for file in files]
+    assert len(seeds) == 5
+    expected = []
+    for models in zip(*seeds, strict=True):
+        budgets = [model["threats"][0]["budgets"][1] for model in models]
+        shares = [
+            [model["clean_accuracy"] for model in models],
+            [budget["robust_accuracy"] for budget in budgets],
+            [budget["certified_accuracy"] for budget in budgets],
+        ]
+        cells = [f"{100 * fmean(share):.1f} ± {100 * stdev(share):.1f}" for share in shares]
+        expected.append([models[0]["name"], *cells, ", ".join(dict.fromkeys(model["verdict"] for model in models))])
+    assert rows(DOCS / "getting-started.md", "five seeds") == expected
 
 
 def test_what_is_certified_at_a_large_radius_is_what_its_file_says():
