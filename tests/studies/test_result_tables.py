@@ -94,7 +94,7 @@ def test_what_the_penalty_buys_on_the_toy_model():
     assert [row[1:] for row in written] == expected
 
 
-@pytest.mark.parametrize(("task", "number"), [("regression", 3), ("counts", 3), ("tabular", 3)])
+@pytest.mark.parametrize(("task", "number"), [("regression", 3), ("counts", 3), ("segmentation", 3), ("tabular", 3)])
 def test_what_other_tasks_withstand(task, number):
     files = sorted((DOCS / "results" / "tasks").glob(f"{task}_seed*.json"))
     seeds = [json.loads(file.read_text())["models"] for file in files]
@@ -186,6 +186,7 @@ def test_what_is_certified_at_a_large_radius_is_what_its_file_says():
     ("document", "file", "head", "with_cost"),
     [
         ("fashion_mnist", "pgd", "Fashion-MNIST, 1,000 test images", True),
+        ("cifar10", "pgd", "CIFAR-10 (JPEG), 1,000 test images", True),
         ("fashion_mnist", "autoattack", "Fashion-MNIST, first 250 test images", False),
     ],
 )
