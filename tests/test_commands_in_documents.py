@@ -19,9 +19,9 @@ PROGRAM = re.compile(r"(?:python (?:\S*/)?|jacobian-robust )(train|evaluate)(?:\
 FLAGS = {"-m", "--help", "--cfg", "job", "hydra", "…"}
 
 
-def commands():
+def commands(documents):
     """Yield the document, the program and the options of each command line in a code block."""
-    for document in DOCUMENTS:
+    for document in documents:
         for block in re.findall(r"^```bash\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
             for line in block.replace("\\\n", " ").splitlines():
                 for program, rest in PROGRAM.findall(line.partition(" #")[0]):
@@ -43,9 +43,16 @@ def first_choices(options):
     return chosen
 
 
-def test_every_command_composes():
-    found = {(program, *options): document for document, program, options in commands()}
-    assert len(found) > 40
+@pytest.mark.parametrize(
+    ("documents", "least"),
+    [
+        pytest.param([ROOT / "README.md", ROOT / "docs" / "getting-started.md"], 4, id="first"),
+        pytest.param(DOCUMENTS, 40, id="all", marks=pytest.mark.slow),
+    ],
+)
+def test_every_command_composes(documents, least):
+    found = {(program, *options): document for document, program, options in commands(documents)}
+    assert len(found) > least
     refused = []
     for (program, *options), document in found.items():
         if "--config-dir" in options or any("hparams_search" in option or "tag(" in option for option in options):

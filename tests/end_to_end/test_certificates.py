@@ -79,6 +79,7 @@ def test_every_output_has_the_certificates(logger, trained, tmp_path, capsys):
     assert {"certified/linf/_type", "certified/l2/_type", "figures/certified_linf/_type"} <= logged
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on_within_a_certificate(trained, tmp_path, monkeypatch):
     options = [*CERTIFIED, "sanity_images=0", "logger=csv", f"checkpoint={trained.directory}/vanilla"]
     whole = evaluate(composed("evaluate", *options, f"output_dir={tmp_path}/whole"))

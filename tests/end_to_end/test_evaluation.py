@@ -332,6 +332,7 @@ def test_checkpoints_are_found_in_files_runs_and_trees(trained):
     assert find_checkpoints([frobenius, vanilla]) == [frobenius, vanilla], "as they are named"
 
 
+@pytest.mark.slow
 @pytest.mark.drawn("simplifications.png")
 def test_the_notes_simplifications_are_measured_on_demand(trained, tmp_path, capsys):
     options = ["attack=pgd_l2", "attack.pgd_l2.steps=4", "attack.pgd_l2.eps=[0.5,3]", "limit=6", *QUICK[1:]]

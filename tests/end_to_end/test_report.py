@@ -518,6 +518,7 @@ def test_evaluations_made_apart_are_compared_as_if_made_together(trained, tmp_pa
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.drawn("examples_linf.png")
 def test_a_comparison_shows_the_adversarial_examples_of_the_evaluations(trained, tmp_path):
     def shown(*places):

@@ -328,7 +328,10 @@ def test_validation_leaves_the_training_as_it_would_have_been(tmp_path):
         assert torch.equal(weight, runs[1].state_dict[name])
 
 
-@pytest.mark.parametrize("network", [TOY, ["data=mnist", "model=lenet"]], ids=["toy", "lenet"])
+LENET = pytest.param(["data=mnist", "model=lenet"], id="lenet", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("network", [pytest.param(TOY, id="toy"), LENET])
 def test_other_precisions_measure_what_float32_does(tmp_path, network):
     """Float32 has 24 binary digits, bfloat16 eight; a loss is the end of some sixteen products and sums."""
     options = ["trainer.max_epochs=1", "regularizer.chart=sphere", "monitor_images=0"]

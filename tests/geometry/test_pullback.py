@@ -89,7 +89,7 @@ def test_the_acceleration_is_that_of_the_christoffel_symbols(seed, n):
     torch.testing.assert_close((metric @ acceleration[..., None])[..., 0], -bent, rtol=1e-8, atol=1e-10)
 
 
-@settings(max_examples=2)  # each follows four rays
+@settings(max_examples=1)  # four rays, of another network in each run
 @given(seeds, st.floats(0.1, 0.8))
 def test_in_the_plane_geodesics_go_to_great_circles_and_balls_to_balls(seed, radius):
     """For n = m the map to the sphere is a local isometry (eq. 4, 5)."""
