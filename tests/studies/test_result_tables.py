@@ -94,7 +94,9 @@ def test_what_the_penalty_buys_on_the_toy_model():
     assert [row[1:] for row in written] == expected
 
 
-@pytest.mark.parametrize(("task", "number"), [("regression", 3), ("counts", 3), ("segmentation", 3), ("tabular", 3)])
+@pytest.mark.parametrize(
+    ("task", "number"), [("regression", 3), ("counts", 3), ("multilabel", 2), ("segmentation", 3), ("tabular", 3)]
+)
 def test_what_other_tasks_withstand(task, number):
     files = sorted((DOCS / "results" / "tasks").glob(f"{task}_seed*.json"))
     seeds = [json.loads(file.read_text())["models"] for file in files]
