@@ -1,6 +1,7 @@
 """The files of a grid: a row for each training, and the evaluation of each chosen network on test images."""
 
 import csv
+import hashlib
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,6 +96,7 @@ class Record:
         if place is not None:
             results = self._results(place / "robustness.json")
             model = results.models[0]
+            weights = place.parent / "model.safetensors"  # what is attacked on test images, and has a hash of its own
             row = Row(
                 **asdict(cell),
                 plan=row.plan,
@@ -103,7 +105,7 @@ class Record:
                 robust=" ".join(f"{eps:g}={share:g}" for eps, share in model.accuracy("linf")[1:]),
                 certified=" ".join(f"{eps:g}={share:g}" for eps, share in model.certified("linf")[1:]),
                 plain_steps=round(model.plain_step_equivalents or 0.0, 1),
-                sha256=model.sha256 or "",
+                sha256=hashlib.sha256(weights.read_bytes()).hexdigest() if weights.is_file() else model.sha256 or "",
                 commit=results.commit or "",
                 dirty=bool(results.dirty),
             )
