@@ -439,11 +439,11 @@ def find_checkpoints(places: Sequence[str | Path]) -> list[Path]:
         elif (place / "checkpoints" / "last.ckpt").is_file():
             candidates = [place / "checkpoints" / "last.ckpt"]
         else:
-            found_there = list(place.rglob("last.ckpt")) or [
+            below = list(place.rglob("last.ckpt")) or [
                 path for suffix in SUFFIXES for path in place.rglob(f"*{suffix}")
             ]
             # The undefended network first: what the others cost is said beside it.
-            candidates = sorted(found_there, key=lambda path: ("vanilla" not in path.with_suffix("").parts, path))
+            candidates = sorted(below, key=lambda path: ("vanilla" not in path.with_suffix("").parts, path))
         if not candidates:
             raise UserError(f"checkpoint={place}: no .ckpt or .safetensors file in this directory or below it")
         found += candidates

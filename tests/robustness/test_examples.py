@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from jacobian_robust.attacks import PGD
-from jacobian_robust.robustness.budgets import in_turn, sample_order, sweep
+from jacobian_robust.robustness.budgets import sweep
+from jacobian_robust.robustness.examples import in_turn, sample_order
 
 
 def test_the_order_is_random_and_takes_the_classes_in_turn():

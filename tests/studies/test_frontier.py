@@ -1,6 +1,7 @@
 """The study of accuracy against robustness: its plan, its record, its choice, its report and its command."""
 
 import csv
+import hashlib
 import re
 import threading
 import time
@@ -180,6 +181,20 @@ def test_the_picture_has_a_line_for_each_method_the_front_and_the_published_poin
     (front,) = (line for line in first.lines if line.get_label() == "front")
     assert list(front.get_xdata()) == [0.97, 0.98]
     assert first.get_xlim()[0] == pytest.approx(0.85, abs=0.02)
+
+
+def test_a_test_is_of_the_weights_that_the_training_left(record, tmp_path):
+    """The exported weights are attacked on test images; the validation images met the checkpoint, a file of its own."""
+    run_directory = tmp_path / "run"
+    (run_directory / "evaluation").mkdir(parents=True)
+    (run_directory / "model.safetensors").write_bytes(b"weights")
+    for sha256 in ("of the checkpoint", hashlib.sha256(b"weights").hexdigest()):
+        made = run_directory / "evaluation" / "robustness.json"
+        made.write_text(results(sha256, 0.99, 0.3).model_dump_json())
+        record.add(UNDEFENDED, made.parent)
+        record.add_test("undefended", 3, made)
+        assert record.rows()[UNDEFENDED].sha256 == hashlib.sha256(b"weights").hexdigest()
+        assert (record.tested("undefended", 3) is None) == (sha256 == "of the checkpoint")
 
 
 def test_a_damaged_record_is_one_line_that_names_the_file(record):

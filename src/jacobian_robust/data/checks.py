@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from jacobian_robust.errors import UserError
-from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family, as_targets
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 
 __all__ = ["checked"]
 
@@ -24,7 +24,7 @@ def checked(
     """Return images ``(n, channels, height, width)`` in uint8 or float32 in [0, 1], and labels ``(n,)`` in int64.
 
     NumPy arrays, other integer types, float64 pixels and labels in a column are converted. Of another task the labels
-    are its targets, see :func:`jacobian_robust.geometry.families.as_targets`.
+    are its targets, see :meth:`jacobian_robust.geometry.families.Family.as_targets`.
 
     Args:
         images: as a data set returned them.
@@ -53,7 +53,7 @@ def checked(
     if of_classes:
         return images, labels.reshape(-1).long()
     try:
-        return images, as_targets(labels, family, outputs)
+        return images, family.as_targets(labels, outputs)
     except ValueError as error:
         raise UserError(f"{what}: {error}") from error
 

@@ -1,7 +1,6 @@
 """Sweeps of attacks over budgets, with an accounting that believes only what it has checked."""
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from jacobian_robust.attacks import Attack, Norm, distances
 from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
-from jacobian_robust.robustness.examples import Examples, gather
+from jacobian_robust.robustness.examples import Examples, gather, in_turn, sample_order
 from jacobian_robust.robustness.workers import Attackers, Job, one_by_one
 
 __all__ = [
@@ -23,11 +22,9 @@ __all__ = [
     "Position",
     "Sweep",
     "attack_standing",
-    "in_turn",
     "is_allowed",
     "judged",
     "predictions",
-    "sample_order",
     "sweep",
 ]
 
@@ -367,41 +364,6 @@ def sweep(
     gathered = functools.partial(_gather, model, images, labels, predicted, true_class, attacks[0].family)
     result = _result(images, norm, predicted, correct, state, independent, examples, gathered)
     return _with_survivors(result, images, correct, first_in_turn, examples, gathered) if examples else result
-
-
-def sample_order(labels: Int[Tensor, "images"], seed: int) -> Int[Tensor, "images"]:
-    """Return the place of each image in a random order that takes the classes in turn.
-
-    Args:
-        labels: the classes.
-        seed: of the order; torch's global random stream is left as it was.
-    """
-    labels = labels.cpu()
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    place = torch.empty_like(shuffled)
-    for turn, label in enumerate(labels.unique()):
-        of_class = shuffled[labels[shuffled] == label]
-        place[of_class] = torch.arange(len(of_class)) * len(labels) + turn
-    return place.argsort().argsort()
-
-
-def in_turn(chosen: Sequence[int], *, order: Int[Tensor, "images"], labels: Int[Tensor, "images"]) -> list[int]:
-    """Return the places of some images in their list so that their classes come in turn, each by an order.
-
-    Of the images that an attack broke most may be of one class: an order of all images would show it again and again.
-
-    Args:
-        chosen: the numbers of these images.
-        order: the place of each of all images in the order.
-        labels: the classes of all images.
-    """
-    seen: Counter[int] = Counter()
-    keys = []
-    for place in sorted(range(len(chosen)), key=lambda place: int(order[chosen[place]])):
-        label = int(labels[chosen[place]])
-        keys.append((seen[label], label, place))
-        seen[label] += 1
-    return [place for *_, place in sorted(keys)]
 
 
 def _stages(attacks: Sequence[Attack]) -> list[tuple[float, Attack]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jacobian_robust.attacks import PGD, Attack, check_pixels
 from jacobian_robust.errors import UserError
 from jacobian_robust.files import write_atomically
-from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family, as_targets
+from jacobian_robust.geometry.families import CATEGORICAL, Categorical, Family
 from jacobian_robust.robustness.budgets import Sweep, sweep
 from jacobian_robust.robustness.certificates import (
     CROWN,
@@ -273,6 +273,6 @@ def _require_targets(outputs: Any, targets: Tensor, family: Family) -> Tensor:
     if not isinstance(outputs, Tensor) or not outputs.is_floating_point() or not family.fits(outputs):
         raise UserError(f"model: must return {family.expects}, a float tensor")
     try:
-        return as_targets(targets, family, outputs.shape[1:])
+        return family.as_targets(targets, outputs.shape[1:])
     except ValueError as error:
         raise UserError(f"labels: {error}") from error

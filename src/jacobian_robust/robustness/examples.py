@@ -1,5 +1,7 @@
-"""Attacked images with what is predicted of them, for pictures."""
+"""Attacked images with what is predicted of them, for pictures, and the order in which they are chosen."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 from jacobian_robust.geometry.families import Categorical, Family
 
-__all__ = ["Examples", "gather"]
+__all__ = ["Examples", "gather", "in_turn", "sample_order"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,41 @@ def gather(
         with torch.no_grad():
             said = (labels[index], family.predict(model(clean)), family.predict(model(adversarial)))
     return Examples(clean, adversarial, predicted[index], torch.ones_like(index), unknown, unknown, said)
+
+
+def sample_order(labels: Int[Tensor, "images"], seed: int) -> Int[Tensor, "images"]:
+    """Return the place of each image in a random order that takes the classes in turn.
+
+    Args:
+        labels: the classes.
+        seed: of the order; torch's global random stream is left as it was.
+    """
+    labels = labels.cpu()
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    place = torch.empty_like(shuffled)
+    for turn, label in enumerate(labels.unique()):
+        of_class = shuffled[labels[shuffled] == label]
+        place[of_class] = torch.arange(len(of_class)) * len(labels) + turn
+    return place.argsort().argsort()
+
+
+def in_turn(chosen: Sequence[int], *, order: Int[Tensor, "images"], labels: Int[Tensor, "images"]) -> list[int]:
+    """Return the places of some images in their list so that their classes come in turn, each by an order.
+
+    Of the images that an attack broke most may be of one class: an order of all images would show it again and again.
+
+    Args:
+        chosen: the numbers of these images.
+        order: the place of each of all images in the order.
+        labels: the classes of all images.
+    """
+    seen: Counter[int] = Counter()
+    keys = []
+    for place in sorted(range(len(chosen)), key=lambda place: int(order[chosen[place]])):
+        label = int(labels[chosen[place]])
+        keys.append((seen[label], label, place))
+        seen[label] += 1
+    return [place for *_, place in sorted(keys)]
 
 
 def _most_likely(model: nn.Module, images: Float[Tensor, "n *shape"]) -> tuple[Float[Tensor, "n"], Int[Tensor, "n"]]:

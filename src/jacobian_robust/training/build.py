@@ -204,13 +204,12 @@ def _penalty(cfg: DictConfig, datamodule: ImageDataModule) -> Penalty | None:
 
 def _monitors(cfg: DictConfig, options: Options, parts: _Parts, measured_as: DictConfig) -> list[Monitor]:
     """Return what measures the network after each epoch."""
-    measured: Penalty | None = build(measured_as, "regularizer", Penalty, optional=True)
+    measured = _penalty(measured_as, parts.datamodule)
     eps, bound = _condition(measured, parts.datamodule)
     family = parts.datamodule.family
     monitors: list[Monitor] = [JacobianMonitor(options.monitor_images, eps=eps, bound=bound, family=family)]
     # The run's own bound; a twin without a penalty is measured with that of the run beside it.
-    bounding = _penalty(cfg if cfg.get("regularizer") else measured_as, parts.datamodule)
-    if bounding is not None:
+    if (bounding := parts.penalty or measured) is not None:
         monitors.append(CertificateMonitor(options.monitor_images, bounding))
     if options.monitor_attack_images:
         attack = _first_attack(cfg).with_family(family)
@@ -226,8 +225,6 @@ def _condition(measured: Penalty | None, datamodule: ImageDataModule) -> Conditi
         condition = measured.condition(datamodule.classes) if measured is not None else None
         return condition or note_condition(datamodule.classes)
     if isinstance(measured, ExponentialPenalty):
-        measured = measured.with_family(datamodule.family)
-        assert isinstance(measured, ExponentialPenalty)
         return Condition(measured.radius_at(torch.zeros(1, *datamodule.output_shape)), "boundary")
     return Condition(getattr(measured, "eps", 1.0), "boundary")
 

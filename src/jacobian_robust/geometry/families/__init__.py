@@ -12,7 +12,6 @@ The outputs of a batch are ``(batch, *shape)``. Factors and directions act on on
 from jacobian_robust.geometry.families.base import CATEGORICAL, Categorical, Factor, Family, flat
 from jacobian_robust.geometry.families.diagonal import BernoulliProduct, Gaussian, GaussianMeanScale, Poisson
 from jacobian_robust.geometry.families.pixels import PixelCategorical
-from jacobian_robust.geometry.families.targets import as_targets
 
 __all__ = [
     "CATEGORICAL",
@@ -24,6 +23,5 @@ __all__ = [
     "GaussianMeanScale",
     "PixelCategorical",
     "Poisson",
-    "as_targets",
     "flat",
 ]

@@ -2,7 +2,7 @@
 
 import abc
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -16,7 +16,7 @@ from jacobian_robust.options import STRICT
 
 __all__ = [
     *("CATEGORICAL", "Categorical", "Factor", "Family", "Flat", "Outputs", "Targets"),
-    *("at_least_float32", "flat", "own_least"),
+    *("OfClasses", "at_least_float32", "flat", "own_least"),
 ]
 
 Outputs = Float[Tensor, "batch *shape"]
@@ -58,9 +58,46 @@ class Family(abc.ABC):
     expects: ClassVar[str]
     """The outputs that the family takes, in words."""
 
+    target_dtype: ClassVar[torch.dtype] = torch.float32
+    """The type of the targets that the loss takes."""
+
     @abc.abstractmethod
     def fits(self, outputs: Tensor) -> bool:
         """Return whether outputs of this shape are parameters of the family."""
+
+    def target_shape(self, outputs: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of a sample's targets for the shape of its outputs."""
+        return tuple(outputs)
+
+    def target_range(self, outputs: Sequence[int]) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """Return which numbers may be targets, in words and as the test of each entry.
+
+        Args:
+            outputs: the shape of a model's outputs for one sample.
+        """
+        return "finite numbers", torch.isfinite
+
+    def as_targets(self, targets: Shaped[Tensor, "samples *_"], outputs: Sequence[int]) -> Shaped[Tensor, "samples *_"]:
+        """Return targets as the loss takes them, ``(samples, *target_shape)``.
+
+        Args:
+            targets: of any real type; ``(samples,)`` where there is one number a sample.
+            outputs: the shape of a model's outputs for one sample.
+
+        Raises:
+            ValueError: if their shape, type or range does not fit; one line says what must be and what is.
+        """
+        shape, (wanted, fits) = self.target_shape(outputs), self.target_range(outputs)
+        whole = not self.target_dtype.is_floating_point
+        shaped = targets.shape[1:] == shape or (targets.ndim == 1 and math.prod(shape) == 1)
+        found = f"{targets.dtype} of shape {tuple(targets.shape)}"
+        if shaped and not targets.is_complex() and not (whole and targets.is_floating_point()):
+            values = targets.long() if whole else targets.double()
+            if fits(values).all():
+                return values.to(self.target_dtype).reshape(-1, *shape)
+            low, high = values.aminmax()
+            found += f" from {low:g} to {high:g}"
+        raise ValueError(f"the targets must be {wanted}, of shape {(len(targets), *shape)}, not {found}")
 
     @abc.abstractmethod
     def factor(self, outputs: Outputs) -> Factor:
@@ -191,7 +228,22 @@ class Family(abc.ABC):
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class Categorical(Family):
+class OfClasses(Family):
+    """A family whose targets are numbers of classes: outputs ``(batch, C, *shape)``, targets ``(batch, *shape)``."""
+
+    target_dtype = torch.int64
+
+    def target_shape(self, outputs: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape without its axis of classes."""
+        return tuple(outputs[1:])
+
+    def target_range(self, outputs: Sequence[int]) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """Return that a target is one of so many classes."""
+        return f"integers from 0 to {outputs[0] - 1}", lambda targets: (targets >= 0) & (targets < outputs[0])
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Categorical(OfClasses):
     """One of ``C`` classes: ``θ = softmax(s)``, ``I = diag(θ) - θθᵀ``. Outputs ``(batch, C)``, targets ``(batch,)``.
 
     A prediction is right if the likeliest class is the target.

@@ -3,7 +3,7 @@
 import abc
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -91,6 +91,10 @@ class BernoulliProduct(_Diagonal):
 
     A prediction is right if all labels are. One output is binary classification.
     """
+
+    def target_range(self, outputs: Sequence[int]) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """Return that a label is there or is not."""
+        return "0 or 1", lambda targets: (targets == 0) | (targets == 1)
 
     def root_metric(self, outputs: Outputs) -> Outputs:
         """Return ``√(p(1-p))``."""
@@ -224,6 +228,10 @@ class GaussianMeanScale(_Tolerant):
         """Return whether the outputs are two halves."""
         return outputs.ndim >= 2 and outputs.shape[1] >= 2 and outputs.shape[1] % 2 == 0
 
+    def target_shape(self, outputs: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of the means, half of the outputs."""
+        return (outputs[0] // 2, *outputs[1:])
+
     def extremes(self, lower: Outputs, upper: Outputs, targets: Targets) -> Iterator[Outputs]:
         """Yield the four corners of ``μ`` and ``log σ``."""
         means, log_sigmas = zip(lower.chunk(2, dim=1), upper.chunk(2, dim=1), strict=True)
@@ -274,6 +282,10 @@ class Poisson(_Tolerant):
     """
 
     tolerance: Magnitude = 0.5
+
+    def target_range(self, outputs: Sequence[int]) -> tuple[str, Callable[[Tensor], Tensor]]:
+        """Return that a target is a count."""
+        return "whole numbers from 0", lambda targets: (targets >= 0) & (targets % 1 == 0)
 
     def root_metric(self, outputs: Outputs) -> Outputs:
         """Return ``√λ``."""

@@ -14,8 +14,8 @@ from jacobian_robust.geometry import simplex
 from jacobian_robust.geometry.factors import FisherFactor, tangent_directions
 from jacobian_robust.geometry.families.base import (
     Factor,
-    Family,
     Flat,
+    OfClasses,
     Outputs,
     Targets,
     at_least_float32,
@@ -42,7 +42,7 @@ class _PixelFactor:
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
-class PixelCategorical(Family):
+class PixelCategorical(OfClasses):
     """A class for each pixel, independent of each other. Outputs ``(batch, C, *pixels)``, targets ``(batch, *pixels)``.
 
     A prediction is right if a share of the pixels is. The distance to the boundary is exact: what it takes to change
